@@ -1,8 +1,13 @@
 """Shared by all tests."""
 
+import os
 import sys
+from collections.abc import Iterator
 
 import pytest
+
+# Also in the processes that tests start: with a thread per core each they would fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -17,3 +22,12 @@ def _nothing_compiled() -> None:
     """What another test has compiled in this process would tell the monitor that parts of the run are compiled."""
     if dynamo := sys.modules.get("torch._dynamo.utils"):
         dynamo.counters.clear()
+
+
+@pytest.fixture
+def brief() -> Iterator[None]:
+    """For tests that ask nothing of trial steps."""
+    from side_by_side import brief_trials
+
+    with brief_trials():
+        yield

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning
+from gnnstab.probe.optimizer.optimizer_steps import Bench
 
 WIDTH = 8
 
@@ -88,10 +90,23 @@ def run(loop: Loop, this: Run) -> Run:
     return this
 
 
+@contextlib.contextmanager
+def brief_trials(most: int = 2) -> Iterator[None]:
+    """Each trial on a copy takes no more than so many steps: for runs of whose trials nothing but their traces in the training is asked."""
+    whole = Bench._run
+
+    def few(bench: Bench, model: Any, optimizer: Any, steps: int, *rest: Any) -> Any:
+        return whole(bench, model, optimizer, min(steps, most), *rest)
+
+    with patch.object(Bench, "_run", few):
+        yield
+
+
 def unnoticed(loop: Loop, **options: Any) -> Run:
     """Run the loop alone and monitored; everything that it keeps must be the same, bit for bit."""
     plain = run(loop, Run(False, {}))
-    watched = run(loop, Run(True, {"schedule": 3, **options}))
+    with brief_trials():
+        watched = run(loop, Run(True, {"schedule": 3, **options}))
     assert watched.left == [], "the monitor left hooks behind"
     assert len(plain.kept) == len(watched.kept) > 1
     for number, (one, other) in enumerate(zip(plain.kept, watched.kept, strict=True)):

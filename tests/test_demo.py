@@ -6,13 +6,16 @@ import pytest
 from gnnstab.cli.group import run
 
 from gnnstab import demo
+from test_random_state import states
 
 
 @pytest.mark.slow
 def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
+    before = states()
     assert run(["demo", "--folder", str(tmp_path / "here"), "--open"]) == 0
+    assert states() == before
     assert opened == [(tmp_path / "here" / "demo.html").resolve().as_uri()]
     shown = capsys.readouterr()
     lines = shown.out.splitlines()

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim import Adam
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning, TraceError, UnstableError, UsageError
 from gnnstab.records import Finding
 from gnnstab.trace import Trace
 from models.convnets import CASES, Stack, graph, scalar
+
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 class Unbounded(Stack):
@@ -321,21 +324,20 @@ class WithoutRate(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize(
-    ("given", "kept", "says"),
+    ("optimizer", "given", "kept", "says"),
     [
-        (lambda loss: torch.stack([loss, loss]), True, r"shape \(2,\); its mean is recorded"),
-        (lambda loss: torch.complex(loss, loss).detach(), False, "not one real number"),
-        (lambda loss: torch.empty((), device="meta"), False, "not one real number"),
-        (lambda loss: torch.empty(0), False, "not one real number"),
-        (lambda loss: "low", False, "a str, which is not one real number"),
-        (lambda loss: None, False, "a NoneType, which is not one real number"),
-        (lambda loss: 10**400, False, "a int, which is not one real number"),
-        (lambda loss: loss.detach().reshape(1, 1), True, ""),
+        (WithoutRate, lambda loss: torch.stack([loss, loss]), True, r"shape \(2,\); its mean is recorded"),
+        (Adam, lambda loss: torch.complex(loss, loss).detach(), False, "not one real number"),
+        (WithoutRate, lambda loss: torch.empty((), device="meta"), False, "not one real number"),
+        (Adam, lambda loss: torch.empty(0), False, "not one real number"),
+        (Adam, lambda loss: "low", False, "a str, which is not one real number"),
+        (WithoutRate, lambda loss: None, False, "a NoneType, which is not one real number"),
+        (Adam, lambda loss: 10**400, False, "a int, which is not one real number"),
+        (Adam, lambda loss: loss.detach().reshape(1, 1), True, ""),
     ],
 )
-@pytest.mark.parametrize("optimizer", [WithoutRate, torch.optim.Adam])
 def test_every_step_is_recorded_whatever_its_loss_and_optimizer(
-    given: Any, kept: bool, says: str, optimizer: Any
+    optimizer: Any, given: Any, kept: bool, says: str
 ) -> None:
     """One warning, and no step is lost; a call with positional and keyword arguments is a usual one."""
     torch.manual_seed(0)

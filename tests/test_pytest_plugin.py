@@ -46,7 +46,7 @@ def project(tmp_path: Path):
     return run
 
 
-def test_stable_passes_unstable_fails_and_the_summary_tells(project) -> None:
+def test_stable_passes_unstable_fails_a_wrong_marker_is_told_and_the_summary_tells(project) -> None:
     ran = project("""
 import pytest
 
@@ -68,11 +68,26 @@ def test_budget(gnnstab_monitor):
     with gnnstab_monitor("clean"):
         pass
 
+def test_by_itself(gnnstab_monitor):
+    with gnnstab_monitor("one"):
+        assert 1 == 2
+
+@pytest.mark.gnnstab(severity="error")
+def test_unknown(gnnstab_monitor):
+    pass
+
+@pytest.mark.gnnstab("error")
+def test_nameless(gnnstab_monitor):
+    pass
+
 def test_without():
     pass
 """)
     assert ran.returncode == 1
-    assert "2 failed, 3 passed" in ran.stdout
+    assert "3 failed, 3 passed, 2 errors" in ran.stdout
+    assert "assert 1 == 2" in ran.stdout
+    assert "unknown option 'severity'; known are fail_on" in ran.stdout
+    assert "options go by name" in ran.stdout
     assert "FAILED test_theirs.py::test_one" in ran.stdout
     assert (
         "warning GS301 attention-explosion at gnn_base.gnn.gnn1, all heads (worst 0: 0.206): attention.entropy 0.229 < 0.35"
@@ -101,32 +116,6 @@ def test_options():
     assert sys.modules["gnnstab.monitor"].Monitor.calls == [{"select": ("GS3", "GS5"), "ignore": ("GS303",)}]
 """)
     assert "2 passed" in ran.stdout, ran.stdout
-
-
-@pytest.mark.parametrize(
-    ("marker", "message"),
-    [("severity='error'", "unknown option 'severity'; known are fail_on"), ("'error'", "options go by name")],
-)
-def test_a_wrong_marker_is_told(project, marker: str, message: str) -> None:
-    ran = project(f"""
-import pytest
-
-@pytest.mark.gnnstab({marker})
-def test_one(gnnstab_monitor):
-    pass
-""")
-    assert ran.returncode == 1
-    assert message in ran.stdout
-
-
-def test_a_test_that_fails_by_itself_fails_by_itself(project) -> None:
-    ran = project("""
-def test_one(gnnstab_monitor):
-    with gnnstab_monitor("one"):
-        assert 1 == 2
-""")
-    assert "assert 1 == 2" in ran.stdout
-    assert "1 failed" in ran.stdout
 
 
 def test_with_workers(project) -> None:

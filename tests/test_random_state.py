@@ -12,7 +12,7 @@ from torch import nn
 from torch_geometric.nn import Sequential, TransformerConv
 
 import gnnstab
-from gnnstab import demo, fixes
+from gnnstab import fixes
 from gnnstab.compare import compare
 from gnnstab.errors import GnnstabError, UsageError
 from gnnstab.randomness import same_random_state
@@ -57,14 +57,6 @@ def given():
 
 def compared(model, batch):
     return compare(*(gnnstab.diagnose(model, batch=batch) for _ in range(2)))
-
-
-def demonstrated(folder, monkeypatch):
-    monkeypatch.setattr(demo, "MOST_STEPS", 3)
-    monkeypatch.setattr(demo, "SEEDS", (0,))
-    monkeypatch.setattr(demo, "SEEDS_OF_PROOF", 1)
-    monkeypatch.setattr(demo, "STEPS_OF_PROOF", 2)
-    demo.run(folder, lambda _: None)
 
 
 CALLS = {
@@ -117,12 +109,6 @@ def test_the_next_sequential_computes_its_own_layers(call):
         call(model, batch)
     following, convs = in_a_row(2)
     assert torch.equal(following(**batch), convs[1](convs[0](**batch), batch["edge_index"]))
-
-
-def test_the_demo_leaves_them_too(tmp_path, monkeypatch):
-    before = states()
-    demonstrated(tmp_path, monkeypatch)
-    assert states() == before
 
 
 def test_they_are_given_back_after_a_failure():

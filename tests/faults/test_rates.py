@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from faults.rates import Program, build, loss, programs
-from gnnstab.probe.optimizer.optimizer_steps import optimizer_signals
+from gnnstab.probe.optimizer._groups import group_signals
+from gnnstab.probe.optimizer.optimizer_steps import bench_for, damping_signals
+from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.records import Signals
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
@@ -26,9 +28,11 @@ def said(program: Program) -> set[str]:
     def objective(output: torch.Tensor, given: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return loss(output, targets[id(given[0])])
 
-    values, missing = optimizer_signals(model, calls, objective, optimizer, precision=precision)
-    assert missing == {}
-    signals = Signals(kind="model", layers=(), values=tuple(values))
+    # The two rules read nothing else of what is tried.
+    bench = bench_for(model, calls, objective, optimizer, precision)
+    trial = bench.trial()
+    values = (*rate_signals(bench, trial), *damping_signals(bench, trial), *group_signals(bench))
+    signals = Signals(kind="model", layers=(), values=values)
     found = list(LearningRateTooHigh().check(signals))
     if signals.find("optimizer.eps_damping"):
         found += AdamEpsilonDominates().check(signals)

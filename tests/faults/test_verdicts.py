@@ -9,6 +9,7 @@ from faults.families import FAMILIES
 from faults.injections import INJECTIONS
 from faults.recipes import Recipe
 from faults.splits import healthy, single
+from test_contradictions import contradictions
 
 CASES = (
     ("unsuitable-init", 0),
@@ -31,8 +32,9 @@ CASES = (
 
 
 def said(recipe: Recipe) -> tuple[set[str], list[str]]:
-    """Accused causes and root causes."""
+    """Accused causes and root causes of a diagnosis no two sentences of which exclude one another."""
     diagnosis = by_gnnstab(*prepared(recipe))
+    assert contradictions(diagnosis) == []
     return accused(diagnosis), [cause.cause for cause in diagnosis.root_causes()]
 
 
@@ -42,7 +44,7 @@ def test_the_injected_cause_and_no_other_is_accused(cause: str, index: int) -> N
     assert said(faulty) == ({cause}, [cause])
 
 
-@pytest.mark.parametrize("index", [0, 5, 10])
+@pytest.mark.parametrize("index", [0, 1, 4, 5, 10])
 def test_nothing_is_accused_in_a_healthy_network(index: int) -> None:
     assert said(healthy("development", index)) == (set(), [])
 

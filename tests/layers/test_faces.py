@@ -36,18 +36,23 @@ def counted(diagnosis: gnnstab.Diagnosis) -> tuple[int, int]:
     return diagnosis.coverage.layers_observed, diagnosis.coverage.layers_expected
 
 
-@KINDS
-def test_a_healthy_model_is_seen_and_stable_with_a_batch_and_in_training(kind: Any) -> None:
-    x, edge_index, y = graph()
-    net = Net(kind)
+def both_faces(
+    net: nn.Module, x: Tensor, edge_index: Tensor, y: Tensor, lr: float, steps: int, schedule: int
+) -> tuple[gnnstab.Diagnosis, gnnstab.Diagnosis]:
+    """Of a look with the batch, and of so many steps of Adam with a monitor."""
     looked = gnnstab.diagnose(net, batch=(x, edge_index), loss=lambda out, _: nn.functional.cross_entropy(out, y))
-    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-    with gnnstab.Monitor(net, optimizer=optimizer, schedule=5) as monitor:
-        for _ in range(20):
+    optimizer = torch.optim.Adam(net.parameters(), lr=lr)
+    with gnnstab.Monitor(net, optimizer=optimizer, schedule=schedule) as monitor:
+        for _ in range(steps):
             optimizer.zero_grad()
             nn.functional.cross_entropy(net(x, edge_index), y).backward()
             optimizer.step()
-    for diagnosis in (looked, monitor.diagnose()):
+    return looked, monitor.diagnose()
+
+
+@KINDS
+def test_a_healthy_model_is_seen_and_stable_with_a_batch_and_in_training(kind: Any) -> None:
+    for diagnosis in both_faces(Net(kind), *graph(), lr=5e-3, steps=20, schedule=5):
         assert counted(diagnosis) == (2, 2)
         assert not [f for f in diagnosis.findings if f.severity != "info"]
         assert {layer.kind for layer in diagnosis.layers if layer.attention} == {kind.__name__}

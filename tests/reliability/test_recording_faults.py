@@ -78,8 +78,8 @@ def test_a_second_process_on_the_same_file_is_refused(path: Path) -> None:
     assert message == f"{path}: process {os.getpid()} is writing it; give this run its own path"
 
 
-def disturbed(meanwhile: Callable[[], None]) -> Loop:
-    """Twelve steps; after five of them, which have been flushed, something happens to the files of the trace."""
+def disturbed(meanwhile: Callable[[], None], *, for_good: bool = False) -> Loop:
+    """Twelve steps; after five of them, which have been flushed, something happens to the files of the trace, which is read again later unless they are gone for good."""
 
     def loop(run: Run) -> None:
         model, optimizer = setup()
@@ -89,7 +89,7 @@ def disturbed(meanwhile: Callable[[], None]) -> Loop:
                 flush(monitor)
                 meanwhile()
             train(model, optimizer, 5, 10, run)
-            if monitor is not None:
+            if monitor is not None and not for_good:
                 flush(monitor)
             train(model, optimizer, 10, 12, run)
 
@@ -145,17 +145,7 @@ def test_the_folder_vanishes(path: Path) -> None:
         empty(folder)
         folder.rmdir()
 
-    # Not `disturbed`, which reads the trace again later: this one is gone for good.
-    def loop(run: Run) -> None:
-        model, optimizer = setup()
-        with run.watching(model, optimizer=optimizer) as monitor:
-            train(model, optimizer, 0, 5, run)
-            if monitor is not None:
-                flush(monitor)
-                vanish()
-            train(model, optimizer, 5, 10, run)
-
-    run = unnoticed(loop, trace=folder / "run.gnnstab")
+    run = unnoticed(disturbed(vanish, for_good=True), trace=folder / "run.gnnstab")
     assert len(run.warned) == 1 and "sub/run.gnnstab" in run.warned[0]
 
 

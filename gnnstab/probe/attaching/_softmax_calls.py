@@ -80,11 +80,16 @@ def library(name: str | None) -> bool:
 
 def named(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """(name, value) of every global that a function uses."""
-    # A code object keeps the names of globals and of attributes together: ``F.softmax`` is no use of a global softmax.
-    loaded = {i.argval for i in dis.get_instructions(function.__code__) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    for name in function.__code__.co_names:
-        if name in loaded and name in function.__globals__:
+    for name in _loaded(function.__code__):
+        if name in function.__globals__:
             yield name, function.__globals__[name]
+
+
+@lru_cache(maxsize=4096)
+def _loaded(code: CodeType) -> tuple[str, ...]:
+    """Names of the globals that a function loads; a code object keeps those of attributes beside them: ``F.softmax`` is no use of a global softmax."""
+    loaded = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return tuple(name for name in code.co_names if name in loaded)
 
 
 def softmax_within(space: ModuleType, names: tuple[str, ...]) -> bool:

@@ -21,6 +21,7 @@ from gnnstab.probe.layers._multihead import multihead_scores
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.statistics.dense import as_edges, product_scores
 from gnnstab.trace import TraceWriter
+from layers.test_faces import both_faces
 from probe.layers.generic_models import (
     EDGES,
     NODES,
@@ -104,17 +105,8 @@ def test_no_bit_changes_and_nothing_is_left(name: str) -> None:
 
 @EACH
 def test_the_faces_count_the_same_layers_and_are_silent(name: str) -> None:
-    x, edge_index, y = graph()
-    model = net(name)
-    looked = gnnstab.diagnose(model, batch=(x, edge_index), loss=lambda out, _: nn.functional.cross_entropy(out, y))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, schedule=2) as monitor:
-        for _ in range(6):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(model(x, edge_index), y).backward()
-            optimizer.step()
     expected = 2 + (name == "GPS")
-    for diagnosis in (looked, monitor.diagnose()):
+    for diagnosis in both_faces(net(name), *graph(), lr=1e-3, steps=6, schedule=2):
         assert (diagnosis.coverage.layers_observed, diagnosis.coverage.layers_expected) == (expected, expected)
         assert not [f.message for f in diagnosis.findings if f.severity != "info"]
         seen = {s.layer for s in diagnosis.signals if s.name == "attention.entropy"}

@@ -15,6 +15,7 @@ from gnnstab.probe.replaying.replica import ForwardInputs
 from models.programs import PROGRAMS, Program
 from trained import trained
 
+pytestmark = pytest.mark.usefixtures("brief")
 EVERY_PROGRAM = pytest.mark.parametrize("program", PROGRAMS.values(), ids=list(PROGRAMS))
 
 
