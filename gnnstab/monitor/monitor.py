@@ -366,8 +366,7 @@ class Monitor:
 
     def _look_at_trace(self) -> None:
         """Tell once that the trace cannot be written as it should be."""
-        failure = self._writer.failure
-        if failure is None or self._trouble:
+        if (failure := self._writer.failure) is None or self._trouble:
             return
         self._trouble = failure
         self._writer.event(Event(self._recorder.step, "tool-failure", message=f"the trace: {failure}"))

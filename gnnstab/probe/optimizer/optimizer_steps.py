@@ -239,9 +239,7 @@ class Bench:
         for candidate in [s for s in _SCALES if s <= scale] or [1.0]:
             for parameter in parameters:
                 parameter.grad = None
-            with (
-                trial()
-            ):  # Every step is one of the run's present: what the model counts outside of itself does not run on.
+            with trial():  # Each is a step of the present: what a model counts outside of itself does not run on.
                 loss = self.forward(model, number)[1] if ahead is None else ahead
                 ahead = None
                 (loss * candidate).backward()  # type: ignore[no-untyped-call]
@@ -379,8 +377,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     yield from damping_signals(bench, trial)
     yield from rounding_signals(bench)
     yield from group_signals(bench)
-    learned = list(learning.learning_signals(bench))
-    yield from learned
+    yield from (learned := list(learning.learning_signals(bench)))
     if learning.open_to_more(learned):
         yield from unseen_signals(bench)
 
