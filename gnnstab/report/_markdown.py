@@ -11,8 +11,8 @@ from gnnstab.report._extremes import extremes
 from gnnstab.report.numbers import count, measured, number
 from gnnstab.report.summary import Told
 
-MOST_FINDINGS = 50
-"""A job summary may hold one megabyte in all; the other formats carry every finding."""
+MOST_ROWS = 8
+"""Rows of findings, and lines of each list below them: the whole fits into 2 000 tokens; JSON and SARIF carry every finding."""
 
 _MARKS = {"error": "❌", "warning": "⚠️", "info": "ℹ️"}
 _STATES = {"unstable": "❌", "stable": "✅", "nothing-found": "☑️", "not-evaluable": "⚠️"}
@@ -82,26 +82,24 @@ def _cause(cause: Cause, above: bool, told: Told) -> tuple[str, ...]:
 
 
 def _findings(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
-    ordered = [finding for group in summary.alike(diagnosis) for finding in group]
-    if not ordered:
+    groups = summary.alike(diagnosis)
+    if not groups:
         return
-    yield from _heading(f"Findings: {summary.severities(ordered)}")
-    firsts = {id(group[0]) for group in summary.alike(diagnosis)}
-    rows = (
-        _finding(diagnosis, finding, told.new(finding.message) if id(finding) in firsts else "")
-        for finding in ordered[:MOST_FINDINGS]
-    )
+    yield from _heading(f"Findings: {summary.severities([finding for group in groups for finding in group])}")
+    rows = (_finding(diagnosis, group, told.new(group[0].message)) for group in groups[:MOST_ROWS])
     yield from _table(("", "Rule", "Where", "Measured", "What to do"), rows)
-    if len(ordered) > MOST_FINDINGS:
-        yield ""
-        yield f"And {count(len(ordered) - MOST_FINDINGS, 'more finding')}; the JSON and SARIF reports list all."
+    if left := sum(map(len, groups[MOST_ROWS:])):
+        yield from ("", f"And {count(left, 'more finding')}; the JSON and SARIF reports list all.")
 
 
-def _finding(diagnosis: Diagnosis, finding: Finding, message: str) -> tuple[str, ...]:
+def _finding(diagnosis: Diagnosis, group: Sequence[Finding], message: str) -> tuple[str, ...]:
+    """One row for findings that say the same, by the place of the worst."""
+    finding = group[0]
     where = span(finding.layer, 80) if finding.layer is not None else "the model"
     heads = summary.heads_of(diagnosis, finding) or ("" if finding.head is None else f"head {finding.head}")
     where += f" {heads}" if heads else ""
     where += "" if finding.step is None else f" step {finding.step}"
+    where += f" and {count(len(group) - 1, 'more place')}" if len(group) > 1 else ""
     after = f" (follows from {text(finding.explained_by)})" if finding.explained_by else ""
     return (
         _MARKS[finding.severity],
@@ -124,14 +122,25 @@ def _coverage(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
     listed = ", ".join(f"{amount} {summary.verdict_words(status)}" for status, amount in sorted(counts.items()))
     yield from _heading("What was seen, and what was not")
     yield f"- {seen.layers_observed} of {count(seen.layers_expected, 'attention layer')} observed; rules: {listed or 'none'}"
-    yield from (f"- Blind: {span(b.layer, 80)}, {text(b.site)}: {text(b.reason)}" for b in seen.blind)
-    for reason, codes in _unjudged(diagnosis).items():
-        yield f"- Not evaluable: {' '.join(codes)}: {text(reason)}"
-    for item in diagnosis.suppressed:
-        yield f"- Suppressed: {text(item.finding.code)} at {text(summary.where(item.finding))}: {text(item.reason)}"
-    yield from (f"- Taken as: {text(assumption)}" for assumption in seen.assumptions)
-    yield from (f"- During the run: {text(words)}" for words in extremes(diagnosis))
-    yield from (f"- Note: {text(note)}" for note in diagnosis.target.notes)
+    yield from _listed(f"- Blind: {span(b.layer, 80)}, {text(b.site)}: {text(b.reason)}" for b in seen.blind)
+    yield from _listed(
+        f"- Not evaluable: {' '.join(codes)}: {text(why)}" for why, codes in _unjudged(diagnosis).items()
+    )
+    yield from _listed(
+        f"- Suppressed: {text(item.finding.code)} at {text(summary.where(item.finding))}: {text(item.reason)}"
+        for item in diagnosis.suppressed
+    )
+    yield from _listed(f"- Taken as: {text(assumption)}" for assumption in seen.assumptions)
+    yield from _listed(f"- During the run: {text(words)}" for words in extremes(diagnosis))
+    yield from _listed(f"- Note: {text(note)}" for note in diagnosis.target.notes)
+
+
+def _listed(lines: Iterable[str]) -> Iterator[str]:
+    """The first of the lines, and how many there are beyond."""
+    found = list(lines)
+    yield from found[:MOST_ROWS]
+    if len(found) > MOST_ROWS:
+        yield f"- and {len(found) - MOST_ROWS} more"
 
 
 def _unjudged(diagnosis: Diagnosis) -> dict[str, list[str]]:
