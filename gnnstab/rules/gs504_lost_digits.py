@@ -17,7 +17,8 @@ class LostDigits(Rule):
     ## What it sees
     Each tensor of the batch that the forward casts, by `.to`, `.half` and the like or under autocast at a matrix product: the RMS of what the
     cast rounds away over the standard deviation of its column, and how many distinct values the column has before and after. The same of differences of
-    the batch's tensors, and of angles that are made of them and given to a sine or cosine.
+    the batch's tensors, and of angles that are made of them and given to a sine or cosine. And columns whose spread is below three of the
+    steps of the format that they are stored in, of a quarter and more, or, in 16 bits beyond the whole numbers, which are one number.
 
     ## Why it is unstable
     A format keeps a fixed number of digits: bf16 8 bits, fp16 11, fp32 24. Values that are large beside their differences (hours since a
@@ -63,7 +64,13 @@ class LostDigits(Rule):
     def _computed(self, signal: Signal) -> Finding:
         detail = signal.detail
         size = f"numbers up to {detail['largest']:.3g} in {detail['format']}"
-        if detail["how"] == "difference":
+        if detail["how"] == "stored":
+            said = (
+                f"column {detail['column']} of {signal.layer} is stored in {detail['format']}, whose neighbouring numbers lie {detail['unit']:.3g} apart at "
+                f"its size (up to {detail['largest']:.3g}): its {detail['before']} rows hold {detail['after']} distinct, and what differed by less "
+                "was lost before the model saw it. Subtract a reference before the numbers are stored, or keep them in a wider format."
+            )
+        elif detail["how"] == "difference":
             said = (
                 f"differences of {signal.layer} are taken of {size}, which are rounded by {percent(signal.value)} of what comes out "
                 f"(standard deviation {detail['spread']:.3g}, {detail['after']} distinct values of {detail['before']}). Take them in float64, "

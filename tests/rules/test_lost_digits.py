@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import gnnstab
+from gnnstab.probe.places._casts import _stored
 from gnnstab.records import Diagnosis, Finding
+from gnnstab.rules.gs504_lost_digits import LostDigits
 
 Encode = Callable[[Tensor], Tensor]
 
@@ -124,3 +126,21 @@ class Line(nn.Module):
 )
 def test_autocast_casts_as_well(precision: str, shift: float, named: bool) -> None:
     assert bool(lost(asked(Line(), batch(shift), precision))) == named
+
+
+@pytest.mark.parametrize(
+    ("column", "lost"),
+    [
+        (lambda hour: (1.7e9 + 3600 * hour).bfloat16(), True),
+        (lambda hour: (1.7e9 + 3600 * hour).float(), False),
+        (lambda hour: (1.7e9 + 20 * hour).float(), True),
+        (lambda hour: (hour - 12).bfloat16(), False),
+        (lambda hour: torch.full_like(hour, 3.0).bfloat16(), False),
+        (lambda hour: (2000 + (hour > 12)).half(), False),
+        (lambda hour: (3000 + hour / 12).half(), True),
+    ],
+)
+def test_digits_that_the_stored_format_has_lost(column: Encode, lost: bool) -> None:
+    hour = 24 * torch.rand(60, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = _stored(column(hour))
+    assert (found is not None and found[0] > LostDigits().lost) is lost

@@ -1,4 +1,4 @@
-"""Formats that cannot hold the differences of the batch's tensors: where these are cast, subtracted, or given to a sine."""
+"""Formats that cannot hold the differences of the batch's tensors: as these are stored, cast, subtracted, or given to a sine."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ _WHOLE = 1e-3
 """Rounding over the spread up to which a cast is not worth a row."""
 
 
+_COARSE = 0.25
+"""Distance of neighbouring numbers from which on a format is coarse; below it values that are meant to be one number differ by rounding."""
+
+_ROWS = 16
+"""Fewer say little of a column."""
+
+
 class Casts(TorchFunctionMode):
     """Compares every tensor of a batch, and views of it, with what a cast within the block makes of it.
 
@@ -42,6 +49,10 @@ class Casts(TorchFunctionMode):
         self._leaves = {leaf.untyped_storage().data_ptr(): n for n, t in named.items() for leaf in autograd.leaves([t])}
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
         self._error: Exception | None = None
+        with without_torch_function(), torch.no_grad():
+            for name, tensor in named.items():
+                if _plain(tensor) and (found := _stored(tensor)) is not None:
+                    self._worst[name] = found
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -129,6 +140,30 @@ def lost_digits(before: Tensor, after: Tensor) -> tuple[float, dict[str, Any]] |
         "format": _format(after), "column": worst, "before": distinct[0], "after": distinct[1],
         "largest": float(one[:, worst].abs().max()), "spread": float(spread[worst]),
     }  # fmt: skip
+
+
+def _stored(tensor: Tensor) -> tuple[float, dict[str, Any]] | None:
+    """RMS of what the format of (rows, columns) has rounded away over the spread of the column that it takes most from; None where that is next to nothing.
+
+    Of columns whose neighbouring numbers lie at least `_COARSE` apart, and not of whole numbers that the format holds exactly. A column of 16 bits that
+    is one number beyond all whole ones counts as lost.
+    """
+    if tensor.dim() != 2 or not tensor.is_floating_point() or len(tensor) < _ROWS or len(tensor) == tensor.shape[1]:
+        return None
+    columns = _columns(tensor)
+    largest, spread = columns.abs().amax(0), columns.std(0, correction=0)
+    unit = torch.finfo(tensor.dtype).eps * 2.0 ** (torch.frexp(largest).exponent - 1).double()
+    coarse = (unit >= _COARSE) & largest.isfinite() & ((unit > 1) | (columns != columns.round()).any(0))
+    same = (columns[0] > 0) & (columns == columns[0]).all(0) & (unit > 1) & (tensor.dtype.itemsize == 2)
+    lost = torch.where(same, 1.0, unit / math.sqrt(12) / spread).masked_fill(~coarse | ~(same | (spread > 0)), 0.0)
+    if not lost.numel() or not float(lost.max()) > _WHOLE:
+        return None
+    worst = int(lost.argmax())
+    detail = {
+        "how": "stored", "format": _format(tensor), "column": worst, "largest": float(largest[worst]), "spread": float(spread[worst]),
+        "unit": float(unit[worst]), "after": len(set(columns[:, worst].tolist())), "before": len(columns),
+    }  # fmt: skip
+    return min(1.0, float(lost[worst])), detail
 
 
 def _rounding(tensor: Tensor) -> Tensor:
