@@ -148,6 +148,31 @@ def in_other_containers() -> Count:
     return count
 
 
+class Behind:
+    """A number behind a property."""
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    @property
+    def n(self) -> int:
+        return self._n
+
+    @n.setter
+    def n(self, value: int) -> None:
+        self._n = value
+
+
+def behind_a_property() -> Count:
+    held = Behind()
+
+    def count() -> float:
+        held.n += 1
+        return held.n
+
+    return count
+
+
 class Slots:
     __slots__ = ("n",)
 
@@ -183,6 +208,7 @@ WAYS = (
     by_name,
     in_other_containers,
     in_a_slot,
+    behind_a_property,
     in_a_module,
     in_a_cell,
     in_a_global,
@@ -273,6 +299,36 @@ def test_a_forward_and_a_backward_that_count(way: Callable[[], Count]) -> None:
         run.keep(torch.tensor([count(), CountedBackward.calls]))
 
     assert unnoticed(loop).warned == []
+
+
+class Slowing(torch.optim.Optimizer):
+    """Counts its steps in its class."""
+
+    steps = 0
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.parameters(), {"lr": 1e-2})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        Slowing.steps += 1
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            parameter.add_(parameter.grad, alpha=-self.param_groups[0]["lr"] / Slowing.steps)
+
+
+def test_an_optimizer_that_counts() -> None:
+    def loop(run: Run) -> None:
+        Slowing.steps = 0
+        model = Net()
+        optimizer = Slowing(model)
+        with run.watching(model, optimizer=optimizer, loss=lambda output, batch: (output - Y).square().mean()):
+            for _ in range(6):
+                optimizer.zero_grad()
+                (model(X, EDGES) - Y).square().mean().backward()
+                optimizer.step()
+        run.keep(*model.parameters(), torch.tensor(Slowing.steps))
+
+    unnoticed(loop)
 
 
 CALLS: dict[str, Callable[..., Any]] = {

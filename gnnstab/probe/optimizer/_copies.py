@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.finalisers import refuse_finalisers
+from gnnstab.probe.replaying._outside import keep_around
 from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
 
@@ -51,6 +52,7 @@ def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
     if shared := shared_with(moved, model):
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: its copy shares {shared} {SHARED}")
+    keep_around(moved)
     return moved
 
 

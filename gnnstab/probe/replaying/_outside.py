@@ -47,8 +47,8 @@ _BY_NAME = frozenset({"globals", "setattr", "vars", "__dict__", "__setattr__"})
 """By these code assigns what it names in strings."""
 
 
-def keep_around(twin: nn.Module) -> None:
-    """A copy of a model is about to run: the trials that run put back what its forward, and the backward of it, will count outside of it."""
+def keep_around(twin: nn.Module | torch.optim.Optimizer) -> None:
+    """A copy is about to run: the trials that run put back what its forward and the backward of it, or its step, will count outside of it."""
     put_back_after(twin, lambda: Outside(code_around(twin)).put_back)
 
 

@@ -194,9 +194,10 @@ def stateful(function: Any) -> Reached:
     return Reached(owners, generators, other, code)
 
 
-def code_around(twin: nn.Module) -> list[Any]:
-    """Functions, classes and objects of the user's own that a copy of a model has in common with the run; its hooks are looked at too."""
-    hung = [value for module in twin.modules() for value in vars(module).values()]
+def code_around(twin: nn.Module | torch.optim.Optimizer) -> list[Any]:
+    """Functions, classes and objects of the user's own that a copy of a model or optimizer has in common with the run; hooks are looked at too."""
+    modules: Iterable[Any] = twin.modules() if isinstance(twin, nn.Module) else [twin]
+    hung = [value for module in modules for value in vars(module).values()]
     hooks = [hook for table in hung if isinstance(table, dict) for hook in table.values() if callable(hook)]
     functions = {id(value) for value in (*hung, *hooks) if isinstance(value, types.FunctionType)}
     found = _reached([twin, *hooks], functions, frozenset(), into_modules=True)
@@ -319,7 +320,7 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
     elif isinstance(value, type):
         if not of_library(value):
             names = (n for n in vars(value) if n not in _METHODS)
-            yield from ((n, _unwrapped(vars(value)[n]), True) for n in names)
+            yield from ((n, part, True) for n in names for part in _unwrapped(vars(value)[n]))
     elif isinstance(value, (nn.Module, *SPACES)) or not (
         of_library(type(value)) or isinstance(value, (Tensor, types.ModuleType))
     ):
@@ -378,8 +379,10 @@ def of_library(kind: Any) -> bool:
     return (kind.__module__ or "").partition(".")[0] in _LIBRARIES
 
 
-def _unwrapped(attribute: Any) -> Any:
-    """The function in what a class holds."""
+def _unwrapped(attribute: Any) -> Sequence[Any]:
+    """The functions in what a class holds."""
     if isinstance(attribute, (staticmethod, classmethod)):
-        return attribute.__func__
-    return attribute.fget if isinstance(attribute, property) else attribute
+        return (attribute.__func__,)
+    if isinstance(attribute, functools.cached_property):
+        return (attribute.func,)
+    return (attribute.fget, attribute.fset, attribute.fdel) if isinstance(attribute, property) else (attribute,)
