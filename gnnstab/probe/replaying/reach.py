@@ -77,7 +77,7 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
 
 
 def _is_code(value: Any) -> bool:
-    return isinstance(value, (types.FunctionType, type)) or is_own_object(value)
+    return isinstance(value, (types.FunctionType, type)) or is_own_object(value) or bool(slots_of(type(value)))
 
 
 def refuse_draws_of_process(function: Any) -> None:
@@ -201,7 +201,7 @@ def code_around(twin: nn.Module | torch.optim.Optimizer) -> list[Any]:
     hooks = [hook for table in hung if isinstance(table, dict) for hook in table.values() if callable(hook)]
     functions = {id(value) for value in (*hung, *hooks) if isinstance(value, types.FunctionType)}
     found = _reached([twin, *hooks], functions, frozenset(), into_modules=True)
-    return [value for value, _ in found if _is_code(value) or slots_of(type(value))]
+    return [value for value, _ in found if _is_code(value)]
 
 
 def holds_nothing(value: Any) -> bool:

@@ -1,0 +1,211 @@
+"""The ways in which a program counts outside of a model: each returns a function that counts on and says how far."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import multiprocessing
+import os
+import types
+from collections import Counter as Tally
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Count = Callable[[], float]
+TOTAL = 0
+
+
+def in_a_cell() -> Count:
+    number = 0
+
+    def count() -> float:
+        nonlocal number
+        number += 1
+        return number
+
+    return count
+
+
+def in_a_global() -> Count:
+    global TOTAL
+    TOTAL = 0
+
+    def count() -> float:
+        global TOTAL
+        TOTAL += 1
+        return TOTAL
+
+    return count
+
+
+def in_a_table() -> Count:
+    table: dict[str, dict[str, int]] = {"seen": {}}
+
+    def count() -> float:
+        table["seen"]["n"] = table["seen"].get("n", 0) + 1
+        return table["seen"]["n"]
+
+    return count
+
+
+def in_a_queue() -> Count:
+    last: deque[float] = deque(maxlen=50)
+
+    def count() -> float:
+        last.append(len(last))
+        return sum(last)
+
+    return count
+
+
+def in_an_array() -> Count:
+    numbers = np.zeros(3)
+
+    def count() -> float:
+        numbers[1] += 1
+        return float(numbers.sum())
+
+    return count
+
+
+class Counter:
+    """Its own number, and one of its class."""
+
+    of_all = 0
+
+    def __init__(self) -> None:
+        Counter.of_all = self.number = 0
+
+    def count(self) -> float:
+        self.number += 1
+        return self.number
+
+    def count_all(self) -> float:
+        Counter.of_all += 1
+        return Counter.of_all
+
+
+def by_a_method() -> Count:
+    return Counter().count
+
+
+def in_a_class() -> Count:
+    return Counter().count_all
+
+
+def in_a_default() -> Count:
+    def count(seen: list[int] = [0]) -> float:  # noqa: B006  # One list for all calls is what is tested.
+        seen[0] += 1
+        return seen[0]
+
+    return count
+
+
+def on_a_function() -> Count:
+    def count() -> float:
+        count.calls = getattr(count, "calls", 0) + 1  # type: ignore[attr-defined]
+        return float(count.calls)  # type: ignore[attr-defined]
+
+    return count
+
+
+def by_name() -> Count:
+    def count() -> float:
+        globals()["BY_NAME"] = globals().get("BY_NAME", 0) + 1
+        return float(globals()["BY_NAME"])
+
+    globals().pop("BY_NAME", None)
+    return count
+
+
+def in_other_containers() -> Count:
+    held = (Tally[str](), types.SimpleNamespace(n=0), array.array("d", [0.0]))
+    shared, number = multiprocessing.Value("i", 0), ctypes.c_double(0)
+    os.environ["GNNSTAB_TEST_STEP"] = "0"
+
+    def count() -> float:
+        tally, space, numbers = held
+        tally["x"] += 1
+        space.n += 1
+        numbers[0] += 1
+        shared.value += 1
+        number.value += 1
+        os.environ["GNNSTAB_TEST_STEP"] += "0"
+        return tally["x"] + space.n + numbers[0] + shared.value + number.value + len(os.environ["GNNSTAB_TEST_STEP"])
+
+    return count
+
+
+class Behind:
+    """A number behind a property."""
+
+    def __init__(self) -> None:
+        self._n = 0
+
+    @property
+    def n(self) -> int:
+        return self._n
+
+    @n.setter
+    def n(self, value: int) -> None:
+        self._n = value
+
+
+def behind_a_property() -> Count:
+    held = Behind()
+
+    def count() -> float:
+        held.n += 1
+        return held.n
+
+    return count
+
+
+class Slots:
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
+def in_a_slot() -> Count:
+    held = Slots()
+
+    def count() -> float:
+        held.n += 1
+        return held.n
+
+    return count
+
+
+def in_a_module() -> Count:
+    settings.STEP = 0
+
+    def count() -> float:
+        settings.STEP += 1
+        return float(settings.STEP)
+
+    return count
+
+
+settings: Any = types.ModuleType("settings")
+
+WAYS = (
+    in_a_default,
+    on_a_function,
+    by_name,
+    in_other_containers,
+    in_a_slot,
+    behind_a_property,
+    in_a_module,
+    in_a_cell,
+    in_a_global,
+    in_a_table,
+    in_a_queue,
+    in_an_array,
+    by_a_method,
+    in_a_class,
+)
