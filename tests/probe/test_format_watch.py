@@ -92,6 +92,17 @@ HEALTHY = {
 }
 
 
+WRITTEN = [torch.tensor([math.exp(0.9 * step)]) for step in range(98)]
+
+
+def handed_out(h: Tensor, step: int) -> Tensor:
+    torch.empty(1, out=WRITTEN[step])  # Memory with numbers in it that nobody reads.
+    return h
+
+
+HEALTHY["memory that is only handed out"] = (handed_out, 97, False)
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_heads_for_an_end_is_warned_about_five_steps_before(case: str) -> None:
     change, steps, half = BROKEN[case]

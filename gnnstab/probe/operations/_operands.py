@@ -29,7 +29,8 @@ _WRITES = (
     "lift_fresh",
     "constant_pad_nd",
 )
-_EMPTY = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
+UNWRITTEN = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"})
+"""What hands out memory as it is: the numbers in it are nobody's yet."""
 
 
 class Sizes(NamedTuple):
@@ -66,7 +67,7 @@ def sizes(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output:
     name = display_name(function)
     bad = ~torch.isfinite(output)
     count = f"{int(bad.sum())} of {output.numel()} entries" if output.numel() > 1 else "its only entry"
-    if name in _EMPTY:
+    if name in UNWRITTEN:
         return Sizes("uninitialised", f"{name} gives memory as it is: {count} hold NaN or Inf and were never written")
     if name in _WRITES and _written_scalar(args, kwargs):
         return Sizes("written", f"{name} writes {_value(output[bad][0])} at {count}")

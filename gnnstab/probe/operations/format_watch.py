@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from gnnstab.errors import let_through
 from gnnstab.probe.buffering.device_copy import DeviceCopy, is_on_host
 from gnnstab.probe.layers.functions import DIVIDES, above_and_below
+from gnnstab.probe.operations._operands import UNWRITTEN
 from gnnstab.probe.operations.in_place import reason_against
 from gnnstab.probe.operations.source_lines import Modules, Place, caller_place
 from gnnstab.records.rises import Nearing
@@ -225,7 +226,7 @@ class _Following(TorchFunctionMode):
         return output
 
     def _look(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> None:
-        if output.layout is not torch.strided or not output.numel() or output.is_meta:
+        if output.layout is not torch.strided or not output.numel() or output.is_meta or _name(func) in UNWRITTEN:
             return
         frame = sys._getframe(2)
         while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
