@@ -301,3 +301,39 @@ def test_parameters_that_the_forward_makes_after_the_optimizer(face: Callable[..
     ran(data())
     assert seen(ran) == []
     assert loud(look(Late(), data()), "GS604") == []  # When its optimizer is built is not known.
+
+
+class Blended(nn.Module):
+    """A branch whose share is a parameter."""
+
+    def __init__(
+        self, begins: float, squash: Callable[[Tensor], Tensor] = torch.sigmoid, trainable: bool = True
+    ) -> None:
+        super().__init__()
+        self.branch, self.squash = nn.Linear(WIDTH, WIDTH), squash
+        self.gate = nn.Parameter(torch.full((WIDTH,), begins), requires_grad=trainable)
+
+    def forward(self, h: Tensor) -> Tensor:
+        share = self.squash(2 * self.gate[None])
+        return (1 - share) * h + share * torch.tanh(self.branch(h))
+
+
+@BOTH
+@pytest.mark.parametrize(("begins", "squash"), [(-9.0, torch.sigmoid), (8.5, torch.sigmoid), (-4.0, torch.tanh)])
+def test_a_gate_that_is_a_parameter_and_shut_or_open(
+    face: Callable[..., Diagnosis], begins: float, squash: Callable[[Tensor], Tensor]
+) -> None:
+    diagnosis = face(Net(inside=Blended(begins, squash)), data())
+    (finding,) = loud(diagnosis, "GS104")
+    assert finding.layer == "inside.gate" and "parameter inside.gate" in finding.message
+    (cause,) = [c for c in diagnosis.root_causes() if c.cause == "saturated-gate"]
+    assert any(fix.change == "nn.init.zeros_(model.inside.gate)" for fix in cause.fixes)
+    assert loud(face(Net(inside=Blended(0.0, squash)), data())) == []
+
+
+@BOTH
+@pytest.mark.parametrize(("begins", "trainable"), [(-2.5, True), (2.5, True), (-9.0, False)])
+def test_a_gate_that_begins_almost_shut_as_is_usual_or_is_no_parameter(
+    face: Callable[..., Diagnosis], begins: float, trainable: bool
+) -> None:
+    assert loud(face(Net(inside=Blended(begins, trainable=trainable)), data()), "GS104") == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
@@ -144,7 +145,7 @@ class ReinitQK(_Reinitialise):
 
 
 class ReinitGate(_Reinitialise):
-    """Initialises the map of the beta gate anew, so that it passes skip and message again, or that of each gate that is seen to be stuck.
+    """Initialises the map of the beta gate anew, so that it passes skip and message again, or that of each gate that is seen to be stuck; a parameter that is one becomes 0.
 
     For a gate that its own weights saturate. One that a large input saturates needs a norm before the layer.
     Options: ``only`` (names of layers; all), ``signals`` (tell which gates are stuck), ``seed``.
@@ -160,13 +161,24 @@ class ReinitGate(_Reinitialise):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         if stuck := _stuck_gates(signals):
-            return "\n".join(f"{written('model', name.split('.'))}.reset_parameters()" for name in stuck)
+            return "\n".join(
+                f"nn.init.zeros_({written('model', name.split('.'))})"
+                if alone
+                else f"{written('model', name.split('.'))}.reset_parameters()"
+                for name, alone in stuck.items()
+            )
         return super()._lines([layer for layer in layers if layer.get("beta") is not False], signals, options)
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        modules = dict(copy.named_modules())
-        stuck = [modules[name] for name in _stuck_gates(options.get("signals") or NOTHING_MEASURED) if name in modules]
-        resets = [reset for module in stuck if callable(reset := getattr(module, "reset_parameters", None))]
+        from torch import nn
+
+        modules, parameters = dict(copy.named_modules()), dict(copy.named_parameters())
+        stuck = _stuck_gates(options.get("signals") or NOTHING_MEASURED)
+        found = [modules[name] for name in stuck if name in modules]
+        resets = [reset for module in found if callable(reset := getattr(module, "reset_parameters", None))]
+        resets += [
+            partial(nn.init.zeros_, parameters[name]) for name, alone in stuck.items() if alone and name in parameters
+        ]
         for reset in resets:
             reset()
         if not resets:
@@ -200,12 +212,12 @@ class ReinitLayers(Fix):
                 kind.redraw(layer)
 
 
-def _stuck_gates(signals: Signals) -> list[str]:
-    """Names of the modules behind which a gate stands at its limit."""
+def _stuck_gates(signals: Signals) -> dict[str, bool]:
+    """Names of the modules behind which a gate stands at its limit, and of parameters that it is taken of → True for a parameter."""
     from gnnstab.rules.gs104_gate_saturated import GATES
     from gnnstab.rules.queries import stops
 
-    return list(dict.fromkeys(str(s.layer) for s in stops(signals, *GATES) if s.layer != "output"))
+    return {str(s.layer): bool(s.detail.get("gate")) for s in stops(signals, *GATES) if s.layer != "output"}
 
 
 def _broken(signals: Signals) -> list[str]:

@@ -20,7 +20,7 @@ class GateSaturated(Rule):
     The share of nodes whose gate lies below 0.05 or above 0.95, together with what can drive it there: the RMS of the layer's
     input, and the gain of the gate's own weights, RMS(W_β)·√fan_in. A saturated gate of ordinary weights behind an input of
     ordinary size is information: the network may have learned it. Where the model ran, also every sigmoid, clamp to [0, 1] or tanh on the way that
-    hands no gradient on at any entry; if its bias was filled with one number, or it never trained, it was so before training, which is said. What
+    hands no gradient on at any entry, and one of a parameter alone that hands less than a millionth on; if its bias was filled with one number, or it never trained, it was so before training, which is said. What
     a step on a copy draws anew of the gate itself is a part of it; weights elsewhere that were drawn too wide explain it.
 
     ## Why it is unstable
@@ -75,6 +75,16 @@ class GateSaturated(Rule):
         never = {str(p) for s in signals.find("optimizer.never_updated") for p in s.detail.get("parameters", ())}
         for signal in stops(signals, *GATES):
             bias, operation = signal.detail.get("bias"), str(signal.detail.get("operation"))
+            if signal.detail.get("gate"):
+                filled_with = f", all of whose entries are {bias:g}," if isinstance(bias, float) else ""
+                yield self.finding(
+                    f"the {GATES[operation]} of the parameter {signal.layer}{filled_with} stands at its limit on every entry, whatever the batch "
+                    "holds: less than a millionth of the gradient passes, and it stays shut, or open. Let the parameter begin near 0.",
+                    limit=0.0,
+                    signal=signal,
+                    confidence="high",
+                )
+                continue
             filled = isinstance(bias, float) and (
                 not 0 <= bias <= 1 if operation == "hard_sigmoid" else abs(bias) > self.logit
             )

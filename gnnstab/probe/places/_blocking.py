@@ -20,6 +20,9 @@ PASSES = 1e-8
 ROUNDING = 1e-4
 """The same for an operation over a single entry, which is known to hand nothing on but rounding."""
 
+SHUT = 1e-6
+"""The same for a sigmoid or tanh of parameters alone, which no batch opens: a gradient of 0.01 falls to Adam's usual eps of 1e-8 behind it."""
+
 SILENT = 1e-12
 """Largest gradient of a parameter over that of all parameters, below which it counts as without one: rounding leaves more."""
 
@@ -50,9 +53,33 @@ KINDS = {
 """Beginning of a node's class name → the operation; a clamp to [0, 1] is a hard sigmoid. Not multiplication: a factor of 0 that learns is how a branch may begin."""
 
 
+GATES = ("sigmoid", "tanh")
+"""Operations that a gate of parameters alone may end in."""
+
 OVER_ONE = ("softmax", "layer_norm")
 """Operations that hand nothing on over a single entry, and are looked at only there: a softmax that is sharp may be right."""
 
+
+ELEMENTWISE = tuple(
+    f"{name}Backward"
+    for name in (
+        *(
+            "T",
+            "Transpose",
+            "Permute",
+            "View",
+            "UnsafeView",
+            "Expand",
+            "Unsqueeze",
+            "Squeeze",
+            "Select",
+            "Slice",
+            "Index",
+        ),
+        *("Mul", "Div", "Add", "Sub", "Neg", "Repeat", "Clone", "ToCopy"),
+    )
+)
+"""Beginnings of the class names of nodes that keep an entry of a parameter what it is, or do sums with it."""
 
 MASKS = ("relu", "clamp", "hard_sigmoid")
 """Operations that hand on the gradient of an entry as it is, or nothing."""
@@ -120,8 +147,12 @@ class Blocks:
                     "operation": self._kinds[node],
                     "parameters": silent[:50],
                     "all": len(silent) == len(names),
-                    "bias": self._filled_bias(place),
+                    "bias": self._filled_bias(f"{place}.bias"),
                 }
+                if self._kinds[node] in GATES and (gate := self._own_gate(node)):
+                    place = gate
+                    silent = [gate]
+                    detail |= {"parameters": silent, "bias": self._filled_bias(gate), "gate": True}
                 yield "place.gradient_stops", place, float(len(silent)), detail
 
     def _factors(self) -> dict[Any, list[Any]]:
@@ -150,11 +181,19 @@ class Blocks:
         kind = self._kinds[node]
         # A mask passes whole entries: beside a huge gradient at a closed one (a vector of zeros that is normalised) an open one is small.
         share = 0.0 if kind in MASKS else ROUNDING if kind in OVER_ONE else PASSES
+        if kind in GATES and PASSES * given < handed <= SHUT * given and self._own_gate(node):
+            return True
         return given > 0 and handed <= share * given
 
-    def _filled_bias(self, place: str) -> float | None:
-        """The one number that the bias of a module was filled with; None where its entries differ, as after training."""
-        bias = dict(self._seen.model.named_parameters()).get(f"{place}.bias")
+    def _own_gate(self, node: Any) -> str | None:
+        """Name of the parameter that a gate is taken of, whatever the batch holds; None where it is taken of anything else, too."""
+        leaves = _made_of(node.next_functions[0][0])
+        names = [name for name, p in self._seen.model.named_parameters() if any(p is leaf for leaf in leaves or ())]
+        return names[0] if names and leaves and len(names) == len(leaves) else None
+
+    def _filled_bias(self, name: str) -> float | None:
+        """The one number that a parameter was filled with; None where its entries differ, as after training."""
+        bias = dict(self._seen.model.named_parameters()).get(name)
         entries = [] if bias is None else bias.detach().flatten().tolist()
         return entries[0] if len(entries) > 1 and len(set(entries)) == 1 else None
 
@@ -164,6 +203,16 @@ def _leaf(node: Any) -> Tensor | None:
     while not hasattr(node, "variable") and type(node).__name__.startswith(("TBackward", "TransposeBackward")):
         node = node.next_functions[0][0]
     return getattr(node, "variable", None)
+
+
+def _made_of(node: Any) -> list[Tensor] | None:
+    """The leaves of a node that nothing else goes into but numbers and what has no gradient; None where something does."""
+    if hasattr(node, "variable"):
+        return [node.variable]
+    if not type(node).__name__.startswith(ELEMENTWISE):
+        return None
+    parts = [_made_of(above) for above, _ in node.next_functions if above is not None]
+    return None if None in parts else list({id(leaf): leaf for part in parts for leaf in part or ()}.values())
 
 
 def _parameters_before(nodes: list[Any], closed: Collection[Any]) -> set[int]:
