@@ -13,13 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import (
+    MessagePassing,
     TransformerConv,
     to_hetero,
 )
 
 import gnnstab
 from gnnstab.records import Diagnosis
-from test_places import BOTH, NODES, WIDTH, Net, Stack, data, look, loss, loud, random_graph, seeded, train
+from test_places import (
+    BOTH,
+    NODES,
+    WIDTH,
+    Net,
+    Stack,
+    data,
+    edge_features,
+    look,
+    loss,
+    loud,
+    random_graph,
+    seeded,
+    train,
+)
 from trained import trained
 
 
@@ -337,3 +352,46 @@ def test_a_gate_that_begins_almost_shut_as_is_usual_or_is_no_parameter(
     face: Callable[..., Diagnosis], begins: float, trainable: bool
 ) -> None:
     assert loud(face(Net(inside=Blended(begins, trainable=trainable)), data()), "GS104") == []
+
+
+class OfEdges(MessagePassing):
+    """A layer that adds a map of the features of the edges to what it passes on, where it is given them."""
+
+    def __init__(self) -> None:
+        super().__init__(node_dim=0, aggr="mean")
+        self.lin, self.lin_edge = nn.Linear(WIDTH, WIDTH), nn.Linear(3, WIDTH)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None) -> Tensor:
+        return self.propagate(edge_index, x=self.lin(x), edge_attr=edge_attr)
+
+    def message(self, x_j: Tensor, edge_attr: Tensor | None) -> Tensor:
+        return x_j if edge_attr is None else x_j + self.lin_edge(edge_attr)
+
+
+class Pipes(Net):
+    """``way``: which of the layers are given the features of the edges, or how else these are read."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(convs=[OfEdges(), OfEdges()])
+        self.way = way
+
+    def forward(self, batch: Data) -> Tensor:
+        h, steps = self.norm(F.relu(self.inp(batch.x))), batch.edge_attr
+        if self.way == "rounded":
+            h = h + torch.zeros(NODES, 1).index_add(0, batch.edge_index[1], steps.detach().sum(1, keepdim=True).round())
+        for position, conv in enumerate(self.convs):
+            fed = self.way == "all" or (self.way == "first" and position == 0)
+            h = h + F.relu(conv(h, batch.edge_index, steps if fed else None))
+        return self.out(self.mid(h)).squeeze(-1)
+
+
+@BOTH
+@pytest.mark.parametrize("way", ["none", "all", "first", "rounded"])
+def test_features_of_the_edges_that_no_layer_is_given(face: Callable[..., Diagnosis], way: str) -> None:
+    """Layers that hold a map for them, beside features that no output depends on; where anything reads these, it may be meant."""
+    found = loud(face(Pipes(way), data(edge_attr=edge_features(1.0))), "GS604")
+    assert ["convs.0.lin_edge.weight" in f.message for f in found] == ([True] if way == "none" else [])
+
+
+def test_features_of_another_width_than_the_map_of_the_layers() -> None:
+    assert loud(look(Pipes("none"), data(edge_attr=edge_features(1.0)[:, :2])), "GS604") == []

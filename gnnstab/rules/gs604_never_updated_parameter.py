@@ -31,8 +31,9 @@ class NeverUpdatedParameter(Rule):
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
-    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away; and so is
-    everything that a bare file shows.
+    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away, or every
+    layer holds a map for features of the edges that
+    the batch holds and no output depends on; and so is everything that a bare file shows.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
     sigmoid of a plain tensor of a module, which is no parameter; with
@@ -203,7 +204,7 @@ class NeverUpdatedParameter(Rule):
                 )
             elif signal.source == "batch":
                 given = bool(signals.context.get("loss_given"))
-                cause, look = _LOST if why == "thrown away" else _CUT
+                cause, look = {"thrown away": _LOST, "unfed": _UNFED}.get(why, _CUT)
                 yield self.finding(
                     f"{signal.value:.0f} trainable parameters have no gradient after a backward{cause}: {_listed(signal)}. {look}; wire them in, or "
                     "freeze them on purpose.",
@@ -254,7 +255,11 @@ _LOST = (
     " although their modules are called in front of others of their kind or in every layer: what these return reaches no entry of the output",
     "Look for a result that is never read, or a name that is assigned twice",
 )
-"""Why parameters that were called have no gradient, and what to look for."""
+_UNFED = (
+    ": every layer of their kind holds them for features of the edges, the batch holds such features (as many columns), and no output depends on these",
+    "Hand the features of the edges on to the layers and their propagate()",
+)
+"""Why parameters that are needed have no gradient, and what to look for."""
 
 _DRAWS = ("normal", "bernoulli", "poisson")
 _STOPS = {

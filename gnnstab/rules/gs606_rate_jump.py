@@ -43,7 +43,7 @@ class RateJump(Rule):
         10.0, unit="× the step before", source="heuristic: no usual schedule does it beyond all rates before"
     )
 
-    most: float = threshold(1.0, unit="", source="derived: the sum of m, m², m³, … has a limit below 1 alone")
+    most: float = threshold(1.0, unit="momentum", source="derived: the sum of m, m², m³, … has a limit below 1 alone")
 
     def kept(self, step: int, momentum: float) -> Finding:
         """The finding of an update under a momentum of 1 or more."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers.lazy import unwritten
+from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.records.vocabulary import PLACE_NOT_HELD
 from gnnstab.sharding import waits_for_others
@@ -27,6 +28,9 @@ and the output depends on nothing of what it returned; no module was called with
 
 THROWN_AWAY = "thrown away"
 """The same as out of reach, of a part of every layer, or of a layer in front of one like it that the output depends on."""
+
+UNFED = "unfed"
+"""The same as never called, of a map that every layer of a kind holds for features of the edges which no output depends on."""
 
 OTHER_HEAD = "another head"
 """Why parameters have no gradient: they could stand where the model's last map stands, and this forward did not use them."""
@@ -52,6 +56,8 @@ def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tupl
         }
         if _thrown_away(seen, without[OUT_OF_REACH]):
             without |= {THROWN_AWAY: without[OUT_OF_REACH], OUT_OF_REACH: []}
+        unfed = _unfed(seen, without[NEVER_CALLED], reach)
+        without |= {UNFED: unfed, NEVER_CALLED: [name for name in without[NEVER_CALLED] if name not in unfed]}
         for why, names in without.items():
             if names:
                 detail = {"parameters": names[:200], "why": why}
@@ -181,6 +187,32 @@ def _thrown_away(seen: ForwardView, silent: Iterable[str]) -> bool:
         for (role, _), members in alike.items()
         if role is not None
     )
+
+
+def _unfed(seen: ForwardView, silent: Sequence[str], reach: Reach) -> list[str]:
+    """Of the parameters that no forward calls: maps of ``silent`` for (edges, columns) numbers that the forward is given and does not read.
+
+    They stand in every layer of their kind that is called, and are as wide as these columns; none else of the batch is as wide, so
+    that they can be meant for nothing else.
+    """
+    pairs = {t.size(1) for t in seen.batch.values() if t.dim() == 2 and len(t) == 2 and not t.is_floating_point()}
+    wide = [seen.batch[name] for name in seen.arguments if not is_target(name)]
+    wide = [t for t in wide if t.dim() == 2 and t.is_floating_point() and t.layout is torch.strided]
+    edges = [t for t in wide if len(t) in pairs - seen.nodes]
+    if not silent or len(edges) != 1 or any(t.size(1) == edges[0].size(1) for t in wide if t is not edges[0]):
+        return []
+    columns = edges[0].size(1)
+    named, kinds = set(silent), dict[Any, list[str]]()
+    for call in seen.calls.all:
+        if isinstance(call.module, MessagePassing) and call.name not in kinds.setdefault(type(call.module), []):
+            kinds[type(call.module)].append(call.name)
+    found = list[str]()
+    for layers in kinds.values():
+        for own, weight in seen.model.get_submodule(layers[0]).named_parameters():
+            maps = [f"{layer}.{own}" for layer in layers]
+            if not is_lazy(weight) and weight.dim() == 2 and weight.size(1) == columns and named.issuperset(maps):
+                found += [n for one in maps for n in (one, f"{one.removesuffix('weight')}bias") if n in named]
+    return found if found and reach.ignores(edges[0]) else []
 
 
 def _last(members: list[str], lost: set[str]) -> int:

@@ -1,4 +1,4 @@
-"""Whether parameters without a gradient change the output at all: they are changed, and the forward runs again."""
+"""Whether parameters without a gradient, and tensors of the batch, change the output at all: they are changed, and the forward runs again."""
 
 from __future__ import annotations
 
@@ -41,6 +41,22 @@ class Reach:
         tried = list(owners.values())
         beyond = {name for group in tried[MOST_OWNERS:] for name in group}
         return beyond | {n for group in tried[:MOST_OWNERS] if not _same(before, self._outputs(group)) for n in group}
+
+    def ignores(self, given: Tensor) -> bool:
+        """True where the output stays the same when a tensor that the forward is given is changed; False where equal forwards differ."""
+        before, kept = self._outputs(()), given.detach().clone()
+        try:
+            with torch.no_grad():
+                given.mul_(-1.5).add_(
+                    torch.linspace(-0.5, 0.5, kept.numel(), device=kept.device).to(kept.dtype).view_as(kept)
+                )
+            return _same(before, self._outputs(()))
+        except Exception as error:
+            let_through(error)
+            return False
+        finally:
+            with torch.no_grad():
+                given.copy_(kept)
 
     def _outputs(self, changed: Iterable[str]) -> list[Tensor]:
         own = [self._named[name] for name in changed]
