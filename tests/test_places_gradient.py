@@ -306,6 +306,22 @@ def test_a_clamp_for_another_scale(face: Face) -> None:
     assert loud(face(Limited(), data())) == []
 
 
+class Stars(Net):
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.always = always
+
+    def forward(self, batch: Data) -> Tensor:
+        answer = super().forward(batch)
+        return answer.clamp(50, 60) if self.always or not self.training else answer
+
+
+def test_a_clamp_counts_where_the_model_trains() -> None:
+    kept, free = look(Stars(True), data()), look(Stars(False), data())
+    assert {f.code for f in loud(kept)} == {"GS703", "GS604"}
+    assert loud(free) == [] and "in evaluation mode alone" in str(free.findings)
+
+
 class Ids(nn.Module):
     def __init__(self) -> None:
         super().__init__()

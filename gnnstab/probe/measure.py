@@ -14,7 +14,7 @@ from gnnstab.probe.attaching.norms import graphs_in
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.data import taken
 from gnnstab.probe.operations.repeat import Objective
-from gnnstab.probe.places import survey, to_json
+from gnnstab.probe.places import Place, survey, to_json
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
@@ -25,7 +25,7 @@ from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.probe.unit_input import AtUnitInput, at_unit_input
 from gnnstab.randomness import same_random_state
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, PLACE_CLAMPED_SHARE
 from gnnstab.trace import Trace, TraceWriter
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
@@ -86,8 +86,9 @@ def _look_at_places(
 ) -> None:
     """Survey the first batch; where the forward or the loss fails, the recording below says so."""
     (args, kwargs), original = on_device(first[0], device), first[1]
-    try:
-        found = survey(
+
+    def look() -> list[Place]:
+        return survey(
             twin,
             args,
             kwargs,
@@ -95,11 +96,40 @@ def _look_at_places(
             objective=lambda output: _objective(output, original, loss),
             cast=Autocast.of(twin, precision).context(),
         )
+
+    try:
+        found = look()
     except Exception as error:
         let_through(error)
         writer.meta("places_failed", f"{type(error).__name__}: {error}")
         return
+    if any(place.signal in _BLOCKING and place.value > 0 for place in found):
+        found = _as_in_training(twin, found, look)
     writer.meta("places", to_json(found))
+
+
+_BLOCKING = (PLACE_CLAMPED_SHARE, "place.gradient_stops")
+"""What keeps gradients back: it counts where the model trains."""
+
+
+def _as_in_training(twin: nn.Module, found: list[Place], look: Callable[[], list[Place]]) -> list[Place]:
+    """The places, where that of `_BLOCKING` which a training forward lacks is marked as of ``evaluation`` alone."""
+    modes = {module: module.training for module in twin.modules()}
+    twin.train()
+    try:
+        training = {(place.signal, place.name) for place in look()}
+    except Exception as error:  # As of a BatchNorm over a single row.
+        let_through(error)
+        return found
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return [
+        place._replace(detail={**place.detail, "evaluation": True})
+        if place.signal in _BLOCKING and (place.signal, place.name) not in training
+        else place
+        for place in found
+    ]
 
 
 def _at_unit_input(

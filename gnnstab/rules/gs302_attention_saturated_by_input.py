@@ -36,7 +36,7 @@ class AttentionSaturatedByInput(Rule):
     `x = conv(norm(x), edge_index)`.
 
     ## When it is wrong
-    A sharp attention may be what the task needs: with a loss and the optimizer, steps with softer scores on a copy decide, as for GS301. With fewer than 3 neighbours Ĥ
+    A sharp attention may be what the task needs: with a loss and the optimizer, steps with softer scores on a copy decide, as for GS301; here it is information unless they end at less than 0.8 × the loss. With fewer than 3 neighbours Ĥ
     says little, and such layers are left out. On fresh weights the limits are stricter (Ĥ < .21), since training can still
     undo a mild saturation.
 

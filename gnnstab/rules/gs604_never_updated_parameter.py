@@ -40,7 +40,7 @@ class NeverUpdatedParameter(Rule):
     the optimizer: parameters that it does not hold, as those that the forward makes when it first runs. A model whose layers are fresh and that the optimizer does
     not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
     or for those in front of an operation that hands none on: a clamp that cuts every entry, a step function, a draw (torch.normal), a
-    softmax over one entry.
+    softmax over one entry; unless the evaluation mode alone has that operation.
 
     ## Why it is unstable
     The layer keeps its initial weights while everything around it moves. It is a wiring mistake far more often than an
@@ -150,6 +150,11 @@ class NeverUpdatedParameter(Rule):
             return
         if any(event.kind == "non-finite" for event in signals.events):
             return  # What is not finite has no size: those left are a few of all.
+        stopped = [
+            bool(s.detail.get("evaluation")) for s in signals.find("place.gradient_stops") if s.detail.get("all")
+        ]
+        if stopped and all(stopped):
+            return  # The look was in evaluation mode, and training passes that by.
         listed = [str(s.detail.get("parameter", s.layer)) for s in gradients]
         yield self._nothing_arrives(gradients[0], len(listed), listed, "warning")
 

@@ -16,7 +16,7 @@ class ActiveClamp(Rule):
     ## What it sees
     The share of entries of a layer's input that sit exactly on the limit of a clamp, and, where the model ran, the share that any
     clamp cuts on the way to the output: `clamp`, `hardtanh`, `minimum`, behind whatever module. One to [0, 1] is a hard sigmoid, and counts where it cuts every entry. Above 1 % information, above 10 %
-    a warning. A clamp on a tensor of the batch says that its scale is another one (feature-scale); one that leaves parameters
+    a warning; one that only the evaluation mode has is information. A clamp on a tensor of the batch says that its scale is another one (feature-scale); one that leaves parameters
     without any gradient is told by GS604, with their names.
 
     ## Why it is unstable
@@ -47,7 +47,7 @@ class ActiveClamp(Rule):
         # A clamp that takes away the whole gradient of some parameters is told by GS604, with their names.
         told = {s.layer for s in stops(signals, "clamp") if not s.detail.get("all")}
         yield from self._at_places([s for s in places if s.layer not in told])
-        if places and not signals.find("clip.share"):
+        if places and (not signals.find("clip.share") or all(s.detail.get("evaluation") for s in places)):
             return
         per_layer: dict[str | None, list[Signal]] = {}
         for signal in need_measured(signals, "clip.share"):
@@ -81,14 +81,19 @@ class ActiveClamp(Rule):
         """A clamp that the forward was seen to call, by the module whose output it cuts."""
         for signal in places:
             if signal.value > self.present:
-                active = signal.value > self.active
+                evaluation = bool(signal.detail.get("evaluation"))
+                active = signal.value > self.active and not evaluation
                 if signal.detail.get("input") and active:
                     yield self._of_input(signal)
                     continue
                 where = "in front of the output, behind" if signal.detail.get("output") else "behind"
+                then = (
+                    "in evaluation mode alone: it keeps no gradient back"
+                    if evaluation
+                    else "and their gradient is 0. Treat what makes the values grow, then remove the clamp"
+                )
                 yield self.finding(
-                    f"a clamp {where} {signal.layer} cuts {percent(signal.value)} of its entries, and their gradient is 0. Treat what makes "
-                    "the values grow, then remove the clamp.",
+                    f"a clamp {where} {signal.layer} cuts {percent(signal.value)} of its entries, {then}.",
                     severity="warning" if active else "info",
                     limit=self.active if active else self.present,
                     signal=signal,

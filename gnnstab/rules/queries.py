@@ -272,8 +272,9 @@ def left_out(signals: Signals) -> frozenset[str]:
 
 
 def stops(signals: Signals, *operations: str) -> list[Signal]:
-    """The places at which an operation of these kinds hands no gradient on to parameters."""
-    return [s for s in signals.find("place.gradient_stops") if s.detail.get("operation") in operations]
+    """The places at which an operation of these kinds hands no gradient on to parameters, unless it does so in evaluation mode alone."""
+    found = signals.find("place.gradient_stops")
+    return [s for s in found if s.detail.get("operation") in operations and not s.detail.get("evaluation")]
 
 
 def sharp_from_the_start(signals: Signals, layer: str | None, limit: float) -> bool:
