@@ -278,3 +278,19 @@ def test_slots_that_all_look_up_one_row() -> None:
     assert finding.cause == "indistinguishable-nodes" and "one row of slot" in finding.message
     assert said(lambda node: node % 5) == []
     assert said(lambda node: node // 60, differ=False) == [], "all of a game are to get the same answer"
+
+
+@FACES
+@pytest.mark.parametrize("conv", [TransformerConv, GATv2Conv])
+def test_layers_that_are_never_given_an_edge(face: Face, conv: type[nn.Module]) -> None:
+    """A split, a filter or a join has taken all of them; a linear path of the node's own trains on."""
+
+    class Alone(OneWay):
+        def __init__(self) -> None:
+            super().__init__(True)
+            own = {"add_self_loops": False, "residual": True} if conv is GATv2Conv else {}
+            self.convs = nn.ModuleList([conv(8, 8, **own)])
+
+    finding = one(face(Alone(), data(edge_index=torch.zeros(2, 0, dtype=torch.long))), "GS402")
+    assert finding.severity == "warning" and "given a single edge" in finding.message
+    assert loud(face(Alone(), data())) == []

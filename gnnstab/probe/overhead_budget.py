@@ -69,8 +69,8 @@ class OverheadBudget:
             self.hold("a step had neither gradients nor a loss, by which one that goes wrong would be noticed")
 
     def looks_again(self) -> bool:
-        """True for a first step whose graph has no edges: what one such batch shows holds for no other, and the next is looked at."""
-        again = self._state.step == 0 and self._state.empty and self.schedule.full_every > 0
+        """True for a first step whose graph has no edges, where a later one will be looked at: what one such batch shows holds for no other."""
+        again = self._state.step == 0 and self._state.empty and self.schedule.full_every > 1
         if again:
             self.schedule.force()
         return again

@@ -21,7 +21,7 @@ class IsolatedNodes(Rule):
     error, where a backward shows that the loss reads those nodes. So are more than 15 % of the nodes that get one and the same output
     whatever the batch holds, which a copy shows that runs again with other numbers, where the loss reads them; and more than 5 % of
     them in layers without self-loops or any other term of the node itself where all rows of the output are alike. It is a warning
-    where none of the nodes that the loss reads hears of another: their answers stay when all other numbers change; and where three of four
+    where no attention layer is given an edge in any call; where none of the nodes that the loss reads hears of another: their answers stay when all other numbers change; and where three of four
     that it reads have no neighbour and the others one; and where no edge brings anything to 95 % of
     those that it reads and the loss falls by less than a factor e, in a run or in steps on a copy. Otherwise, and with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
 
@@ -101,6 +101,14 @@ class IsolatedNodes(Rule):
                 limit=self.share,
                 signal=worst,
             )
+        elif worst.value == 1 and self._no_edge(signals):
+            yield self.finding(
+                "no attention layer was given a single edge in any call that was seen: nothing attends to anything, and every answer depends on "
+                "its own node alone. Look whether a split, a filter or a join has taken all edges away.",
+                severity="warning",
+                limit=self.most,
+                signal=worst,
+            )
         elif worst.value > 0 and (unheard := self._unheard(signals, constant)) > self.most:
             yield self.finding(
                 f"{alone}, among them {percent(unheard)} of those that the loss reads: no edge brings them anything, and their answer depends on "
@@ -154,6 +162,18 @@ class IsolatedNodes(Rule):
         """Share of what the loss reads that other numbers of everything else do not move, as a copy shows; 0 where that is not known."""
         told = constant[0].detail if constant else {}
         return float(told.get("deaf", 0.0)) if told.get("by_loss") or signals.context.get("loss_given") else 0.0
+
+    @staticmethod
+    def _no_edge(signals: Signals) -> bool:
+        """True where no call of any attention layer had an edge: no degree, and no score either of the steps between two full measurements."""
+        degrees = measured(signals.find("degree.max"))
+        told = {s.layer for s in degrees}
+        return (
+            bool(degrees)
+            and largest(degrees).value == 0
+            and all(layer.name in told for layer in signals.attention_layers)
+            and not any(math.isfinite(s.value) for s in measured(signals.find("score.max_abs")))
+        )
 
     def _all_alike(self, signals: Signals) -> bool:
         ends = [s for s in signals.find("place.node_difference") if s.layer == "output"]

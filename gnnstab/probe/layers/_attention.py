@@ -16,7 +16,7 @@ from gnnstab.probe.layers._tapped import TappedRecorder
 from gnnstab.probe.layers.layer_recorder import Plan
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.state import State
-from gnnstab.probe.statistics import attention_measures
+from gnnstab.probe.statistics import attention_measures, degree_measures
 from gnnstab.probe.statistics.dense import ROWS, Rows
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
@@ -74,6 +74,8 @@ class AttentionRecorder(TappedRecorder):
         if not seen:  # Some layers call no softmax where there is no edge.
             self.state.empty = True
             plan.edges = not any(t.shape == (2, 0) for _, t in tensors_in((args, kwargs)))
+            if self.state.full and not plan.edges:
+                self.state.queue(plan.layer, plan.mode, plan.call, _without_edge(output))
         if self.state.full and plan.full_step != self.state.step and seen and xs and inputs[-1] is not None:
             plan.full_step = self.state.step
             self._measure(plan, inputs, args, kwargs, output, gate)
@@ -122,7 +124,10 @@ class AttentionRecorder(TappedRecorder):
             self.state.unseen(self.name, "attention", _SPARSE)
             return
         call = self._call(inputs, args, kwargs, output, gate)
-        self.state.empty |= not call.score.numel()
+        if not call.score.numel():
+            self.state.empty = True
+            self.state.queue(plan.layer, plan.mode, plan.call, _without_edge(output))
+            return
         batch = self.state.batch
         if batch is not None and not len(batch) == len(call.x_target) == len(output):
             batch = None
@@ -150,6 +155,11 @@ class AttentionRecorder(TappedRecorder):
 
     def _compiled_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self.note("gate", output.sigmoid())
+
+
+def _without_edge(output: Tensor) -> dict[str, Measured]:
+    """In-degrees of the targets (N, …) of a call that had no edge."""
+    return degree_measures(output.new_empty(0, dtype=torch.long), len(output))
 
 
 def together(seen: Sequence[SoftmaxCall], targets: int) -> SoftmaxCall:
