@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import gnnstab
 from counting import WAYS, Count
-from gnnstab.probe.replaying._outside import Outside
+from gnnstab.probe.replaying.outside import Outside
 from side_by_side import Net, Run, graph, unnoticed
 
 X, EDGES = graph()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.finalisers import refuse_finalisers
-from gnnstab.probe.replaying._outside import keep_around
+from gnnstab.probe.replaying.outside import keep_around
 from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
 

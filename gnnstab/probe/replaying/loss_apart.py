@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.left_out import left_out
-from gnnstab.probe.replaying._outside import Outside
 from gnnstab.probe.replaying._own_state import OwnState
+from gnnstab.probe.replaying.outside import Outside
 from gnnstab.probe.replaying.reach import refuse_draws_of_process, stateful
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.randomness import deep_copy
