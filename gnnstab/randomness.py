@@ -138,11 +138,28 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
     Raises:
         RuntimeError: The value is a model of which other processes hold a part: running a copy would wait for them, while they
             go on with the training.
-        UsageError: A copy would draw a name while another thread may draw; or it would clean up what is the run's.
+        UsageError: A copy would draw a name while another thread may draw, or would clean up what is the run's; or it is
+            the original.
     """
     if waits_for_others(value):
         raise RuntimeError(WHY)
     refuse_finalisers(value, memo)
+    return _apart(_deep_copy(value, memo), value)
+
+
+def _apart(twin: T, value: T) -> T:
+    """``twin``, if it is a copy: a module with a ``__deepcopy__`` of its own may hand out itself."""
+    own = {id(module) for module in getattr(value, "modules", list)()}
+    for path, module in getattr(twin, "named_modules", list)() if own else ():
+        if id(module) in own:
+            name = path or type(module).__name__
+            raise left_out(
+                f"{type(value).__name__} cannot be copied: the copy that `__deepcopy__` makes of {name} is the module itself"
+            )
+    return twin
+
+
+def _deep_copy(value: T, memo: dict[int, Any] | None) -> T:
     if not _asked.get() and (name := may_draw()):
         if any(type(module).__module__ == _NAMING for module in getattr(value, "modules", list)()):
             raise left_out(

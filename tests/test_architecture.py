@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "gnnstab"
 
 ORDER = [
-    {"characters"},
+    {"characters", "rich_loaded"},
     {"errors"},
     {"left_out", "sharding", "trials"},
     {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},

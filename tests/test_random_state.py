@@ -2,6 +2,8 @@
 
 import ast
 import random
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -138,3 +140,55 @@ def test_every_function_that_runs_a_model_is_tried_here():
             if takes_batch and not node.name.startswith("_"):
                 found.add(f"clamping.{node.name}" if path.stem == "clamping" else node.name)
     assert found <= set(CALLS)
+
+
+FIRST = """
+import random, sys
+import torch, torch_geometric.nn
+import gnnstab
+random.seed(0)
+before = random.getstate()
+exec(sys.argv[1])
+assert "rich.style" in sys.modules
+assert random.getstate() == before
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["print(gnnstab.diagnose(torch_geometric.nn.GATv2Conv(4, 4)))", "import gnnstab.watch", "import gnnstab.compare"],
+)
+def test_what_is_loaded_late_draws_nothing(code):
+    subprocess.run([sys.executable, "-c", FIRST, code], check=True)
+
+
+class Counting(torch.nn.Module):
+    """A weight that is read as it is, by a parametrisation that counts the readings in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("read", torch.zeros(()))
+
+    def forward(self, weight):
+        self.read += self.training
+        return weight
+
+
+@pytest.mark.parametrize(
+    "parametrise",
+    [
+        torch.nn.utils.parametrizations.spectral_norm,
+        lambda layer: torch.nn.utils.parametrize.register_parametrization(layer, "weight", Counting()),
+    ],
+    ids=["spectral_norm", "counting"],
+)
+def test_a_weight_that_is_computed_is_read_on_a_copy(parametrise):
+    """torch_geometric's Linear computes such a weight for its state dict too."""
+    model = TransformerConv(8, 8)
+    parametrise(model.lin_key)
+    parts = model.lin_key.parametrizations
+    before = {name: tensor.clone() for name, tensor in parts.state_dict().items()}
+    gnnstab.diagnose(model, batch={"x": torch.rand(3, 8), "edge_index": torch.tensor([[0, 1], [1, 2]])})
+    after = parts.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert model.lin_key.parametrizations is parts

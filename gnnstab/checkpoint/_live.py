@@ -15,6 +15,7 @@ from gnnstab.checkpoint._recovery import recover
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.errors import UsageError
 from gnnstab.layers.lazy import unwritten
+from gnnstab.randomness import deep_copy
 from gnnstab.sharding import WHY, waits_for_others
 
 
@@ -36,7 +37,7 @@ def recover_model(
     known = known_facts(model)
     # A model that is one bare layer is named as the probe names it.
     prefix = f"{type(model).__name__}." if "" in known else ""
-    entries, lazy = model.state_dict(keep_vars=True).items(), unwritten(model)
+    entries, lazy = _read_apart(model).state_dict(keep_vars=True).items(), unwritten(model)
     tensors = {prefix + name: tensor.detach().cpu() for name, tensor in entries if name not in lazy}
     states = () if optimizer is None else (_named_state(model, optimizer, prefix),)
     checkpoint = Checkpoint(
@@ -49,6 +50,27 @@ def recover_model(
         optimizers=states,
     )
     return recover(checkpoint, activation=activation)
+
+
+def _read_apart(model: nn.Module) -> nn.Module:
+    """A model of the same tensors to read: what computes a weight anew, as in a parametrised layer of torch_geometric, counts on a copy.
+
+    torch's ``spectral_norm`` moves its buffers at each reading of the weight in training mode.
+    """
+    if not any("parametrizations" in module._modules for module in model.modules()):
+        return model
+    kept: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+
+    def shell(module: nn.Module) -> nn.Module:
+        twin = object.__new__(type(module))
+        vars(twin).update(vars(module))
+        twin._modules = {
+            name: child if child is None else deep_copy(child, kept) if name == "parametrizations" else shell(child)
+            for name, child in module._modules.items()
+        }
+        return twin
+
+    return shell(model)
 
 
 def informed(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:

@@ -89,6 +89,7 @@ def format_names() -> tuple[str, ...]:
 def _module(format: str) -> Any:
     """The module of a format; `UsageError` when there is none, `ConfigurationError` when a plugin's does not load."""
     if format in FORMATS:
+        import_module("gnnstab.rich_loaded")
         return import_module(FORMATS[format])
     found = [plugin for plugin in installed(GROUP) if plugin.name == format]
     if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, UserDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,3 +161,21 @@ def test_a_batch_of_an_own_class_is_one_on_copies_too(kind: Callable[..., Any]) 
     model, batch = OfBatches(), kind(x=X, edges=EDGES)
     message = overflowing(model, lambda: model(batch), loss=lambda output, _: mse_loss(output, Y))
     assert message.startswith("addmm of operands up to")
+
+
+@pytest.mark.parametrize(("eps", "told"), [(0.0, ["GS502"]), (1e-6, [])])
+def test_a_backward_that_anomaly_mode_ends(eps: float, told: list[str]) -> None:
+    """A root of zero, times zero: its gradient is NaN, and the exception leaves the run before any gradient is seen."""
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    monitor = gnnstab.Monitor(model, optimizer=optimizer)
+    with suppress(RuntimeError), monitor, torch.autograd.set_detect_anomaly(True):
+        for step in range(4):
+            optimizer.zero_grad()
+            output = model(X, EDGES)
+            loss = mse_loss(output, Y)
+            if step == 3:
+                loss = loss + ((output * 0).sum() + eps).sqrt()
+            loss.backward()
+            optimizer.step()
+    assert codes(monitor, "error") == told

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch_geometric.nn import GAT, GATv2Conv, GPSConv, HypergraphConv, TransformerConv
 
 import gnnstab
+from gnnstab.errors import UsageError
 from side_by_side import Net, Run, graph, unnoticed
 from trained import take_step
 
@@ -197,3 +198,37 @@ def test_a_shallow_copy_computes_with_its_own_settings(name: str, way: str) -> N
         assert not any("gnnstab" in type(value).__module__ for value in vars(teacher).values())
 
     unnoticed(loop)
+
+
+class Single(Net):
+    """A copy of it is itself, as of an encoder that all share."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Single:
+        return self
+
+
+@pytest.mark.parametrize("kind", [Net, Single])
+def test_a_copy_that_is_the_model_itself_is_not_run(kind: type[Net]) -> None:
+    x, edges = graph()
+
+    def loop(run: Run) -> None:
+        model = kind()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        with run.watching(model, optimizer=optimizer, loss=lambda output: output.square().mean()):
+            for _ in range(STEPS):
+                optimizer.zero_grad()
+                loss = model(x, edges).square().mean()
+                loss.backward()
+                optimizer.step()
+                run.keep(loss, *model.parameters())
+
+    unnoticed(loop)
+    for call in (gnnstab.attention, lambda model, batch: gnnstab.diagnose(model, batch=batch)):
+        model = kind()
+        if kind is Single:
+            with pytest.raises(UsageError, match="the module itself"):
+                call(model, (x, edges))
+        else:
+            call(model, (x, edges))
+        assert model.training
+        assert hooks_in(model) == []

@@ -44,6 +44,9 @@ _TOO_LATE = "an update had moved the weights before the end of the step was told
 _OF_VALUES = (ValueError, ArithmeticError, AssertionError, RuntimeError)
 """Exceptions that a NaN may stand behind: checks of arguments, and of what decompositions need."""
 
+_ANOMALY = "returned nan values in its"
+"""What torch's anomaly mode says as it ends a backward."""
+
 
 class NonFiniteDetector:
     """Locates the first non-finite value of a forward, of a backward and of the loss; later ones are only counted.
@@ -228,15 +231,19 @@ class NonFiniteDetector:
         return non_finite_event.weight_event(step, bad, len(self._parameters.names))
 
     def failed(self, step: int, error: BaseException) -> Event | None:
-        """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that."""
+        """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that, or torch's anomaly mode has seen one."""
         if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
             return None
         if self.met or not (self._forwards.calls or self._forwards.last):
             return None
         text = f"the step ended in {type(error).__name__}"
         event = Event(step, "non-finite", mode="train", stage="loss", message=text)
-        told = self._explained(event, dict(self._forwards.last))
-        return told if told.detail.get("operation") and self._first("exception") else None
+        told, by_torch = self._explained(event, dict(self._forwards.last)), _ANOMALY in str(error)
+        if by_torch and not told.detail.get("operation"):
+            told = non_finite_event.with_detail(
+                replace(event, stage="gradient"), said=str(error).splitlines()[0].rstrip(".")
+            )
+        return told if (by_torch or told.detail.get("operation")) and self._first("exception") else None
 
     def watched(self) -> Event | None:
         """What the step that has just ended says about the one before it that went wrong, when it was watched in place."""

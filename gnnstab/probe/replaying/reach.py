@@ -72,7 +72,7 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
     mine = frozenset(map(id, functions))
     for value, path in _reached(twin, own, frozenset(known), mine=mine):
         if id(value) in own or _keeps_state(value):
-            return path
+            return path or type(value).__name__
     return ""
 
 
