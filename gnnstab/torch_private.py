@@ -30,8 +30,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def not_compiled(function: Function) -> Function:
     """Have `torch.compile` run a function, and all that it calls, as they are, without importing the compiler."""
     vars(function)["_torchdynamo_disable"] = True  # It is not traced as a part of who calls it,
+    return not_compiled_alone(function)  # nor compiled by itself.
+
+
+def not_compiled_alone(function: Function) -> Function:
+    """Have `torch.compile` not compile a function by itself, since torch 2.7; as a part of who calls it, it is traced."""
     frames = torch._C._dynamo.eval_frame
-    if hasattr(frames, "set_code_exec_strategy"):  # nor, since torch 2.7, compiled by itself.
+    if hasattr(frames, "set_code_exec_strategy"):
         skip = frames._FrameAction.SKIP
         frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
     return function

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from threading import Lock
 from typing import Any
 
+import torch
 from torch import distributed as dist
 from torch.utils import flop_counter
 
@@ -59,6 +61,7 @@ def undisturbed(asked: bool) -> Iterator[None]:
     token = _within.set(True)
     try:
         with ExitStack() as stack:
+            stack.enter_context(_uncompiled())
             stack.enter_context(_hooks.aside())
             stack.enter_context(_with(DISPATCH, [mode for mode in DISPATCH.stack() if not _counts(mode)]))
             stack.enter_context(_with(FUNCTION, [*filter(_sets_device, _aside.get()), *FUNCTION.stack()]))
@@ -99,6 +102,20 @@ def without_modes() -> Iterator[None]:
             yield
     finally:
         _aside.reset(token)
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """What `torch.compile` compiled runs as it was written inside: what the compiler met under the modes of a copy, it would
+    leave out of the run's own forwards too. It holds for all threads."""
+    if (
+        "torch._dynamo.eval_frame" not in sys.modules
+    ):  # Nobody has compiled anything, and asking would load the compiler.
+        return _NOTHING
+    try:
+        stance: AbstractContextManager[None] = torch.compiler.set_stance("force_eager")
+    except RuntimeError:  # Compiled code calls this, and its stance cannot be changed within.
+        return _NOTHING
+    return stance
 
 
 class _OneProcess(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
@@ -18,7 +19,7 @@ from gnnstab.probe.layers._exponentials import STARTS, Exponentials, OverEdges
 from gnnstab.probe.layers._linear_attention import LinearAttention
 from gnnstab.probe.layers.functions import DIVIDES, MIXES, PRODUCTS, SAME, SUMS, TIMES
 from gnnstab.probe.statistics.dense import MASKED
-from gnnstab.torch_private import without_torch_function
+from gnnstab.torch_private import not_compiled_alone, without_torch_function
 
 _SOFTMAX = frozenset({torch.softmax, F.softmax, Tensor.softmax})
 _FUSED = F.scaled_dot_product_attention
@@ -116,11 +117,14 @@ class Attending(TorchFunctionMode):
         self.exponentials.clear()
         self.linear.clear()
 
+    @not_compiled_alone
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the function; look at it if it is one of those that matter."""
-        output = func(*args, **(kwargs or {}))
+        output = func(*args, **kwargs) if kwargs else func(*args)
+        if is_dynamo_compiling():  # Traced into a function of the user's, which only the call above is a part of.
+            return output
         follows = self._followed or self.exponentials.follows or self.linear.follows
         if self.error is None and (follows or func in _LOOKED_AT):
             # A layer within this one has a look of its own.

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
@@ -23,7 +24,7 @@ from gnnstab.probe.operations._operands import UNWRITTEN
 from gnnstab.probe.operations.in_place import reason_against
 from gnnstab.probe.operations.source_lines import Modules, Place, caller_place
 from gnnstab.records.rises import Nearing
-from gnnstab.torch_private import FUNCTION, transforms, without_torch_function
+from gnnstab.torch_private import FUNCTION, not_compiled_alone, transforms, without_torch_function
 from gnnstab.undisturbed import nothing_aside
 
 FIRST = 8
@@ -211,11 +212,14 @@ class _Following(TorchFunctionMode):
         self._run: list[_Key] = []
         """Keys of operations in a row, each of which reads what the one before it has made; the last one made ``_last``."""
 
+    @not_compiled_alone
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the function; look at what it gives."""
-        output = func(*args, **(kwargs or {}))
+        output = func(*args, **kwargs) if kwargs else func(*args)
+        if is_dynamo_compiling():
+            return output
         if self.active and self.error is None and type(output) is Tensor and output.is_floating_point():
             try:
                 with without_torch_function(), torch.no_grad():
