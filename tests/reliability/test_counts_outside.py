@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -205,3 +206,15 @@ def test_what_nobody_assigns_and_what_did_not_change_stays_the_same_object() -> 
     held["more"] = []
     outside.put_back()
     assert held == {"rows": [1, 2]} and held["rows"] is rows
+
+
+def test_a_key_is_there_at_any_moment() -> None:
+    """A signal handler may read the dict while a count in it is put back."""
+    counts, there = {"calls": 0}, []
+    back = Outside([eval("lambda: counts", {"counts": counts, "__name__": "own"})])
+    counts["calls"] = 5
+    sys.setprofile(lambda *_: there.append("calls" in counts))
+    back.put_back()
+    sys.setprofile(None)
+    assert counts == {"calls": 0}
+    assert all(there)

@@ -242,7 +242,8 @@ def _set_container(container: Any, held: tuple[Any, ...]) -> None:
     if isinstance(container, dict):
         # Past what a class of the user's own does when it is written to.
         kind: Any = OrderedDict if isinstance(container, OrderedDict) else dict
-        kind.clear(container)
+        if [*map(id, now[0])] != [*map(id, held[0])]:  # Else a signal handler finds every key at any moment.
+            kind.clear(container)
         kind.update(container, zip(*held, strict=True))
     elif isinstance(container, set):
         set.clear(container)
