@@ -114,6 +114,7 @@ def test_every_block_of_the_page_runs(page: Path, desk: dict[str, Any], capsys: 
                 missing.append(str(error))
         else:
             for line, shown in commands(code):
+                capsys.readouterr()  # What the blocks before it have printed.
                 said = run_command(line, capsys)
                 assert not shown or as_shown(shown) == as_shown(said), f"{line}\n{said}"
     if missing:
