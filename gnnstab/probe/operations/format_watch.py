@@ -264,7 +264,9 @@ def _name(func: Callable[..., Any]) -> str:
 
 
 def _pace(looks: Sequence[tuple[int, float]]) -> float:
-    """Change per step over the last three looks, since batches differ; 0 of one."""
+    """Change per step over the last three looks, since batches differ; 0 of fewer than two."""
+    if not looks:
+        return 0.0
     (before, low), (after, high) = looks[max(len(looks) - 3, 0)], looks[-1]
     return (high - low) / max(after - before, 1)
 
