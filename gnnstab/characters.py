@@ -16,6 +16,7 @@ _SHAPELESS = frozenset(
 )
 """Letters and marks that are drawn as nothing, so that two names that differ look alike."""
 
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _BEYOND_ASCII = re.compile(r"[^\x00-\x7e]")
 
 
@@ -28,6 +29,11 @@ def as_escape(character: str) -> str:
     r"""The character as it is written in Python's source: ``\x1b``, ``\u202e``, ``\U000e0041``."""
     code = ord(character)
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def shown(text: str, kept: str = "") -> str:
+    """The text with its hidden characters as escapes, also those that end a line; those in ``kept`` stay."""
+    return "".join(c if c in kept else _SHORT.get(c) or (as_escape(c) if is_hidden(c) else c) for c in text)
 
 
 def as_json(value: Any, indent: int | None = 2) -> str:

@@ -70,7 +70,7 @@ def _write_trace(path: Path) -> None:
         ]
         ids = [writer.series(key) for key in keys]
         for step in range(40):
-            writer.sites(step, ids, np.abs(np.sin(np.arange(len(ids) * 5).reshape(-1, 5) + step)) * [1, 1, 1, 10, 0])
+            writer.sites(step, ids, np.abs(np.sin(np.arange(len(ids) * 5).reshape(-1, 5) + step)) * [-1, 1, 1, 10, 0])
             writer.step(StepRow(step, step * 0.01, 1.0 / (step + 1), 1e-3, None, 1.0))
         names = ("attention.entropy", "attention.saturated_share", "score.within_std", "degree.mean")
         writer.measures([Measure(s, "gnn0", "train", 0, n, h, 0.5) for s in (0, 20) for n in names for h in (-1, 0, 1)])

@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from gnnstab.characters import as_escape, is_hidden
+from gnnstab.characters import as_escape, is_hidden, shown
 
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PLAIN = re.compile(r"[\x20-\x7e]*")
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
@@ -26,8 +25,7 @@ def visible(text: str, *, newlines: bool = False) -> str:
     With ``newlines=True`` line feeds and tabs stay, for code.
     """
     if not _PLAIN.fullmatch(text):
-        kept = "\n\t" if newlines else ""
-        text = "".join(c if c in kept else _SHORT.get(c) or (as_escape(c) if is_hidden(c) else c) for c in text)
+        text = shown(text, "\n\t" if newlines else "")
     return _COMMAND.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 

@@ -18,7 +18,7 @@ class IncompleteTrace(Rule):
 
     ## What it sees
     A trace that was not closed: the process was killed, or is still running. Rows that could not be written, or that no
-    writer makes: of a series, mode or level of resolution that is not listed. Statistics, measures or steps of which no row is left.
+    writer makes: of a layer, series, mode or level of resolution that is not listed, with impossible numbers, or damaged events. Statistics, measures or steps of which no row is left.
     Steps of the optimizer of which nothing was seen. Of a distributed run, ranks without a file that can be read.
 
     ## Why it is unstable
@@ -73,8 +73,8 @@ class IncompleteTrace(Rule):
         doubtful = signals.context.get("rows_doubtful")
         if isinstance(doubtful, int) and doubtful > 0:
             yield self._finding(
-                f"{doubtful} rows are malformed: of no series, mode or level of resolution that the trace lists, or of fewer than no "
-                "entries. What they hold is not judged; record the run again.",
+                f"{doubtful} rows are malformed: of no layer, series, name, mode or level of resolution that there is, with numbers that "
+                "no tensor has, or with an event that cannot be read in full. What they hold is not judged; record the run again.",
                 doubtful,
                 "warning",
             )

@@ -215,3 +215,23 @@ EVENT: Fields = {
     "message": TEXT,
     "detail": (_detail, _object),
 }
+
+
+def event_from_columns(row: Sequence[Any]) -> tuple[dict[str, Any], list[str]]:
+    """Field → value of one event, and the names of the fields that cannot be read; without its kind it is none.
+
+    An event says that something happened, which is true however little is left of it: a ``said`` in its detail tells.
+    """
+    fields: dict[str, Any] = {"step": 0}
+    bad = []
+    for (name, (_, read)), value in zip(EVENT.items(), row, strict=True):
+        try:
+            fields[name] = read(value)
+        except (ValueError, TypeError):
+            bad.append(name)
+    if bad:
+        fields["detail"] = {
+            **fields.get("detail", {}),
+            "said": f"details of the event cannot be read: {', '.join(bad)}",
+        }
+    return fields, bad

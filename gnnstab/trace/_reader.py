@@ -192,13 +192,27 @@ class Trace:
         return sorted(found, key=_by_step)
 
     def events(self, kind: str | None = None) -> tuple[Event, ...]:
-        """Events in order of steps; ``kind`` narrows them."""
+        """Events in order of steps; ``kind`` narrows them. Of a damaged one that is ``non-finite`` stays what can be read."""
+        return tuple(event for event in self._events[0] if kind in (None, event.kind))
+
+    @cached_property
+    def _events(self) -> tuple[tuple[Event, ...], int]:
+        """All events, and how many are damaged."""
         query = f"SELECT id, {', '.join(codec.EVENT)} FROM event"
-        found: list[tuple[int, Event]] = []
+        found: list[Event] = []
+        damaged = 0
         for part in self._parts:
-            decode = partial(_numbered, make=Event, fields=codec.EVENT, rank=part.rank)
-            found += sorted(self._decoded(part, query, "event", decode, EVENTS_LIMIT), key=itemgetter(0))
-        return tuple(sorted((event for _, event in found if kind in (None, event.kind)), key=_by_step))
+            rows = part.connection.rows(query, most=EVENTS_LIMIT)
+            for row in sorted(rows, key=lambda row: row[0] if isinstance(row[0], int) else 0):
+                fields, bad = codec.event_from_columns(row[1:])
+                if bad:
+                    damaged += 1
+                    self._note(
+                        f"{part.connection.path}: a damaged event was left out, or read in part ({', '.join(bad)})"
+                    )
+                if not bad or fields.get("kind") == "non-finite":
+                    found.append(Event(**fields, rank=part.rank))
+        return tuple(sorted(found, key=_by_step)), damaged
 
     @cached_property
     def last_step(self) -> int | None:
@@ -211,8 +225,8 @@ class Trace:
 
     @cached_property
     def doubtful_rows(self) -> int:
-        """Rows that belong to no series, mode or level of resolution, or to fewer than no entries: malformed, and read by nothing."""
-        return sum(doubtful_rows(part.connection) for part in self._parts)
+        """Malformed rows, which nothing or only a part of the reading reaches: see `doubtful_rows`; and damaged events."""
+        return sum(doubtful_rows(part.connection) for part in self._parts) + self._events[1]
 
     @cached_property
     def missing_tables(self) -> list[str]:
@@ -252,9 +266,11 @@ class Trace:
             try:
                 yield decode(row)
             except (ValueError, TypeError) as error:
-                note = f"{part.connection.path}: a damaged {what} was left out ({error})"
-                if note not in self._notes:
-                    self._notes.append(note)
+                self._note(f"{part.connection.path}: a damaged {what} was left out ({error})")
+
+    def _note(self, note: str) -> None:
+        if note not in self._notes:
+            self._notes.append(note)
 
 
 def _step(row: Row, rank: int) -> StepRow:

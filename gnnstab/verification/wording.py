@@ -175,7 +175,8 @@ def replay_text(replay: Replay, *, width: int = 80, verbose: bool = True) -> str
     """The stages up to the failure, and what each fix did; without ``verbose`` the last stages alone."""
 
     def wrapped(texts: Sequence[str]) -> list[str]:
-        return [line for text in texts for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+        lines = (textwrap.wrap(characters.shown(text), width, break_on_hyphens=False) for text in texts)
+        return [line for some in lines for line in some]
 
     # Whether the replay agrees with the run is what the reader wants to know before all else.
     about = _about(replay)
