@@ -15,7 +15,7 @@ from gnnstab.checkpoint._containers import Contents, Network, contents_of, optim
 from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable, unwrapped_names
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint._reading import read_safetensors, read_torch
-from gnnstab.checkpoint._shards import joined, shards_of
+from gnnstab.checkpoint._shards import joined, read_all, shards_of
 from gnnstab.checkpoint._sniffing import regular_file, sniff
 from gnnstab.checkpoint._tally import Tally
 from gnnstab.checkpoint._within import tensors_within
@@ -73,7 +73,7 @@ def load(
     """
     shown = printable(str(path), 500)
     files = shards_of(Path(path))
-    read = [_read(file, unsafe) for file in files]
+    read = read_all(files, lambda file: _read(file, unsafe))
     kind, root = read[0] if len(read) == 1 else (read[0][0], joined(files, [root for _, root in read]))
     try:
         tally = Tally(shown)

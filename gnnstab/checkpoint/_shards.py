@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gnnstab.archive import LARGEST_PICKLE
 from gnnstab.checkpoint._naming import printable
+from gnnstab.checkpoint._reading import MOST_ENTRIES
 from gnnstab.checkpoint._sniffing import regular_file
 from gnnstab.errors import LoadError
 from gnnstab.unpickling.guard import look_first
@@ -21,6 +23,9 @@ INDEX = ".index.json"
 """How the name of an index ends: tensor → file, under ``weight_map``."""
 
 MOST_SHARDS = 1000
+
+MOST_SECONDS = 120
+"""Processor time after which no further file of a model is begun; only descriptions are read, a thousand in some seconds."""
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -49,6 +54,29 @@ def shards_of(path: Path) -> list[Path]:
     return files
 
 
+def read_all(files: Sequence[Path], read: Callable[[Path], tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Kind and content of every file; what one may hold and take, all of them may together.
+
+    Raises `LoadError` for more, and for a file that is there under two names.
+    """
+    found: list[tuple[str, Any]] = []
+    seen: dict[tuple[int, int], str] = {}
+    held, begun = 0, _seconds()
+    for file in files:
+        found.append(read(file))
+        if len(files) == 1:
+            break
+        state, root = file.stat(), found[-1][1]
+        if (same := seen.setdefault((state.st_dev, state.st_ino), file.name)) != file.name:
+            raise LoadError(f"{_shown(file)}: is the same file as {printable(same, 100)}, another part of that model")
+        held += len(root) if isinstance(root, Mapping) else 0
+        if held > MOST_ENTRIES:
+            raise LoadError(f"{_shown(file)}: with it the files of that model hold more than {MOST_ENTRIES} tensors")
+        if len(found) < len(files) and _seconds() - begun > MOST_SECONDS:
+            raise LoadError(f"{_shown(file)}: the files of that model take more than {MOST_SECONDS} seconds to read")
+    return found
+
+
 def joined(files: Sequence[Path], roots: Sequence[Any]) -> dict[Any, Any]:
     """What the shards hold, as one state dict.
 
@@ -71,6 +99,11 @@ def joined(files: Sequence[Path], roots: Sequence[Any]) -> dict[Any, Any]:
             f"{_shown(index)}: names {len(lost)} tensors that no file holds, first {printable(lost[0], 100)}; copy the files again"
         )
     return whole
+
+
+def _seconds() -> float:
+    """Processor time of this process and of the children that looked first."""
+    return sum(os.times()[:4])
 
 
 def _weight_map(index: Path) -> dict[str, str]:

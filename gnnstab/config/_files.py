@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import configparser
 import re
-import reprlib
 import stat
 import sys
 from pathlib import Path
 from typing import Any
 
-from gnnstab.config._parsing import parse
+from gnnstab.config._parsing import parse, shown
 from gnnstab.config._settings import Settings
 from gnnstab.errors import ConfigurationError, printable
 
-MOST_DOTS = 1000
-"""In one line of a TOML file."""
+MOST_DOTS, MOST_DOTS_OF_ALL = 1000, 20_000
+"""In one line of a TOML file, and in all of it; each may make a table, of some five thousand bytes."""
 
 MOST_LINES = 20_000
 """Of an ini file; the parser's message about lines that it does not understand grows with their square."""
@@ -97,6 +96,10 @@ def _toml(file: Path, text: str) -> dict[str, Any] | None:
         # The parser makes a table of every part of a dotted key, and the interpreter crashes on a hundred thousand of
         # them within each other.
         raise ConfigurationError(f"{file}: not read: it has a line with more than {MOST_DOTS} dots")
+    if text.count(".") > MOST_DOTS_OF_ALL:
+        raise ConfigurationError(
+            f"{file}: not read: it has more than {MOST_DOTS_OF_ALL} dots, which no configuration has"
+        )
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -106,7 +109,7 @@ def _toml(file: Path, text: str) -> dict[str, Any] | None:
     except (ValueError, RecursionError, AttributeError) as error:
         raise ConfigurationError(f"{file}: not valid TOML: {printable(' '.join(str(error).split()))}") from error
     if section is not None and not isinstance(section, dict):
-        raise ConfigurationError(f"{file}: tool.gnnstab must be a table, not {reprlib.repr(section)}")
+        raise ConfigurationError(f"{file}: tool.gnnstab must be a table, not {shown(section)}")
     return section
 
 

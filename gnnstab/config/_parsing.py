@@ -19,6 +19,17 @@ KEYS = ("select", "ignore", "fail-on", "format", "baseline", "docs-url", "thresh
 SUPPRESSION_KEYS = ("code", "layer", "reason", "expires")
 
 
+class _Repr(reprlib.Repr):
+    """A hexadecimal number of a TOML file may be longer than Python writes out."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return super().repr_int(x, level) if x.bit_length() < 1000 else f"a number of {x.bit_length()} bits"
+
+
+shown = _Repr().repr
+"""A value of a file in a few characters."""
+
+
 def parse(section: Mapping[str, Any], file: Path) -> Settings:
     """The settings of one section; raises `ConfigurationError` for an unknown key or an impossible value."""
     where = str(file)
@@ -45,19 +56,19 @@ def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str
     for key in given:
         if key not in known:
             near = hint(printable(key), known, f"known are {', '.join(known)}")
-            raise ConfigurationError(f"{where}: unknown key {reprlib.repr(key)}; {near}")
+            raise ConfigurationError(f"{where}: unknown key {shown(key)}; {near}")
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigurationError(f"{where} must be a text, not {reprlib.repr(value)}")
+        raise ConfigurationError(f"{where} must be a text, not {shown(value)}")
     return value.strip()
 
 
 def _address(value: Any, where: str) -> str:
     if not isinstance(value, str) or not is_address(value.strip()):
         raise ConfigurationError(
-            f"{where} must be an address such as https://docs.example.org/gnnstab, not {reprlib.repr(value)}"
+            f"{where} must be an address such as https://docs.example.org/gnnstab, not {shown(value)}"
         )
     return value.strip()
 
@@ -70,13 +81,13 @@ def _beside(file: Path, name: str) -> str:
         if os.path.commonpath([folder, os.path.realpath(path.parent)]) == folder and path.name not in ("", ".."):
             return str(path)
     raise ConfigurationError(
-        f"{file}: baseline must lie within the folder of this file, not {reprlib.repr(name)}; any other takes --baseline"
+        f"{file}: baseline must lie within the folder of this file, not {shown(name)}; any other takes --baseline"
     )
 
 
 def _severity(value: Any, where: str) -> str:
     if value not in SEVERITIES:
-        raise ConfigurationError(f"{where} must be one of {', '.join(SEVERITIES)}, not {reprlib.repr(value)}")
+        raise ConfigurationError(f"{where} must be one of {', '.join(SEVERITIES)}, not {shown(value)}")
     return str(value)
 
 
@@ -84,13 +95,13 @@ def _codes(value: Any, where: str) -> tuple[str, ...]:
     """A list of code prefixes; an ini file gives them as one text parted by commas, blanks or lines."""
     items = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item.strip() for item in items):
-        raise ConfigurationError(f"{where} must be a list of rule codes or prefixes, not {reprlib.repr(value)}")
+        raise ConfigurationError(f"{where} must be a list of rule codes or prefixes, not {shown(value)}")
     return tuple(item.strip().upper() for item in items)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"{where} must be a table, not {reprlib.repr(value)}")
+        raise ConfigurationError(f"{where} must be a table, not {shown(value)}")
     return value
 
 
@@ -109,8 +120,8 @@ def _number(value: Any, where: str) -> float:
         if isinstance(value, bool):
             raise ValueError
         number = float(value)
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{where} must be a number, not {reprlib.repr(value)}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigurationError(f"{where} must be a number, not {shown(value)}") from error
     if number != number:
         raise ConfigurationError(f"{where} must be a number; with nan no limit would ever be crossed")
     return number
@@ -118,18 +129,19 @@ def _number(value: Any, where: str) -> float:
 
 def _suppressions(value: Any, file: str) -> list[Suppression]:
     if not isinstance(value, (list, tuple)):
-        raise ConfigurationError(f"{file}: suppressions must be a list of tables, not {reprlib.repr(value)}")
+        raise ConfigurationError(f"{file}: suppressions must be a list of tables, not {shown(value)}")
     found = []
     for position, item in enumerate(value, start=1):
         where = f"{file}: suppression {position}"
         entry = _table(item, where)
         _refuse_unknown(entry, SUPPRESSION_KEYS, where)
-        if not str(entry.get("reason", "")).strip():
+        reason = entry.get("reason", "")
+        if isinstance(reason, str) and not reason.strip():
             raise ConfigurationError(f"{where} has no reason; say why the finding is accepted")
         found.append(
             Suppression(
                 code=_text(entry.get("code"), f"{where}: code").upper(),
-                reason=_text(entry["reason"], f"{where}: reason"),
+                reason=_text(reason, f"{where}: reason"),
                 layer=_text(entry.get("layer", "*"), f"{where}: layer"),
                 expires=_day(entry.get("expires"), f"{where}: expires"),
                 origin=file,
@@ -146,4 +158,4 @@ def _day(value: Any, where: str) -> date | None:
     try:
         return date.fromisoformat(str(value).strip())
     except ValueError as error:
-        raise ConfigurationError(f"{where} must be a day such as 2026-12-31, not {reprlib.repr(value)}") from error
+        raise ConfigurationError(f"{where} must be a day such as 2026-12-31, not {shown(value)}") from error

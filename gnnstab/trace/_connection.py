@@ -38,6 +38,12 @@ OPERATIONS = 1_000_000
 MOST_OPERATIONS = 250 * OPERATIONS
 """Operations of one query, several times what the largest trace needs; a few seconds."""
 
+SCHEMA_OPERATIONS = 10_000
+"""The same while a file is opened; the description of gnnstab's tables takes a few hundred."""
+
+LONGEST_SQL = 64 * 2**10
+"""Bytes of one statement, those that describe tables among them."""
+
 SPOILT = (sqlite3.Error, OverflowError, UnicodeError)
 """What Python's sqlite3 raises over damaged pages: its own errors, and those of names and numbers it cannot convert."""
 
@@ -87,10 +93,7 @@ class Connection:
         self, query: str, parameters: Sequence[Any], most: int, size: int, text: int
     ) -> Iterator[list[tuple[Any, ...]]]:
         self._text_left = text
-        # The pages of a crafted file may refer to each other so that a scan never ends.
-        counted = chain(repeat(0, MOST_OPERATIONS // OPERATIONS), repeat(1))
-        # No Python code: what a signal handler raises in it, as of Ctrl-C, SQLite would take for an answer, and it were lost.
-        self._connection.set_progress_handler(counted.__next__, OPERATIONS)
+        limit_operations(self._connection, MOST_OPERATIONS)
         with self.reading():
             cursor = self._connection.execute(query, parameters)
             count = 0
@@ -128,14 +131,28 @@ class Connection:
             raise OverflowError("more text than gnnstab writes")
 
 
+def limit_operations(connection: sqlite3.Connection, most: int) -> None:
+    """End what runs on a connection after ``most`` operations: pages of a crafted file may refer to each other so that a
+    scan never ends. SQLite's `count(*)` of a whole table is one operation, and is never asked for."""
+    each = min(most, OPERATIONS)
+    counted = chain(repeat(0, most // each), repeat(1))
+    # No Python code: what a signal handler raises in it, as of Ctrl-C, SQLite would take for an answer, and it were lost.
+    connection.set_progress_handler(counted.__next__, each)
+
+
 def harden(connection: sqlite3.Connection) -> None:
-    """Settings for a database that may have been made to harm its reader: it is read, and none of its code runs."""
+    """Settings for a database that may have been made to harm its reader: it is read, and none of its code runs.
+
+    The first statement reads the schema, so its operations are limited before.
+    """
+    limit_operations(connection, SCHEMA_OPERATIONS)
     connection.set_authorizer(None)
     connection.text_factory = _text
     for setting in ("trusted_schema = OFF", "cell_size_check = ON", "temp_store = MEMORY", "query_only = ON"):
         connection.execute(f"PRAGMA {setting}")
     if sys.version_info >= (3, 11):
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_ROW)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, LONGEST_SQL)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
     if sys.version_info >= (3, 12):
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)

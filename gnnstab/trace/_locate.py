@@ -21,7 +21,10 @@ LEFT_OUT = "left out "
 MOST_MISSING = 1000
 """Ranks that can be called missing: a number in a file's name is nobody's measurement."""
 
-_COUNTED = {table: f"SELECT count(*) FROM {table}" for table in ("statistic", "step", "measure")}
+_COUNTED = {
+    table: f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {MOST_ROWS + 1})"
+    for table in ("statistic", "step", "measure")
+}
 _TOO_MUCH = "not read, a run of several files may hold "
 
 

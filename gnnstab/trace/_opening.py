@@ -11,7 +11,7 @@ from contextlib import suppress
 from gnnstab.errors import TraceError
 from gnnstab.trace import _schema as schema
 from gnnstab.trace._companions import address, check_companions, check_journal
-from gnnstab.trace._connection import SPOILT, Connection, harden
+from gnnstab.trace._connection import MOST_OPERATIONS, SPOILT, Connection, harden, limit_operations
 
 LARGEST_FILE = 256 * 2**20
 """Bytes of a trace with its log: twice the largest budget of a writer. The size is the apparent one, since a sparse
@@ -120,7 +120,7 @@ def _connect(path: str, mode: str) -> sqlite3.Connection:
     try:
         harden(connection)
         connection.execute("BEGIN")
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone()
     except BaseException:
         connection.close()
         raise
@@ -153,6 +153,7 @@ def _copy(connection: sqlite3.Connection, path: str) -> sqlite3.Connection:
         connection.close()
         raise TraceError(f"{path}: damaged trace, it claims to be of {pages * size} bytes")
     copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+    limit_operations(copy, MOST_OPERATIONS)
     connection.backup(copy)
     connection.close()
     # No trigger and no view of a stranger runs while it is upgraded.
@@ -174,4 +175,6 @@ def _explain(path: str, error: Exception) -> str:
         return f"{path}: not a gnnstab trace (not an SQLite file)"
     if "locked" in str(error):
         return f"{path}: locked by its writer; try again"
+    if "interrupted" in str(error):
+        return f"{path}: damaged trace, its tables are described by more rows than gnnstab writes"
     return f"{path}: cannot be read as a trace ({error})"

@@ -30,6 +30,9 @@ from gnnstab.sharding import WHY, is_sharded
 
 _KIND, _VALUE = "gnnstab.kind", "gnnstab.value"
 _LARGEST_JSON = 20_000_000
+_MOST_LEFT_OUT, _LONGEST_LEFT_OUT = 500, 1000
+"""Values of which a bundle says that it lacks them, and characters of each."""
+
 _DATA = {"Data": Data, "HeteroData": HeteroData}
 
 
@@ -76,7 +79,7 @@ def write(
         "event": dataclasses.asdict(event),
         "mode": inputs.mode,
         "autocast": [inputs.autocast[0], str(inputs.autocast[1]).removeprefix("torch."), inputs.autocast[2]],
-        "left_out": left_out,
+        "left_out": _told(left_out),
     }
     _write_json(path / "event.json", about)
     _write_json(path / "layers.json", [dataclasses.asdict(facts) for facts in layers])
@@ -108,10 +111,25 @@ def read(folder: str | os.PathLike[str]) -> Bundle:
                 str(about["mode"]),
             ),
             weights={_text(name): _tensor(value) for name, value in weights.items()},
-            left_out=tuple(str(text) for text in about["left_out"]),
+            left_out=_left_out(about["left_out"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LoadError(f"{path}: not a bundle of gnnstab ({type(error).__name__}: {error})") from error
+
+
+def _told(left_out: list[str]) -> list[str]:
+    """As much of it as is read again."""
+    more = len(left_out) - _MOST_LEFT_OUT
+    shown = left_out if more <= 0 else [*left_out[: _MOST_LEFT_OUT - 1], f"{more + 1} more"]
+    return [text[:_LONGEST_LEFT_OUT] for text in shown]
+
+
+def _left_out(told: Any) -> tuple[str, ...]:
+    if not isinstance(told, list) or len(told) > _MOST_LEFT_OUT:
+        raise ValueError(f"left_out is no list of at most {_MOST_LEFT_OUT} texts")
+    if not all(isinstance(text, str) and len(text) <= _LONGEST_LEFT_OUT for text in told):
+        raise ValueError(f"left_out holds something else than texts of at most {_LONGEST_LEFT_OUT} characters")
+    return tuple(told)
 
 
 def _plain(value: Any, name: str, left_out: list[str]) -> Any:
