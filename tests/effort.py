@@ -58,4 +58,5 @@ def _counting(made: Counter[str], kind: str, own: Callable[..., Any]) -> Callabl
         made[kind] += 1
         return own(*args, **more)
 
+    count.__module__ = "gnnstab.tests"  # What code of the user's counts is put back after a trial.
     return count
