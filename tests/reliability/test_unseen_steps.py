@@ -14,6 +14,7 @@ import gnnstab
 from forked import Child
 from gnnstab.errors import GnnstabWarning, UsageError
 from gnnstab.report.summary import state
+from gnnstab.torch_private import dispatch_modes
 from side_by_side import Net, graph
 
 Way = Callable[[int, nn.Module, torch.optim.Optimizer], None]
@@ -74,6 +75,7 @@ def after_the_optimizer_is_cleared(i: int, model: nn.Module, optimizer: torch.op
 def test_a_calm_verdict_needs_every_step(move: Way, healthy: str, broken: str) -> None:
     assert state(trained(move, bad=False).diagnose()) == healthy
     assert state(trained(move, bad=True).diagnose()) == broken
+    assert dispatch_modes() == 0, "a watch is left by the thread that entered it"
 
 
 @pytest.mark.filterwarnings("ignore::gnnstab.errors.GnnstabWarning")

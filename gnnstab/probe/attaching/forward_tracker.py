@@ -17,7 +17,7 @@ from gnnstab.probe.buffering.series_ids import MODES
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.format_watch import FormatWatch
-from gnnstab.probe.operations.in_place import StepWatch
+from gnnstab.probe.operations.in_place import StepWatch, leave_closed
 from gnnstab.probe.replaying.computing_hooks import changes_input
 from gnnstab.probe.replaying.reach import bytes_of, held_tensors
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
@@ -129,6 +129,7 @@ class ForwardTracker:
         take_off("the hooks of the model", self._handles, self._hooks, self._state.error_guard)
         if self._hooked is not None:
             keep_out_of_copies(self._hooked)
+        leave_closed()
         self.end_step()
         self.before = {}
 

@@ -140,7 +140,14 @@ class StepWatch:
         return Found(None)
 
 
+def leave_closed() -> None:
+    """Leave the watches that this thread entered and another one closed, as where an optimizer steps in a thread of its own."""
+    while dispatch_modes() and isinstance(mode := dispatch_stack()[-1], OperationMode) and not mode.active:
+        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
 def _reason_now() -> str:
+    leave_closed()
     if dispatch_modes():
         return "a dispatch mode of the run's own was active"
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
