@@ -160,7 +160,7 @@ PROGRAMS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {
 
 
 EMPTY = dict.fromkeys(
-    ("no edges, TransformerConv", "no nodes", "HeteroConv without users", "HAN without items"), ("GS604",)
+    ("no edges, TransformerConv", "no nodes", "HeteroConv without users", "HAN without items"), ("GS402", "GS604")
 )
 """Programs without an edge to the nodes that are read, and the rule that is right about it."""
 

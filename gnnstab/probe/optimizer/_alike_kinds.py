@@ -69,11 +69,15 @@ def _look(given: dict[str, dict[str, torch.Size]], name: str, module: nn.Module,
     """Keep the kinds of the first call of a layer whose rows are all one, with their shape."""
     rows = _rows(args, kwargs)
     if rows is not None and name not in given:
-        given[name] = {str(kind): x.shape for kind, x in rows.items() if len(x) > 1 and _one_row(x.detach())}
+        given[name] = {
+            str(kind): x.shape for kind, x in rows.items() if len(x) > 1 and _one_row(x.detach(), x.grad_fn is not None)
+        }
 
 
-def _one_row(x: Tensor) -> bool:
-    return bool(((x - x[:1]).abs() <= _SAME * x.abs().max()).all())
+def _one_row(x: Tensor, computed: bool) -> bool:
+    """True where all rows are one; rows of zeros that were computed come from closed units, which are a matter of their own."""
+    largest = x.abs().max()
+    return not (computed and largest == 0) and bool(((x - x[:1]).abs() <= _SAME * largest).all())
 
 
 def _told_apart(name: str, own: Mapping[str, Tensor], model: nn.Module) -> None:
