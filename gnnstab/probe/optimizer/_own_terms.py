@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import let_through
 from gnnstab.probe.optimizer._suspects import Suspect, listed
-from gnnstab.probe.replaying.replica import mapped
+from gnnstab.probe.replaying.replica import mapped, tensors_in
 
 _FEWEST = 4
 """Nodes that are looked at, fewer of which say nothing."""
@@ -36,7 +36,7 @@ def without_own_terms(model: nn.Module, forward: Callable[[], Any]) -> Iterator[
     for name, (args, kwargs) in given.items():
         # What stands around a layer may add what it lacks.
         inside = [outer for outer in given if name.startswith(f"{outer}.")]
-        if not inside and _lacks(layers[name], args, kwargs):
+        if not inside and _lacks(layers[name], args, kwargs) and not _added_around(model, layers[name], forward):
             bare.append(name)
     if bare:
         names = tuple(bare)
@@ -46,6 +46,37 @@ def without_own_terms(model: nn.Module, forward: Callable[[], Any]) -> Iterator[
             f"{listed(names)} {verb} no term of the node itself: a node gets what its neighbours have, and nothing of its own input",
             partial(_add_terms, names),
         )  # fmt: skip
+
+
+def _added_around(model: nn.Module, module: nn.Module, forward: Callable[[], Any]) -> bool:
+    """True where the input of a layer reaches the model's output past the layer, as in ``x + layer(x)``."""
+    taken, lent = list[Tensor](), list[Tensor]()
+
+    def lend(model: nn.Module, args: Any, kwargs: Any) -> None:
+        for _, tensor in tensors_in((args, kwargs)):
+            if tensor.is_floating_point() and not tensor.requires_grad:
+                lent.append(tensor.requires_grad_())  # What the batch holds has no history of its own.
+
+    def take(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if (now := _edges_of(args, kwargs)) is not None and not taken:
+            taken.append(now[0])
+
+    handles = [
+        model.register_forward_pre_hook(lend, with_kwargs=True),
+        module.register_forward_pre_hook(take, with_kwargs=True),
+        module.register_forward_hook(lambda module, args, output: mapped(output, Tensor.detach)),
+    ]
+    try:
+        ends = [t for _, t in tensors_in(forward()) if t.requires_grad]
+        if not ends or not taken or not taken[0].requires_grad:
+            return False
+        slopes = torch.autograd.grad([t.sum() for t in ends], taken[0], allow_unused=True)
+        return slopes[0] is not None and bool((slopes[0] != 0).any())
+    finally:
+        for handle in handles:
+            handle.remove()
+        for tensor in lent:
+            tensor.requires_grad_(False)
 
 
 def _edges_of(args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
