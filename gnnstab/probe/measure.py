@@ -25,7 +25,7 @@ from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.probe.unit_input import AtUnitInput, at_unit_input
 from gnnstab.randomness import same_random_state
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, PLACE_CLAMPED_SHARE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, PLACE_CLAMPED_SHARE, PLACE_GRADIENT_STOPS
 from gnnstab.trace import Trace, TraceWriter
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
@@ -108,7 +108,7 @@ def _look_at_places(
     writer.meta("places", to_json(found))
 
 
-_BLOCKING = (PLACE_CLAMPED_SHARE, "place.gradient_stops")
+_BLOCKING = (PLACE_CLAMPED_SHARE, PLACE_GRADIENT_STOPS)
 """What keeps gradients back: it counts where the model trains."""
 
 

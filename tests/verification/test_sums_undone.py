@@ -253,8 +253,9 @@ def test_every_way_to_add_up_is_undone_and_named_in_the_own_lines(how, counted):
     assert (root.cause, root.how) == ("sum-aggregation", "undone")
     assert "GS401" in root.codes and "GS702" in root.codes, "the tanh behind it follows from the sum, not from features"
     (fix,) = root.fixes
-    assert fix.fix == "divide-sum" and how.rpartition(".")[2] in fix.change.splitlines()[0]
-    count, division = fix.change.splitlines()[1:]
+    *now, count, division = fix.change.splitlines()
+    assert all(line.startswith("# ") for line in now)
+    assert fix.fix == "divide-sum" and how.rpartition(".")[2] in " ".join(now)
     assert count.startswith(f"count = {counted}.clamp(min=1)")
     assert division == "total = total / count.unsqueeze(-1)"
 
