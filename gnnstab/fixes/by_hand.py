@@ -277,7 +277,7 @@ class DivideSum(ByHand):
         )
         said = "" if "total" in how else "  # out: what the line adds up"
         return (
-            f"{_spot(how)}count = {count}.clamp(min=1)  # the line below it\n"
+            f"{_spot(how)}# below the line that adds up:\ncount = {count}.clamp(min=1)\n"
             f"{total} = {total} / count.unsqueeze(-1){said}"
         )
 
