@@ -13,23 +13,12 @@ from torch import nn
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import TransformerConv
 
-import seeds
 from gnnstab.errors import LoadError, UnsafeFileError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.replica import Autocast, rng_snapshot
 from gnnstab.records import Event
 from strangers import compressed
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A whole bundle."""
-    folder = tmp_path / "run.bundle-3"
-    folder.mkdir()
-    for name, content in seeds.bundle_files().items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 def test_a_whole_bundle_is_read(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from gnnstab.cli.group import run as command
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
-import readers
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.replica import Autocast, rng_snapshot
@@ -37,20 +35,6 @@ WHOLE = {
 
 def _insert(**fields: str) -> str:
     return f"INSERT INTO event VALUES (1, {', '.join({**WHOLE, **fields}.values())})"
-
-
-@pytest.fixture(name="changed")
-def make(tmp_path: Path) -> Callable[..., Any]:
-    def change(*statements: str) -> Any:
-        path = tmp_path / "run.gnnstab"
-        path.write_bytes(readers.READERS["trace"].seeds()["run"])
-        connection = sqlite3.connect(path, isolation_level=None)
-        for statement in ("DELETE FROM event", *statements):
-            connection.execute(statement)
-        connection.close()
-        return gnnstab.diagnose(path)
-
-    return change
 
 
 def found(diagnosis: Diagnosis, code: str, word: str = "") -> list[Any]:

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 import readers
-import seeds
 from gnnstab.checkpoint import load as load_checkpoint
 from gnnstab.config import load
 from gnnstab.errors import ConfigurationError, LoadError, TraceError
@@ -170,16 +169,6 @@ def test_a_number_that_cannot_be_shown_is_one_line(key: str, tmp_path: Path) -> 
     with pytest.raises(ConfigurationError) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A whole bundle."""
-    folder = tmp_path / "run.bundle-3"
-    folder.mkdir()
-    for name, content in seeds.bundle_files().items():
-        (folder / name).write_bytes(content)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ import torch
 from torch import nn
 from torch_geometric.nn import TransformerConv
 
-import gnnstab
-import readers
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import LoadError
 from gnnstab.probe.batches.batch_file import load_batch
@@ -57,20 +54,6 @@ def test_an_index_that_names_folders(name: str, tmp_path: Path) -> None:
     path.write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(LoadError, match="outside of its folder"):
         load(path)
-
-
-@pytest.fixture(name="changed")
-def make(tmp_path: Path) -> Callable[..., Any]:
-    def change(*statements: str) -> Any:
-        path = tmp_path / "run.gnnstab"
-        path.write_bytes(readers.READERS["trace"].seeds()["run"])
-        connection = sqlite3.connect(path, isolation_level=None)
-        for statement in ("DELETE FROM event", *statements):
-            connection.execute(statement)
-        connection.close()
-        return gnnstab.diagnose(path)
-
-    return change
 
 
 NOT_FINITE = {
