@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -29,18 +29,41 @@ def trial() -> Iterator[None]:
 
     A loss may read what the forward has left there, and a backward may count as well: nothing is put back before the end.
     Of trials within each other each begins with what its own beginning found.
+
+    Raises:
+        Exception: Something cannot be put back, see `put_all_back`; after an exception inside, that one.
     """
     own = _Trial()
     token = _running.set((*_running.get(), own))
     try:
         yield
-    finally:
+    except BaseException:
         _running.reset(token)
-        for back in reversed(own.back):
-            try:
-                back()
-            except Exception as error:  # What one object of the user's refuses is no reason to leave the others.
-                let_through(error)
+        try:
+            put_all_back(reversed(own.back))
+        except Exception as error:  # The caller is told what went wrong first.
+            let_through(error)
+        raise
+    _running.reset(token)
+    put_all_back(reversed(own.back))
+
+
+def put_all_back(back: Iterable[PutBack]) -> None:
+    """Call each of ``back``, also after one that fails: what one object of the user's refuses is no reason to leave the others.
+
+    Raises:
+        Exception: The first failure, when all are called: what a trial has changed and could not put back must be told.
+    """
+    failures: list[Exception] = []
+    for put_back in back:
+        try:
+            put_back()
+        except Exception as error:
+            failures.append(error)
+    for failure in failures:
+        let_through(failure)
+    if failures:
+        raise failures[0]
 
 
 def a_trial() -> AbstractContextManager[None]:

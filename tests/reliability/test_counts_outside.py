@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 import gnnstab
 from counting import WAYS, Count
 from gnnstab.probe.replaying.outside import Outside
+from gnnstab.trials import put_back_after, trial
 from side_by_side import Net, Run, graph, unnoticed
 
 X, EDGES = graph()
@@ -218,3 +220,32 @@ def test_a_key_is_there_at_any_moment() -> None:
     sys.setprofile(None)
     assert counts == {"calls": 0}
     assert all(there)
+
+
+def refuses() -> None:
+    raise OSError("sealed")
+
+
+def test_what_cannot_be_put_back_is_told_and_the_rest_is_put_back() -> None:
+    first, last = [1], [2]
+
+    def tried() -> None:
+        with trial():
+            for known in (first, last):
+                put_back_after(known, lambda: partial(known.__setitem__, slice(None), list(known)))  # noqa: B023
+                known.append(3)
+                put_back_after(object(), lambda: refuses)
+
+    with pytest.raises(OSError, match="sealed"):
+        tried()
+    assert (first, last) == ([1], [2])
+
+
+def test_after_an_exception_that_one_is_told() -> None:
+    def tried() -> None:
+        with trial():
+            put_back_after(object(), lambda: refuses)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        tried()

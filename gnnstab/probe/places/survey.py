@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_geometric.nn import MessagePassing
 
-from gnnstab.errors import UsageError, let_through
+from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import is_target
@@ -165,6 +165,8 @@ def _survey(
             raise
         except Exception as error:
             let_through(error)
+            if ours(error) and not isinstance(error, UsageError):
+                raise
             raise UsageError(f"the model's forward failed: {type(error).__name__}: {error}") from error
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         made = parameters.made(model, twin)

@@ -30,7 +30,7 @@ from gnnstab.probe.replaying.reach import (  # fmt: skip
     of_library,
 )
 from gnnstab.torch_private import preserved_version, without_torch_dispatch
-from gnnstab.trials import put_back_after
+from gnnstab.trials import put_all_back, put_back_after
 
 _MISSING = object()
 
@@ -78,9 +78,8 @@ class Outside:
                 self._object(value)
 
     def put_back(self) -> None:
-        """Everything that is not as it was is as it was again."""
-        for back in self._back:
-            back()
+        """Everything that is not as it was is as it was again; failures as of `put_all_back`."""
+        put_all_back(self._back)
 
     def _names(
         self, read: Callable[[str], Any], put: Callable[[str, Any], Any], drop: Callable[[str], Any], names: Iterable[str] | None = None
