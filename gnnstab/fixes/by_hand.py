@@ -13,7 +13,9 @@ from gnnstab.records.vocabulary import (
     FEATURE_NON_FINITE,
     LOSS,
     LOSS_MARKED_TARGETS,
+    OPTIMIZER_DECAY,
     OPTIMIZER_NEVER_UPDATED,
+    OPTIMIZER_UNDONE,
     OPTIMIZER_UNSEEN,
     PLACE_ALONE_DIFFERENCE,
     PLACE_CLOSED_CONTENT,
@@ -159,6 +161,27 @@ class ClearGradients(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return "optimizer.step()\noptimizer.zero_grad()  # nothing of this step is left for the next backward"
+
+
+class LowerDecay(ByHand):
+    """A weight decay that leaves the weights what they learn. Options: none."""
+
+    name = "lower-decay"
+    title = "lower weight decay"
+    causes = ("learning-rate",)
+    signal = OPTIMIZER_UNDONE
+    where = "what the optimizer is given"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        name = variable(str(signals.context.get("optimizer", "AdamW")))
+        decay = 1e-2 if name == "AdamW" else 5e-4
+        return f"torch.optim.{name}(model.parameters(), lr=lr, weight_decay={decay:g})"
+
+
+def decays(signals: Signals) -> bool:
+    """True where a weight decay was seen that takes away what weights learn."""
+    undone = any(s.detail.get("setting") == "weight_decay" for s in signals.find(OPTIMIZER_UNDONE))
+    return undone or bool(signals.find(OPTIMIZER_DECAY))
 
 
 class SetMask(ByHand):

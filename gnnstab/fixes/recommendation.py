@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gnnstab.fixes.base import NOTHING_MEASURED, Seen
-from gnnstab.fixes.by_hand import ByHand, divided_by_own_size, operation_behind
+from gnnstab.fixes.by_hand import ByHand, decays, divided_by_own_size, operation_behind
 from gnnstab.fixes.table import addressing, find
 from gnnstab.layers import FAMILY, layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
@@ -181,6 +181,13 @@ def _for_norms(seen: Seen) -> list[Choice]:
     return _addressing("normalization-misuse")(seen)
 
 
+def _for_rate(seen: Seen) -> list[Choice]:
+    """A decay that takes everything away does so at any rate."""
+    if decays(seen.signals):
+        return [("lower-decay", {}, "")]
+    return [choice for choice in _addressing("learning-rate")(seen) if choice[0] != "lower-decay"]
+
+
 def _beside_identity(cause: str, seen: Seen) -> list[Choice]:
     """No identity path is offered where one leads around every layer already."""
     layers = seen.signals.attention_layers
@@ -191,6 +198,7 @@ def _beside_identity(cause: str, seen: Seen) -> list[Choice]:
 COMPETING: Mapping[str, Callable[[Seen], list[Choice]]] = {
     "attention-explosion": _for_attention,
     "no-residual": _for_depth,
+    "learning-rate": _for_rate,
     "unsuitable-init": _for_init,
     "sum-aggregation": _for_sums,
     "precision": _for_precision,

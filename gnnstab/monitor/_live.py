@@ -77,7 +77,7 @@ class LiveWatch:
         """True for a step that was left out and must be heard of; most are as the recorded ones beside them."""
         norm = row.grad_norm
         formats = self._recorder.state.formats
-        if (formats is not None and formats.news) or self._slopes.momentum:
+        if (formats is not None and formats.news) or self._slopes.settings:
             return True
         if row.step < _CLOSE or self._slopes.latest.step > self._heard or row.loss is not None or self._feed:
             return True
@@ -114,9 +114,9 @@ class LiveWatch:
         if (formats := recorder.state.formats) is not None and formats.news:
             found = [*found, *self._engine.nearing(formats.news)]
             formats.news.clear()
-        if self._slopes.momentum:
-            found = [*found, RateJump().kept(row.step, self._slopes.momentum)]
-            self._slopes.momentum = 0.0
+        if self._slopes.settings:
+            found = [*found, *(RateJump().beyond(row.step, one) for one in self._slopes.settings)]
+            self._slopes.settings.clear()
         return found + self._engine.update(
             row.step,
             self._keys if len(rows) else (),

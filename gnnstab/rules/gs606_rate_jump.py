@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP, OPTIMIZER_MOMENTUM
+from gnnstab.records.settings import LARGEST_DECAY, MOST_MOMENTUM, Setting
+from gnnstab.records.vocabulary import OPTIMIZER_DECAY, OPTIMIZER_LR_JUMP, OPTIMIZER_MOMENTUM, OPTIMIZER_NEGATIVE_RATE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest
 
 
 @rule("GS606", "rate-jump", cause="learning-rate", severity="warning", confidence="medium")
 class RateJump(Rule):
-    """The learning rate rises tenfold or more from one step to the next, beyond all that the run has had, or the momentum reaches 1.
+    """The learning rate rises tenfold or more from one step to the next, beyond all that the run has had, or a setting of the optimizer leaves its range.
 
     ## What it sees
     The learning rate of every recorded step: the largest factor between two of them in a row that leads beyond the largest rate
-    before. The first five steps are left out, where a warm-up from next to nothing multiplies its rate. While a run goes on, also the momentum
-    of the optimizer, from 1 on: there every gradient stays in all later updates, and above 1 it grows in them by itself.
+    before. The first five steps are left out, where a warm-up from next to nothing multiplies its rate. While a run goes on, also, of
+    every parameter group, a momentum from 1 on: there every gradient stays in all later updates, and above 1 it grows in them by itself; a rate below 0, whose
+    updates climb; and rate times weight decay, under SGD and where the decay is decoupled, from .02 on: there every weight halves in fewer than 35 steps, whatever it has learned.
 
     ## Why it is unstable
     The weights, and the moments of an optimizer, fit the rate that they were trained with: the curvature of the loss rises
     until steps of that rate just do not overshoot. A rate ten times as large overshoots by construction.
 
     ## What it looks like
-    A schedule that is stepped per batch instead of per epoch, one that multiplies where it should divide, a warm-up that ends in
+    A schedule of rate, momentum or decay that is stepped per batch instead of per epoch, one that multiplies where it should divide, a decay of .5 that was meant as 5e-4, a warm-up that ends in
     the unscaled rate, a second parameter group whose rate is taken for the first one's.
 
     ## Fix
@@ -43,21 +46,49 @@ class RateJump(Rule):
         10.0, unit="× the step before", source="heuristic: no usual schedule does it beyond all rates before"
     )
 
-    most: float = threshold(1.0, unit="momentum", source="derived: the sum of m, m², m³, … has a limit below 1 alone")
+    most: float = threshold(
+        MOST_MOMENTUM, unit="momentum", source="derived: the sum of m, m², m³, … has a limit below 1 alone"
+    )
+    decay: float = threshold(
+        LARGEST_DECAY,
+        unit="share of a weight, per step",
+        source="derived: weights halve in fewer than 35 steps; a rate of .1 with a decay of 5e-4 takes 5e-5",
+    )
 
-    def kept(self, step: int, momentum: float) -> Finding:
-        """The finding of an update under a momentum of 1 or more."""
-        return self.finding(
-            f"at step {step} the momentum is {momentum:.4g}: no gradient leaves the update again, and from 1 on updates grow by themselves, whatever "
-            "the loss is. Correct its schedule: it must stay below 1.",
-            limit=self.most,
-            name=OPTIMIZER_MOMENTUM,
-            value=momentum,
-            step=step,
-        )
+    def beyond(self, step: int | None, setting: Setting) -> Finding:
+        """The finding of an update under a setting that is beyond its limit; ``step`` is None before any."""
+        value, group = setting.value, f" of parameter group {setting.group}" if setting.group else ""
+        if setting.signal == OPTIMIZER_MOMENTUM:
+            limit, said = (
+                self.most,
+                (
+                    f"the momentum{group} is {value:.4g}: no gradient leaves the update again, and from 1 on updates grow by themselves, whatever "
+                    "the loss is. Correct its schedule: it must stay below 1."
+                ),
+            )
+        elif setting.signal == OPTIMIZER_DECAY:
+            limit, said = (
+                self.decay,
+                (
+                    f"the weight decay{group} takes {value:.2g} of every weight away in each step (rate × decay), so that weights halve in {_halving(value)}, "
+                    "whatever they have learned. Lower the decay, or correct its schedule."
+                ),
+            )
+        else:
+            limit = 0.0
+            said = f"the learning rate{group} is {value:.3g}: updates go uphill. Correct its schedule: it must not fall below 0."
+        at = "" if step is None else f"at step {step} "
+        return self.finding(f"{at}{said}", limit=limit, name=setting.signal, value=value, step=step)
 
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding for the run: the largest jump."""
+        """One finding per setting of an optimizer that is at hand, and one for the run: the largest jump."""
+        beyond = [
+            s for name in (OPTIMIZER_MOMENTUM, OPTIMIZER_NEGATIVE_RATE, OPTIMIZER_DECAY) for s in signals.find(name)
+        ]
+        for s in beyond:
+            yield self.beyond(s.step, Setting(s.name, s.value, s.detail["group"]))
+        if beyond and not signals.find(OPTIMIZER_LR_JUMP):
+            return
         jump = largest(signals.need(OPTIMIZER_LR_JUMP))
         if not jump.value >= self.jump:
             return
@@ -70,3 +101,8 @@ class RateJump(Rule):
             limit=self.jump,
             signal=jump,
         )
+
+
+def _halving(share: float) -> str:
+    steps = math.ceil(math.log(0.5) / math.log1p(-share)) if share < 1 else 1
+    return "1 step" if steps == 1 else f"{steps} steps"

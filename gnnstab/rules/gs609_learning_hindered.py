@@ -19,6 +19,7 @@ _ADVICE = {
     "attention-explosion": "Divide the scores by √d, or by the spread that they begin with.",
     "indistinguishable-nodes": "Give these nodes features of their own, or a row each of an embedding.",
     "active-clamp": "Widen its limits, or take it away.",
+    "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
     "learning-rate": "Lower the rate to that, or warm up to it.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
     "masking": "Look which way round the layer takes the mask: turn it with ~, or swap what is kept and what is left out.",
@@ -36,7 +37,7 @@ class LearningHindered(Rule):
     same rate: weights whose size is more than three times off what their layer draws, or whose rows are all alike, are drawn anew; ReLUs
     with channels that are closed on all rows let a part of what is negative through; sums that follow the number of their terms are divided by it; scores
     that spread by more than 1 within a target are softened; nodes of a kind that all come with one vector get one each; clamps of the model with an upper limit
-    let everything through, which counts where it gets a factor e further than at the rate, and further than at any. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than
+    let everything through, which counts where it gets a factor e further than at the rate, and further than at any; weights do not decay, where the loss falls by less than e. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than
     half of what it reaches is its own. Where there is none, but a third or a tenth of the rate does as much, the rate is named, unless
     a schedule changes it. In a run this is tried at its end, where the loss has hardly fallen.
 
@@ -74,7 +75,8 @@ class LearningHindered(Rule):
         unseen = (*signals.find(OPTIMIZER_UNSEEN), *signals.find(OPTIMIZER_BY_HEART))
         for signal in signals.find(OPTIMIZER_UNDONE) if unseen else signals.need(OPTIMIZER_UNDONE):
             cause = str(signal.detail.get("cause", ""))
-            if cause == "learning-rate" and not _constant_rate(signals):
+            decays = signal.detail.get("setting") == "weight_decay"
+            if cause == "learning-rate" and not decays and not _constant_rate(signals):
                 continue
             if cause and cause not in _ELSEWHERE and signal.value > self.taken:
                 yield self._told(cause, said(signal), signal)
@@ -84,7 +86,8 @@ class LearningHindered(Rule):
 
     def _told(self, cause: str, what: str, signal: Signal) -> Finding:
         layer = str((signal.detail.get("names") or [""])[0])
-        message = f"{what} {_ADVICE.get(cause, '')}".strip()
+        setting = str(signal.detail.get("setting", ""))
+        message = f"{what} {_ADVICE.get(setting, _ADVICE.get(cause, ''))}".strip()
         return self.finding(message, limit=self.taken, signal=signal, layer=layer, cause=cause)
 
 

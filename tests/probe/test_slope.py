@@ -119,18 +119,48 @@ def test_a_ramp_is_told_before_the_loss_knows_and_the_run_stays_as_it_is() -> No
     assert first.step + 5 <= worse
 
 
-@pytest.mark.parametrize(("most", "said"), [(1.02, 120), (0.99, None)])
-def test_a_momentum_that_reaches_one_is_told_at_that_step(most: float, said: int | None) -> None:
+def momentum(to: float) -> Callable[[int], dict[str, float]]:
+    return lambda step: {"momentum": min(0.4 + 0.005 * step, to)}
+
+
+def decay(to: float) -> Callable[[int], dict[str, float]]:
+    return lambda step: {"weight_decay": min(0.01 * 1.1**step, to)}
+
+
+def rate(to: float) -> Callable[[int], dict[str, float]]:
+    return lambda step: {"lr": max(1e-4 - 1e-6 * step, to)}
+
+
+SETTINGS = [
+    (torch.optim.SGD, momentum(1.02), "momentum", 120),
+    (torch.optim.SGD, momentum(0.99), "momentum", None),
+    (torch.optim.SGD, decay(1e4), "decay", 104),  # 1e-4 · .01 · 1.1^104 ≥ .02 > 1e-4 · .01 · 1.1^103
+    (torch.optim.AdamW, decay(1e4), "decay", 104),
+    (torch.optim.AdamW, decay(100), "decay", None),
+    (torch.optim.Adam, decay(1e4), "decay", None),  # Its decay is part of the gradient, whose size Adam takes away.
+    (torch.optim.SGD, rate(-1e-5), "negative_rate", 101),
+    (torch.optim.SGD, rate(0.0), "negative_rate", None),
+]
+
+
+@pytest.mark.parametrize("group", [0, 1])
+@pytest.mark.parametrize(("kind", "schedule", "setting", "said"), SETTINGS)
+def test_a_setting_beyond_its_limit_is_told_at_that_step(
+    kind: Any, schedule: Callable[[int], dict[str, float]], setting: str, said: int | None, group: int
+) -> None:
     torch.manual_seed(0)
     model = GATv2Conv(4, 2)
     edges, x = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.randn(3, 4)
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.5)
+    optimizer = kind([{"params": [p]} for p in model.parameters()], lr=1e-4)
     found: list[Any] = []
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding=found.append):
         for step in range(125):
-            optimizer.param_groups[0]["momentum"] = min(0.4 + 0.005 * step, most)
+            # All groups follow a schedule; the one at fault goes further.
+            for place, one in enumerate(optimizer.param_groups):
+                one.update(schedule(step) if place == group else {"lr": 1e-4 / (1 + step)})
             optimizer.zero_grad()
             model(x, edges).square().sum().backward()
             optimizer.step()
-    assert [f.step for f in found if f.signal == "optimizer.momentum"] == ([] if said is None else [said])
-    assert [f.code for f in found if f.severity != "info"] == ([] if said is None else ["GS606"])
+    assert [f.step for f in found if f.signal == f"optimizer.{setting}"] == ([] if said is None else [said])
+    assert [f.code for f in found if f.severity != "info" and f.code == "GS606"] == ([] if said is None else ["GS606"])
+    assert all(("parameter group 1" in f.message) == (group == 1) for f in found if f.code == "GS606")

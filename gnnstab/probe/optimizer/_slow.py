@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from gnnstab.probe.optimizer._copies import twins
+from gnnstab.probe.optimizer._copies import hold_rates, twins
 from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_SLOW
@@ -35,18 +35,18 @@ def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
     fall at `HUNDRED` times the rate, 0 where that is not calm, ``over_zeros`` the first loss over that of outputs of zeros, and ``furthest`` the
     largest fall in `STEPS` calm steps at those of ``largest``. All steps are taken at a constant rate.
     """
-    own = bench.trial(STEPS, until=_learned, hold=True)
+    own = bench.trial(STEPS, until=_learned, setting=hold_rates)
     ended = all(group["lr"] == 0 for group in bench.optimizer.param_groups) and largest > 0
     bench = _barely(bench, largest) if ended else bench
     now = max(float(group["lr"]) for group in bench.optimizer.param_groups)
     before = [share * largest / now for share in (0.01, 0.1, 1.0)] if now > 0 else []
     for factor in sorted({*FACTORS, *(f for f in before if f > FACTORS[-1])}) if own.fall < FALLS else ():
-        trial = bench.trial(STEPS, factor=factor, until=_learned, hold=True)
+        trial = bench.trial(STEPS, factor=factor, until=_learned, setting=hold_rates)
         if not trial.calm:
             return
         if trial.fall >= FALLS:
-            whole = bench.trial(STEPS, factor=HUNDRED, hold=True)
-            high = [bench.trial(STEPS, factor=one, hold=True) for one in before if one >= HUNDRED]
+            whole = bench.trial(STEPS, factor=HUNDRED, setting=hold_rates)
+            high = [bench.trial(STEPS, factor=one, setting=hold_rates) for one in before if one >= HUNDRED]
             detail = {
                 "lr": 0.0 if ended else now,
                 "rate": factor * now,

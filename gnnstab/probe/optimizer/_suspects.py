@@ -51,6 +51,9 @@ class Suspect(NamedTuple):
     mode: AbstractContextManager[Any] = nullcontext()
     """Stands around the trial."""
 
+    setting: str = ""
+    """Name of the setting of the optimizer that is undone instead."""
+
 
 def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:
     """What ``loss``, which runs forward and backward of ``model``, shows; ``model`` is a copy, and generators are forked."""

@@ -14,6 +14,7 @@ from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._clamped import clamps
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._large_inputs import large_inputs
+from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects
 from gnnstab.probe.optimizer._zeros import of_zeros
@@ -187,12 +188,16 @@ def _worst(
     # From weights that a run has come to, a lower rate goes further in any case.
     if not found and own < LEARNS and factor < 1 and best >= own + MARGIN and not bench.optimizer.state:
         found = [(best, _rate(bench, factor), at_best, own)]
+    decays = own < LEARNS and has_decay(bench.optimizer)
+    free = bench.trial(STEPS, setting=without_decay).losses if decays else ()
+    if decays and progress(first, free) >= max(LEARNS, own + MARGIN):
+        found.append((progress(first, free), _decay(bench), free, own))
     if not found:
         return None
     reached, suspect, losses, without = max(found, key=lambda one: one[0])
     detail = {
         "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
-        "suspect": suspect.suspect, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None, "at_any_rate": first * math.exp(-best) if suspect in others else None,
+        "suspect": suspect.suspect, "setting": suspect.setting, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None, "at_any_rate": first * math.exp(-best) if suspect in others else None,
         "undone": min(losses), "steps": len(losses) - 1,
     }  # fmt: skip
     # Progress that the change alone makes, out of what it makes in all.
@@ -231,6 +236,14 @@ def _rate(bench: Bench, factor: float) -> Suspect:
     rate = max(float(group["lr"]) for group in bench.optimizer.param_groups)
     words = f"at a rate of {factor * rate:.3g}"
     return Suspect("learning-rate", (), words, f"the learning rate is {rate:.3g}", lambda model: None)
+
+
+def _decay(bench: Bench) -> Suspect:
+    """A weight decay without which the model learns."""
+    groups = bench.optimizer.param_groups
+    decay, rate = max((float(group.get("weight_decay", 0.0)), float(group["lr"])) for group in groups)
+    what = f"the weight decay is {decay:.3g} at a learning rate of {rate:.3g}"
+    return Suspect("learning-rate", (), "without it", what, lambda model: None, setting="weight_decay")
 
 
 def _undone(

@@ -19,10 +19,11 @@ from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.loss import loss_with_targets
 from gnnstab.probe.optimizer import learning
-from gnnstab.probe.optimizer._copies import hold_rates, twins
+from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
+from gnnstab.probe.optimizer._settings import setting_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
@@ -119,15 +120,14 @@ class Bench:
         *,
         factor: float = 1.0,
         factors: Mapping[int, float] = MappingProxyType({}),
-        without_eps: bool = False,
         edit: Callable[[nn.Module], None] | None = None,
+        setting: Callable[[torch.optim.Optimizer], None] | None = None,
         until: Callable[[Sequence[float]], bool] | None = None,
-        hold: bool = False,
     ) -> Trial:
-        """Take ``steps`` (as `steps_of` says, where None) with the rates of all groups times ``factor``, and with next to no eps where asked for.
+        """Take ``steps`` (as `steps_of` says, where None) with the rates of all groups times ``factor``.
 
-        ``factors`` holds those of single groups, by their place; ``edit`` changes the copy before the first step; the trial ends where ``until`` is true of the losses so far.
-        ``hold`` takes back what an optimizer that is its own schedule makes of its rates in a step.
+        ``factors`` holds those of single groups, by their place; ``edit`` changes the copy before the first step, and ``setting`` that of the optimizer;
+        the trial ends where ``until`` is true of the losses so far.
 
         Raises:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
@@ -137,10 +137,8 @@ class Bench:
             raise UsageError("the optimizer has no rate named lr, which trial steps would lower")
         for place, group in enumerate(optimizer.param_groups):
             group["lr"] = group["lr"] * factors.get(place, factor)
-        if hold:
-            hold_rates(optimizer)
-        if without_eps:
-            shrink_eps(optimizer)
+        if setting is not None:
+            setting(optimizer)
         with forked_rng(), torch.enable_grad():
             state = rng_snapshot()
             try:
@@ -287,7 +285,7 @@ def optimizer_signals(
     ``batch`` is what the user calls one, see `gnnstab.probe.batches.arguments.as_arguments`; of several the first four count.
     Nothing of the user's changes: model, gradients, optimizer, batches and the generators of torch, NumPy and ``random``.
     """
-    lost = [] if optimizer is None else eps_signals(optimizer)
+    lost = [] if optimizer is None else [*eps_signals(optimizer), *setting_signals(optimizer)]
     try:
         bench = bench_for(model, batch, loss, optimizer, precision, clip)
         # First what needs all steps as they are, which the rest then looks at.
@@ -387,11 +385,11 @@ def damping_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
     eps = eps_of(bench.optimizer)
     if eps is None:
         return
-    free = bench.trial(1, without_eps=True).moved
+    free = bench.trial(1, setting=shrink_eps).moved
     if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
         detail: dict[str, Any] = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
         if trial.moved / free < WHOLE:
-            detail["fell"] = [trial.fall, bench.trial(without_eps=True).fall]
+            detail["fell"] = [trial.fall, bench.trial(setting=shrink_eps).fall]
         yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)
 
 

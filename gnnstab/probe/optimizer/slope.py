@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.buffering.step_writer import Writer
+from gnnstab.probe.optimizer._settings import beyond_limits
 from gnnstab.records import Measure
 from gnnstab.records.rises import Overshoot
+from gnnstab.records.settings import Setting
 from gnnstab.records.vocabulary import OPTIMIZER_OVERSHOOT
 
 RISING = 1.3
@@ -45,11 +47,14 @@ class SlopeWatch:
         self.latest = Overshoot()
         """The last update that was measured; see `_look` for what counts by itself."""
 
-        self.momentum = 0.0
-        """Of the first update under a momentum of 1 or more; whoever reads it sets it to 0."""
+        self.settings: list[Setting] = []
+        """Those that have come to stand beyond their limits, each once; whoever reads them clears them."""
 
-        self._kept = False
-        """True once such a momentum was seen."""
+        self._beyond: set[str] = set()
+        """Signals of those that were told."""
+
+        self._last: tuple[Any, Any, Any] | None = None
+        """Rate, momentum and decay of the first group at the last update."""
 
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
         self._writer = writer
@@ -67,20 +72,20 @@ class SlopeWatch:
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an update: finish what the last one began, and begin anew while the rate rises."""
         group = optimizer.param_groups[0]
-        lr, momentum, step = group.get("lr"), group.get("momentum"), self._now()
-        if momentum and not self._kept and not isinstance(momentum, Tensor) and momentum >= 1:
-            self.momentum, self._kept = momentum, True
+        lr, step = group.get("lr"), self._now()
+        if isinstance(lr, Tensor):  # Its number may lie on a device, and nothing waits for that.
+            return
+        settings = lr, group.get("momentum"), group.get("weight_decay")
+        # Other groups follow the first one, or are looked at now and then.
+        if step % LATELY == 0 or settings != self._last:
+            self._last = settings
+            self._judge(optimizer, step)
         calm = self._constant > LATELY and self._before is None and self._sent is None
-        if calm and not isinstance(lr, Tensor) and lr == self._rates[-1][1]:
+        if calm and lr == self._rates[-1][1]:
             # As most steps are: all rates of the window are this one.
             self._rates.append((step, lr))
             return
-        if (
-            not self._watched
-            or lr is None
-            or isinstance(lr, Tensor)
-            or getattr(optimizer, "grad_scale", None) is not None
-        ):
+        if not self._watched or lr is None or getattr(optimizer, "grad_scale", None) is not None:
             return
         self._constant = self._constant + 1 if self._rates and self._rates[-1][1] == lr else 0
         if len(self._rates) > LATELY:
@@ -89,6 +94,14 @@ class SlopeWatch:
         if self._constant <= LATELY or self._before is not None or self._sent is not None:
             with torch.no_grad():
                 self._look(optimizer, lr, step)
+
+    def _judge(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        for one in beyond_limits(optimizer):
+            if one.signal not in self._beyond:
+                self._beyond.add(one.signal)
+                self.settings.append(one)
+                detail = json.dumps({"group": one.group})
+                self._writer.measures([Measure(step, "", "train", 0, one.signal, -1, one.value, detail)])
 
     def _look(self, optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
         self._land()

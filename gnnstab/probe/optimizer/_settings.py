@@ -1,0 +1,52 @@
+"""Settings of an optimizer that stand beyond their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from gnnstab.records import Signal
+from gnnstab.records.settings import LARGEST_DECAY, MOST_MOMENTUM, Setting
+from gnnstab.records.vocabulary import OPTIMIZER_DECAY, OPTIMIZER_MOMENTUM, OPTIMIZER_NEGATIVE_RATE
+
+
+def beyond_limits(optimizer: torch.optim.Optimizer) -> Iterator[Setting]:
+    """A momentum of 1 or more, a rate below 0, and a decay that takes `LARGEST_DECAY` or more off every weight in a step.
+
+    A decay is judged where rate × decay is what a step takes: under SGD, and where it is decoupled from the gradient.
+    """
+    for place, group in enumerate(optimizer.param_groups):
+        lr, momentum, decay = (_number(group.get(name)) for name in ("lr", "momentum", "weight_decay"))
+        if momentum >= MOST_MOMENTUM:
+            yield Setting(OPTIMIZER_MOMENTUM, momentum, place)
+        if lr < 0:
+            yield Setting(OPTIMIZER_NEGATIVE_RATE, lr, place)
+        elif lr * decay >= LARGEST_DECAY and (_decoupled(optimizer, group) or isinstance(optimizer, torch.optim.SGD)):
+            yield Setting(OPTIMIZER_DECAY, lr * decay, place)
+
+
+def setting_signals(optimizer: torch.optim.Optimizer) -> list[Signal]:
+    """One per setting that is `beyond_limits`."""
+    return [Signal(s.signal, s.value, source="steps", detail={"group": s.group}) for s in beyond_limits(optimizer)]
+
+
+def has_decay(optimizer: torch.optim.Optimizer) -> bool:
+    """True where the weights of a group decay."""
+    return any(_number(group.get("weight_decay")) > 0 for group in optimizer.param_groups)
+
+
+def without_decay(optimizer: torch.optim.Optimizer) -> None:
+    """Let no weights decay."""
+    for group in optimizer.param_groups:
+        if "weight_decay" in group:
+            group["weight_decay"] = 0.0
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else 0.0
+
+
+def _decoupled(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> bool:
+    return bool(group.get("decoupled_weight_decay")) or isinstance(optimizer, torch.optim.AdamW)

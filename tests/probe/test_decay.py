@@ -1,0 +1,61 @@
+"""A weight decay that takes away what is learned: told by its size, or by steps on a copy without it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv
+
+import gnnstab
+
+EDGES = torch.stack(
+    [torch.arange(60).repeat_interleave(3), torch.randint(0, 60, (180,), generator=torch.Generator().manual_seed(2))]
+)
+
+
+class Reader(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = GATConv(5, 16, heads=2)
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(32, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.conv(x, EDGES)).squeeze(-1)
+        return out
+
+
+def diagnosed(optimizer: Any) -> gnnstab.Diagnosis:
+    torch.manual_seed(0)
+    model, x = Reader(), torch.randn(60, 5)
+    y = 3 * x[EDGES[0], 0].view(60, 3).mean(-1) + 2
+    return gnnstab.diagnose(
+        model, batch=x, loss=lambda out, _: (out - y).square().mean(), optimizer=optimizer(model.parameters())
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "codes"),
+    [
+        (lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=20), {"GS606", "GS609"}),
+        (lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=5), {"GS609"}),
+        (lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=1e-2), set()),
+        (lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=5e-4), set()),
+    ],
+)
+def test_a_decay_of_too_much_is_the_cause_and_its_fix_is_no_lower_rate(optimizer: Any, codes: set[str]) -> None:
+    found = diagnosed(optimizer)
+    assert {f.code for f in found.findings if f.severity != "info"} == codes
+    roots = [cause for cause in found.causes if cause.status == "root-cause"]
+    assert [cause.cause for cause in roots] == ["learning-rate"] * bool(codes)
+    assert [advice.fix for cause in roots for advice in cause.fixes] == ["lower-decay"] * bool(codes)
+    assert all("decay" in f.message for f in found.findings if f.code in codes)
+
+
+def test_a_rate_that_is_too_high_has_no_fix_for_its_decay() -> None:
+    found = diagnosed(lambda p: torch.optim.SGD(p, lr=30.0))
+    offered = [advice.fix for cause in found.causes if cause.status == "root-cause" for advice in cause.fixes]
+    assert "lower-lr" in offered
+    assert "lower-decay" not in offered
