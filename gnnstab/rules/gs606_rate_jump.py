@@ -86,7 +86,8 @@ class RateJump(Rule):
             s for name in (OPTIMIZER_MOMENTUM, OPTIMIZER_NEGATIVE_RATE, OPTIMIZER_DECAY) for s in signals.find(name)
         ]
         for s in beyond:
-            yield self.beyond(s.step, Setting(s.name, s.value, s.detail["group"]))
+            group = s.detail.get("group")
+            yield self.beyond(s.step, Setting(s.name, s.value, group if isinstance(group, int) else 0))
         if beyond and not signals.find(OPTIMIZER_LR_JUMP):
             return
         jump = largest(signals.need(OPTIMIZER_LR_JUMP))
@@ -104,5 +105,5 @@ class RateJump(Rule):
 
 
 def _halving(share: float) -> str:
-    steps = math.ceil(math.log(0.5) / math.log1p(-share)) if share < 1 else 1
+    steps = math.ceil(math.log(0.5) / math.log1p(-share)) if 0 < share < 1 else 1
     return "1 step" if steps == 1 else f"{steps} steps"
