@@ -15,8 +15,10 @@ import gnnstab.fixes
 import gnnstab.nn
 import gnnstab.testing
 import gnnstab.verification
+from gnnstab.fixes.table import FIXES
 
-PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "api.md").read_text(encoding="utf-8")
 SOURCES = frozenset(map(str, Path(gnnstab.__file__).parent.rglob("*.py")))
 """PyG makes some methods of a layer, in files of its own, and gives them the layer's module."""
 
@@ -71,3 +73,8 @@ def test_every_public_name_stands_on_the_page_and_says_what_it_is(module: Module
         if not own.startswith("_") and method.__code__.co_filename in SOURCES and not inspect.getdoc(method)
     ]  # fmt: skip
     assert not bare, f"without a docstring: {bare}"
+
+
+def test_the_page_of_fixes_has_a_row_for_every_fix() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \|", (DOCS / "fixes.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(FIXES)
