@@ -59,20 +59,16 @@ class RateJump(Rule):
         """The finding of an update under a setting that is beyond its limit; ``step`` is None before any."""
         value, group = setting.value, f" of parameter group {setting.group}" if setting.group else ""
         if setting.signal == OPTIMIZER_MOMENTUM:
-            limit, said = (
-                self.most,
-                (
-                    f"the momentum{group} is {value:.4g}: no gradient leaves the update again, and from 1 on updates grow by themselves, whatever "
-                    "the loss is. Correct its schedule: it must stay below 1."
-                ),
+            limit = self.most
+            said = (
+                f"the momentum{group} is {value:.4g}: no gradient leaves the update again, and from 1 on updates grow by themselves, whatever "
+                "the loss is. Correct its schedule: it must stay below 1."
             )
         elif setting.signal == OPTIMIZER_DECAY:
-            limit, said = (
-                self.decay,
-                (
-                    f"the weight decay{group} takes {value:.2g} of every weight away in each step (rate × decay), so that weights halve in {_halving(value)}, "
-                    "whatever they have learned. Lower the decay, or correct its schedule."
-                ),
+            limit = self.decay
+            said = (
+                f"the weight decay{group} takes {value:.2g} of every weight away in each step (rate × decay), so that weights halve in {_halving(value)}, "
+                "whatever they have learned. Lower the decay, or correct its schedule."
             )
         else:
             limit = 0.0
@@ -82,9 +78,9 @@ class RateJump(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per setting of an optimizer that is at hand, and one for the run: the largest jump."""
-        beyond = [
-            s for name in (OPTIMIZER_MOMENTUM, OPTIMIZER_NEGATIVE_RATE, OPTIMIZER_DECAY) for s in signals.find(name)
-        ]
+        beyond = [s for s in signals.find(OPTIMIZER_MOMENTUM) if self.most <= s.value < math.inf]
+        beyond += [s for s in signals.find(OPTIMIZER_NEGATIVE_RATE) if s.value < 0]
+        beyond += [s for s in signals.find(OPTIMIZER_DECAY) if self.decay <= s.value < math.inf]
         for s in beyond:
             group = s.detail.get("group")
             yield self.beyond(s.step, Setting(s.name, s.value, group if isinstance(group, int) else 0))
