@@ -171,15 +171,20 @@ def _worst(diagnosis: Diagnosis) -> Finding | None:
 
 
 def _found(finding: Finding, longest: int) -> _Line:
-    """What a finding says and advises; where a number first stopped being one stands above it."""
-    said = re.sub(r"(?:^|; )first non-finite value .*?\.(?= |$)", ".", finding.message).lstrip(". ")
+    """What a finding says and advises."""
+    said = _without_place(finding.message)
     what = (f"{finding.code} {escape.name(finding.name)}", f"bold {SEVERITY[finding.severity]}")
     return _Line("found", Text.assemble(what, f": {summary.beginning(escape.sentence(said), longest)}"))
 
 
+def _without_place(message: str) -> str:
+    """A message without where a number first stopped being one, which stands above it."""
+    return re.sub(r"(?:^|; )first non-finite value .*?\.(?= |$)", ".", message).lstrip(". ") or message
+
+
 def _cause(cause: Cause, longest: int) -> _Line:
     known = ", ".join(part for part in (" ".join(cause.codes), summary.HOW.get(cause.how, "")) if part)
-    reason = summary.beginning(escape.sentence(cause.reason), longest)
+    reason = summary.beginning(escape.sentence(_without_place(cause.reason)), longest)
     words = ((cause.cause, f"bold {CAUSE[cause.status]}"), f" ({known}): " if known else ": ", reason)
     return _Line("cause" if cause.status == "root-cause" else "suspect", Text.assemble(*words))
 
