@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 FEWEST = 16
 """Rows that the loss reads from which on half of them say something of the others."""
 
-_RATES = (1.0, 3.0, 10.0, 1 / 3)
+AROUND = (1.0, 3.0, 10.0, 1 / 3)
 """Factors on the rate that are tried with and without what is suspected."""
 
 BY_HEART = math.log(2)
@@ -60,7 +60,7 @@ def _unseen(bench: Bench) -> Iterator[Signal]:
         return
     start = part.trial(0).losses[0]
     first = min(start, of_zeros(bench), of_constants(bench))
-    own, _, _ = at_any_rate(part, first, 0.0, _RATES)
+    own, _, _ = at_any_rate(part, first, 0.0, AROUND)
     detail: dict[str, Any] = {
         "first": start,
         "best": first * math.exp(-own),
@@ -78,7 +78,7 @@ def _unseen(bench: Bench) -> Iterator[Signal]:
         if suspect.cause == "masking" or not on_its_way(part, first):
             yield _told(OPTIMIZER_UNSEEN, suspect, 1 - own / reached, detail | {"undone": first * math.exp(-reached)})
     elif alike and own < BY_HEART / 2:
-        learned = at_any_rate(bench, first, 0.0, _RATES)[0]
+        learned = at_any_rate(bench, first, 0.0, AROUND)[0]
         if learned > BY_HEART:
             yield _told(
                 OPTIMIZER_BY_HEART, alike[0], 1 - own / learned, detail | {"by_heart": first * math.exp(-learned)}
@@ -114,7 +114,7 @@ def of_constants(bench: Bench) -> float:
 def _reached(part: Bench, suspect: Suspect, first: float, own: float) -> float:
     """Most progress without a suspect, at the rate as it is and at those around it; 0 where it cannot be undone."""
     best, enough = 0.0, max(LEARNS, 2 * own) + MARGIN
-    for factor in _RATES:
+    for factor in AROUND:
         try:
             with suspect.mode:
                 losses = part.trial(
