@@ -223,3 +223,40 @@ def test_a_residual_stream_keeps_the_scale_that_the_norms_of_its_branches_take_a
         found = gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
     assert [c.cause for c in found.root_causes()] == (["feature-scale"] if raw else [])
     assert all("Standardise" in f.message for f in found.findings if f.code in ("GS406", "GS704"))
+
+
+class Flows(nn.Module):
+    """What flows into each junction along its pipes, told by the edges alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.attend = nn.Linear(4, 16), TransformerConv(16, 16, edge_dim=2)
+        self.out = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, data: Data) -> torch.Tensor:
+        h = self.embed(data.x)
+        answer: torch.Tensor = self.out(h + self.attend(h, data.edge_index, data.edge_attr))[:, 0]
+        return answer
+
+
+@pytest.mark.parametrize("monitored", [True, False])
+@pytest.mark.parametrize(("unit", "needed"), [(1e-5, True), (1.0, True), (1e-5, False)])
+def test_edge_features_that_vanish_beside_a_bias_are_told_where_the_answer_needs_them(unit, needed, monitored):
+    g = torch.Generator().manual_seed(2)
+    x, edges = torch.randn(90, 4, generator=g), torch.randint(0, 90, (2, 270), generator=g)
+    flow = torch.randn(270, 2, generator=g)
+    mean = torch.zeros(90).index_add_(0, edges[1], flow[:, 0]) / torch.bincount(edges[1], minlength=90).clamp(min=1)
+    batch = Data(x=x, edge_index=edges, edge_attr=unit * flow, y=2 * mean if needed else x[:, 0] - x[:, 1])
+
+    def loss(output: torch.Tensor, data: Data) -> torch.Tensor:
+        return nn.functional.mse_loss(output, data.y)
+
+    model = Flows()
+    if monitored:
+        diagnosis = trained(model, batch, loss, steps=40, lr=5e-3)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        diagnosis = gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
+    told = [(f.layer, f.severity) for f in diagnosis.findings if f.code == "GS406"]
+    assert told == ([("edge_attr", "warning")] if unit < 1 and needed else [])

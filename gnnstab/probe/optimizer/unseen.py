@@ -16,6 +16,7 @@ from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._narrow_norms import narrow_norms
 from gnnstab.probe.optimizer._own_terms import without_own_terms
+from gnnstab.probe.optimizer._row_lengths import row_lengths
 from gnnstab.probe.optimizer._suspects import Suspect
 from gnnstab.probe.optimizer._turned_masks import turned_masks
 from gnnstab.probe.optimizer._zeros import of_zeros
@@ -53,7 +54,8 @@ def unseen_signals(bench: Bench) -> Iterator[Signal]:
 
 def _unseen(bench: Bench) -> Iterator[Signal]:
     alike = seen(bench, alike_kinds)
-    tried = [(one, bench) for one in (*seen(bench, narrow_norms), *seen(bench, without_own_terms))]
+    looks = (narrow_norms, row_lengths, without_own_terms)
+    tried = [(one, bench) for look in looks for one in seen(bench, look)]
     tried += turned_masks(bench)
     part = halved(bench) if tried or alike else None
     if part is None:
