@@ -264,6 +264,12 @@ def _drawn_anew(symptom: Finding, explanation: Finding, signals: Signals) -> boo
     return "unsuitable-init" == explanation.cause != symptom.cause and not _of_gates(explanation, symptom, signals)
 
 
+def _of_large_scores(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Weights that were drawn too wide, or scores that spread too far: large logits are rounded in any format."""
+    large = explanation.cause in ("unsuitable-init", "attention-explosion")
+    return large and symptom.signal in ("precision.rounding", "precision.fp16_headroom")
+
+
 def _of_gates(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """All that was drawn anew belongs to gates that are stuck: it is how they are shut."""
     gates = tuple(f"{s.layer}." for s in signals.find("place.gradient_stops"))
@@ -356,6 +362,7 @@ LINKS = tuple(
         ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
         ("GS609", _unless(_same_cause), "GS301 GS302"),
         ("GS609", _drawn_anew, "GS104"),
+        ("GS609", _of_large_scores, "GS501"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
         ("GS106", _told_by("place.post_norms", OPTIMIZER_UNDONE), "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),

@@ -83,7 +83,7 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
         hindered = _worst(bench, deep, others, cut, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
-        if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first):
+        if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first, below=first):
             hindered, detail = None, {"learns": True, "names": names, **detail}
     yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
 
@@ -199,12 +199,12 @@ def _worst(
     return Signal(OPTIMIZER_UNDONE, 1 - without / reached, source="steps", detail=detail)
 
 
-def on_its_way(bench: Bench, first: float) -> bool:
-    """True where more of the same steps do learn, or where their losses fall on and on."""
+def on_its_way(bench: Bench, first: float, below: float = math.inf) -> bool:
+    """True where more of the same steps do learn, or where their losses fall on and on, and one of them ``below``."""
     losses = bench.trial(MORE_STEPS, until=lambda seen: progress(first, seen) >= LEARNS_WELL).losses
     if progress(first, losses) >= LEARNS_WELL:
         return True
-    if not all(0 < loss < math.inf for loss in losses):
+    if min(losses) >= below or not all(0 < loss < math.inf for loss in losses):
         return False
     quarter = MORE_STEPS // 4
     third, last = (sum(map(math.log, part)) / quarter for part in (losses[-2 * quarter : -quarter], losses[-quarter:]))
