@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GATConv, TransformerConv, global_mean_pool
+from torch_geometric.nn import GATConv, MessagePassing, TransformerConv, global_mean_pool
+from torch_geometric.utils import softmax
 
 import gnnstab
 from trained import trained
@@ -260,3 +261,29 @@ def test_edge_features_that_vanish_beside_a_bias_are_told_where_the_answer_needs
         diagnosis = gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
     told = [(f.layer, f.severity) for f in diagnosis.findings if f.code == "GS406"]
     assert told == ([("edge_attr", "warning")] if unit < 1 and needed else [])
+
+
+class Kin(MessagePassing):
+    """Attention of a layer that nobody has described."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="add")
+        torch.manual_seed(3)
+        self.enter, self.score, self.leave = nn.Linear(4, 16), nn.Linear(32, 1), nn.Linear(16, 1)
+
+    def forward(self, data: Data) -> torch.Tensor:
+        h = self.enter(data.x).relu()
+        answer: torch.Tensor = self.leave(h + self.propagate(data.edge_index, h=h))[:, 0]
+        return answer
+
+    def message(self, h_i: torch.Tensor, h_j: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return softmax(self.score(torch.cat([h_i, h_j], 1)), index) * h_j
+
+
+@pytest.mark.parametrize("unit", [300.0, 1.0])
+def test_sharp_attention_that_standardised_inputs_take_away_is_no_second_cause_of_a_run(unit):
+    g = torch.Generator().manual_seed(4)
+    x, edges = torch.randn(100, 4, generator=g), torch.randint(0, 100, (2, 500), generator=g)
+    batch = Data(x=unit * (x + 2), edge_index=edges, y=x[:, 0] - x[:, 1])
+    found = trained(Kin(), batch, lambda output, data: nn.functional.mse_loss(output, data.y), steps=40, lr=5e-3)
+    assert [cause.cause for cause in found.root_causes()] == (["feature-scale"] if unit > 1 else [])

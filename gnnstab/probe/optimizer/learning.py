@@ -43,6 +43,9 @@ MORE_STEPS = 100
 PACE = LEARNS / 4
 """Fall of the mean ln(loss) from the third to the last quarter of `MORE_STEPS` from which on a model is on its way: as many steps again bring it down by a factor e."""
 
+FAR_OFF = math.exp(LEARNS_WELL)
+"""Times the loss of an output of zeros, from which on one that falls at `PACE` is not on its way: it has learned nothing by `MORE_STEPS` twice over."""
+
 FASTER = 4.0
 """Times its own progress that a copy with standardised inputs may reach until its trial ends: three quarters are then the scale's share."""
 
@@ -83,7 +86,7 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
         hindered = _worst(bench, deep, others, cut, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
-        if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first, below=first):
+        if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first, FAR_OFF * first):
             hindered, detail = None, {"learns": True, "names": names, **detail}
     yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
 
