@@ -294,3 +294,22 @@ def test_layers_that_are_never_given_an_edge(face: Face, conv: type[nn.Module]) 
     finding = one(face(Alone(), data(edge_index=torch.zeros(2, 0, dtype=torch.long))), "GS402")
     assert finding.severity == "warning" and "given a single edge" in finding.message
     assert loud(face(Alone(), data())) == []
+
+
+@FACES
+def test_edges_of_several_graphs_that_were_not_shifted(face: Face) -> None:
+    """Graphs of different sizes and edges: joined by hand, they lie on one another within the first rows; one graph alone may hold all edges."""
+    sizes, edges, start = [9, 12, 7, 11, 10], [], 0
+    shifted = []
+    for number, size in enumerate(sizes):
+        own = torch.randint(0, size, (2, 4 * size), generator=seeded(number))
+        edges.append(own)
+        shifted.append(own + start)
+        start += size
+    nodes = {"x": torch.randn(start, 8, generator=seeded(7)), "y": torch.randn(start, generator=seeded(8))}
+    nodes["batch"] = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    finding = one(face(OneWay(True), Data(edge_index=torch.cat(edges, 1), **nodes)), "GS402")
+    assert finding.cause == "isolated-nodes" and finding.severity == "warning"
+    assert "within the first 12 rows, while the batch holds 5 graphs" in finding.message
+    assert loud(face(OneWay(True), Data(edge_index=torch.cat(shifted, 1), **nodes))) == []
+    assert loud(face(OneWay(True), Data(edge_index=torch.unique(edges[0], dim=1), **nodes))) == []

@@ -11,7 +11,12 @@ from gnnstab.fixes.model_structure import add_part, editable_layers
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts, Signals
-from gnnstab.records.vocabulary import DEGREE_ISOLATED_SHARE, GRADIENT_RATIO, LOSS_GENERALISATION_GAP
+from gnnstab.records.vocabulary import (
+    DEGREE_ISOLATED_SHARE,
+    GRADIENT_RATIO,
+    LOSS_GENERALISATION_GAP,
+    PLACE_CONSTANT_ROWS,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,6 +102,8 @@ class RootWeight(Fix):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         bare = [layer for layer in attention_in(layers) if layer.get("root_weight") is False]
+        if any(signal.detail.get("unshifted") for signal in signals.find(PLACE_CONSTANT_ROWS)):
+            return "batch = Batch.from_data_list(graphs)  # or, where you join them: edge_index + nodes of all graphs before"
         if layers and not bare:
             return "data = AddSelfLoops()(data)  # torch_geometric.transforms; ToUndirected(), where edges lead one way by mistake"
         return constructor_calls(bare, root_weight=True)

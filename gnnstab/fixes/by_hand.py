@@ -200,7 +200,11 @@ class SetMask(ByHand):
             change = f"known = y != {marked[0].detail.get('mark')!r}  # the mark of missing values\nloss = criterion(output[known], y[known])"
         elif turned := [s for s in signals.find(OPTIMIZER_UNSEEN) if s.detail.get("cause") == "masking"]:
             name = str((turned[0].detail.get("names") or ["mask"])[0]).rsplit(".", 1)[-1]
+            words = str(turned[0].detail.get("words", ""))
             change = f"{name} = ~{name}  # True where the layer expects it: masked_fill leaves out what is True"
+            if words.startswith("leaving out"):
+                closed = f"~{name}" if words.endswith("not set") else name
+                change = f"score = score.masked_fill({closed}[:, None], float('-inf'))  # and its result is what the softmax is given"
         elif operation.get("kind") == "all-masked":
             change = (
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"

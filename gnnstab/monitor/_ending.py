@@ -17,8 +17,10 @@ from gnnstab.left_out import left_out, taken
 from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS, LEARNS_WELL, MARGIN
+from gnnstab.probe.optimizer.marked import told_by_masks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, undone_trial
 from gnnstab.probe.recorder import Recorder
@@ -182,7 +184,8 @@ class Ending:
             first = min(float(losses["start"]), *zeros, math.inf)
             hindered, slow = (float(losses["best"]) > share * first > 0 for share in (STANDS_STILL, NOT_WELL))
             scaled = self._scaled(diagnosis, hindered=hindered)
-            if slow or scaled:
+            marked = bool(told_by_masks(named_tensors(inputs.args, inputs.kwargs)))
+            if slow or scaled or marked:
                 start = self._start(largest)
                 trial = undone_trial(*start, inputs, loss, row.step, hindered=hindered, slow=slow, scaled=scaled)
                 self._writer.measures(trial)

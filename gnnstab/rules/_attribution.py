@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN
+from gnnstab.records.vocabulary import LOSS_MARKED_TARGETS, OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN
 from gnnstab.rules._five_causes import status_from_configuration
 from gnnstab.rules.explanation import is_warning
 
@@ -60,7 +60,8 @@ def _how(cause: Cause, findings: Sequence[Finding]) -> str:
     if _share(cause, findings) is not None:
         return "undone"
     # GS502 names the cause of an event only where the repeat of the step has shown it; from a file it infers one.
-    repeated = any(f.code == "GS502" and f.step is not None for f in findings if f.cause == cause.cause)
+    own = [f for f in findings if f.cause == cause.cause]
+    repeated = any((f.code == "GS502" and f.step is not None) or f.signal == LOSS_MARKED_TARGETS for f in own)
     return "observed" if repeated or OBSERVED.intersection(cause.codes) else "inferred"
 
 

@@ -10,6 +10,7 @@ from gnnstab.records.vocabulary import (
     ATTENTION_VANISHED_SHARE,
     LOSS_OVER_ZERO,
     OPTIMIZER_EPS_LOST,
+    OPTIMIZER_INPUT_SHARE,
     OPTIMIZER_UNDONE,
     PLACE_COPIED_UNITS,
     PLACE_OVERFLOW,
@@ -62,6 +63,11 @@ def _explanation(finding: Finding, strong: Sequence[Finding], signals: Signals) 
 def _unless(reverse: Condition) -> Condition:
     """What holds where the explanation does not itself follow from the symptom."""
     return lambda symptom, explanation, signals: not reverse(explanation, symptom, signals)
+
+
+def _told_by(*names: str) -> Condition:
+    """What holds where the explanation rests on one of these signals."""
+    return lambda symptom, explanation, signals: explanation.signal in names
 
 
 def _always(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -218,16 +224,6 @@ def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: 
     return bool(silent) and silent == zero and inside_hot
 
 
-def _overflowed(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """What is divided by Inf is 0 for every node: units behind it are closed, and nothing comes back."""
-    return explanation.signal == PLACE_OVERFLOW
-
-
-def _vanished(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """Where no neighbour has any weight, how sharp the attention is says nothing."""
-    return explanation.signal == ATTENTION_VANISHED_SHARE
-
-
 def _copies(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Weights that are all alike give scores that add up in place of cancelling one another, before any training."""
     sharp = signals.kind == "model" or sharp_from_the_start(signals, symptom.layer, AttentionExplosion.warn_entropy)
@@ -263,14 +259,15 @@ def _same_cause(symptom: Finding, explanation: Finding, signals: Signals) -> boo
     return symptom.cause == explanation.cause
 
 
-def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """Weights of 0 were filled on a copy, and gradients arrived."""
-    return explanation.signal == PLACE_ZERO_WEIGHTS
-
-
 def _drawn_anew(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Weights were drawn too wide, those in front of the gates among them: an input that they have made large shuts a gate."""
     return "unsuitable-init" == explanation.cause != symptom.cause and not _of_gates(explanation, symptom, signals)
+
+
+def _of_large_scores(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Weights that were drawn too wide, or scores that spread too far: large logits are rounded in any format."""
+    large = explanation.cause in ("unsuitable-init", "attention-explosion")
+    return large and symptom.signal in ("precision.rounding", "precision.fp16_headroom")
 
 
 def _of_gates(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -278,15 +275,6 @@ def _of_gates(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     gates = tuple(f"{s.layer}." for s in signals.find("place.gradient_stops"))
     undone = [str(name) for s in signals.find(OPTIMIZER_UNDONE) for name in s.detail.get("names", ())]
     return symptom.cause == "unsuitable-init" and bool(undone) and all(name.startswith(gates) for name in undone)
-
-
-def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.signal in ("place.post_norms", OPTIMIZER_UNDONE)
-
-
-def _undone_stack(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """Steps on a copy have shown that the stack hinders learning; nodes that it makes alike, and gradients that die in it, follow."""
-    return explanation.signal == OPTIMIZER_UNDONE
 
 
 def _alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -315,6 +303,8 @@ LINKS = tuple(
         ("GS406", _only_by_scale, "GS401"),
         ("GS406", _given_to_the_layer, "GS301 GS303"),
         ("GS406", _of_targets, "GS301 GS303"),
+        # What drowns in other columns, or in a bias beside them, makes nodes alike.
+        ("GS406", _told_by(OPTIMIZER_INPUT_SHARE), "GS704"),
         ("GS402", _without_edges, "GS704 GS701 GS604"),
         ("GS406", _always, "GS603 GS302 GS104 GS702 GS501"),
         ("GS406", _of_absurd_size, "GS601"),
@@ -325,8 +315,10 @@ LINKS = tuple(
         ("GS605", _same_layer, "GS201"),
         ("GS605", _behind, "GS301"),
         ("GS605", _always, "GS601 GS603 GS604"),
-        ("GS501", _overflowed, "GS701 GS604 GS704 GS301 GS302"),
-        ("GS503", _vanished, "GS406 GS301 GS302"),
+        # What is divided by Inf is 0 for every node: units behind it are closed, and nothing comes back.
+        ("GS501", _told_by(PLACE_OVERFLOW), "GS701 GS604 GS704 GS301 GS302"),
+        # Where no neighbour has any weight, how sharp the attention is says nothing.
+        ("GS503", _told_by(ATTENTION_VANISHED_SHARE), "GS406 GS301 GS302"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),
@@ -355,7 +347,8 @@ LINKS = tuple(
         ("GS601", _grown_in_the_run, "GS201"),
         ("GS201", _copies, "GS301 GS302"),
         ("GS201", _since_the_start, "GS603 GS104"),
-        ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),
+        # Weights of 0 were filled on a copy, and gradients arrived.
+        ("GS201", _told_by(PLACE_ZERO_WEIGHTS), "GS604 GS701 GS704 GS304"),
         # What eps damps, a larger rate makes up for.
         ("GS602", _always, "GS608"),
         # A gradient that was cut off is not damped, it is absent.
@@ -369,10 +362,12 @@ LINKS = tuple(
         ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
         ("GS609", _unless(_same_cause), "GS301 GS302"),
         ("GS609", _drawn_anew, "GS104"),
+        ("GS609", _of_large_scores, "GS501"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
-        ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
-        ("GS103", _undone_stack, "GS704 GS601 GS602 GS603 GS204 GS301 GS302"),
+        ("GS106", _told_by("place.post_norms", OPTIMIZER_UNDONE), "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
+        # Steps on a copy have shown that the stack hinders learning; nodes that it makes alike, and gradients that die in it, follow.
+        ("GS103", _told_by(OPTIMIZER_UNDONE), "GS704 GS601 GS602 GS603 GS204 GS301 GS302"),
         # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
         ("GS704", _alike, "GS604 GS401 GS203 GS103 GS602 GS304"),
         ("GS301", _sharp_from_the_start, "GS603"),

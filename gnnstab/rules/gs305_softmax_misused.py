@@ -154,7 +154,11 @@ class SoftmaxMisused(Rule):
                 what, fix = f"taken over {over}, of all edges", f"{edges}: torch_geometric.utils.softmax(scores, index)"
             elif over == "edges" and signal.value > self.no_mean:
                 what, fix = "taken over edges that do not end at the same target", f"{edges}: edge_index[1]"
-            elif over not in ("edges", "a number") and "messages" not in signal.detail and signal.value > self.square:
+            elif (
+                over not in ("edges", "a number")
+                and "messages" not in signal.detail
+                and (small or signal.value > self.square)
+            ):
                 what, fix = (
                     f"taken over {over}, while the sum runs over the keys of a target",
                     "Write softmax(dim=-1), over the keys",

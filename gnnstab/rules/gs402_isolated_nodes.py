@@ -22,7 +22,7 @@ class IsolatedNodes(Rule):
     whatever the batch holds, which a copy shows that runs again with other numbers, where the loss reads them; and more than 5 % of
     them in layers without self-loops or any other term of the node itself where all rows of the output are alike. It is a warning
     where no attention layer is given an edge in any call; where none of the nodes that the loss reads hears of another: their answers stay when all other numbers change; and where three of four
-    that it reads have no neighbour and the others one; and where no edge brings anything to 95 % of
+    that it reads have no neighbour and the others one; where all edges of a batch of several graphs lie within the rows of one, and repeat one another; and where no edge brings anything to 95 % of
     those that it reads and the loss falls by less than a factor e, in a run or in steps on a copy. Otherwise, and with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
 
     ## Why it is unstable
@@ -76,7 +76,17 @@ class IsolatedNodes(Rule):
         kinds = [str(kind) for signal in constant[:1] for kind in signal.detail.get("kinds", ())]
         whole = f" (every {names(kinds)})" if kinds else ""
         alone = f"{percent(worst.value)} of the nodes{whole} have no incoming edge"
-        if worst.value > 0 and silent:
+        joined = constant[0].detail.get("unshifted") if constant else None
+        if isinstance(joined, dict):
+            yield self.finding(
+                f"every edge lies within the first {joined.get('within')} rows, while the batch holds {joined.get('graphs')} graphs: {joined.get('bare')} of them have no edge, and "
+                f"{percent(float(joined.get('repeated', 0.0)))} of the edges repeat another. The numbers of nodes were not shifted when the graphs were joined: add to each "
+                "edge_index how many nodes stand before its graph, as Batch.from_data_list does.",
+                severity="warning",
+                limit=self.share,
+                signal=constant[0],
+            )
+        elif worst.value > 0 and silent:
             yield self.finding(
                 f"{alone} and {names(silent)} has root_weight=False: its output there is exactly 0 and carries no gradient. Set "
                 "root_weight=True or add self-loops.",

@@ -25,9 +25,10 @@ class FeatureScale(Rule):
     of the batch by its name (node and edge features, time deltas, encodings) whose size reaches a weight, no normalisation in between. With
     a symptom that scale explains (attention saturated that is healthy at an input of RMS 1, or by such edge features; a saturated
     gate) a warning; without, the same steps are taken on two copies, one of them given the tensor standardised: where that one learns
-    and the other hardly does, a warning too; else information. What only comes down from a far-off first output has not learned, and entries
+    and the other hardly does, a warning too; else information. So it is with a tensor of an RMS below 0.01, of which nothing is said otherwise. What only comes down from a far-off first output has not learned, and entries
     that hold one number far away from all others are put to 0 on that copy, as a mark of missing values. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
-    1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold; in a run whose targets nobody saw, a loss that no mean or sum of squares of
+    1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold, or three deviations away where a mask of the
+    batch tells just these targets and steps for half of the rows learn the others only without them; in a run whose targets nobody saw, a loss that no mean or sum of squares of
     smaller targets reaches. Targets that the loss scales itself are left alone, unless its gradient shows that it compares them as they are. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
     them itself.
@@ -83,6 +84,14 @@ class FeatureScale(Rule):
     )
     mark: float = threshold(
         20.0, unit="× the spread of the others", source="derived: no measured values hold one number so far away"
+    )
+    told: float = threshold(
+        3.0,
+        unit="× the spread of the others",
+        source="derived: 1 of 370 normal values; a mask and steps on a copy tell the rest",
+    )
+    small: float = threshold(
+        0.01, unit="RMS", source="derived: beside biases of the size of the weights next to nothing of it is left"
     )
     taken: float = threshold(0.65, unit="share of the progress", source="as GS103")
     short: float = threshold(30.0, unit="× the output", source="heuristic: many hundred steps of Adam at 1e-3 away")
@@ -142,12 +151,19 @@ class FeatureScale(Rule):
             mark, count, of = (signal.detail.get(key) for key in ("mark", "count", "of"))
             if mark is None:
                 continue
+            mask, tried = signal.detail.get("mask"), ""
+            if mask is not None:
+                best, undone, steps = (signal.detail.get(key, math.nan) for key in ("best", "undone", "steps"))
+                tried = (
+                    f" `{mask}` of the batch tells just these entries. {steps} of your optimizer's steps on a copy, for half of the rows, bring the loss of the others to "
+                    f"{best:.3g} at the best of your rate, a third of it, three and ten times it, and to {undone:.3g} where these are left out."
+                )
             yield self.finding(
                 f"the targets hold {mark:g} in {count} of {of} entries, {signal.value:.3g} times the spread of the others away from them, as a mark of "
-                f"missing values does, and the loss compares the output with it. Leave these entries out: known = y != {mark:g}; "
+                f"missing values does, and the loss compares the output with it.{tried} Leave these entries out: known = y != {mark:g}; "
                 "loss(output[known], y[known]).",
                 severity="warning",
-                limit=self.mark,
+                limit=self.mark if mask is None else self.told,
                 signal=signal,
                 cause="masking",
             )
@@ -180,6 +196,10 @@ class FeatureScale(Rule):
                 f"{what} {after}.", severity="error" if severe else "warning", limit=limit, signal=signal
             )
             yield by_steps_of_inputs(found, signals)
+        for signal in self._tiny(signals) if not done else ():
+            if (told := self._by_steps(signals, signal, self.small)) is not None:
+                yield told
+                return
         if quiet and not done:
             signal, limit = quiet[0]
             yield self._by_steps(signals, signal, limit) or self.finding(
@@ -217,11 +237,16 @@ class FeatureScale(Rule):
         crossed = self._inputs_beyond(signals)
         if any(self._symptoms_of(signals, s)[0] or (s.name == "place.rms" and s.value > self.absurd) for s in crossed):
             return {}
-        return _fed(crossed)
+        return _fed([*crossed, *self._tiny(signals)])
 
     def beyond(self, signals: Signals) -> dict[str, bool]:
         """The same of all tensors of the batch beyond a limit."""
-        return _fed(self._inputs_beyond(signals))
+        return _fed([*self._inputs_beyond(signals), *self._tiny(signals)])
+
+    def _tiny(self, signals: Signals) -> list[Signal]:
+        """Tensors of measured values that a weight is given and whose size vanishes beside its bias."""
+        found = [s for s in measured(signals.find("place.rms")) if s.detail.get("fed") and not s.detail.get("whole")]
+        return [s for s in found if 0 < s.value < self.small and not s.detail.get("target")]
 
     def targets_beyond(self, signals: Signals) -> list[str]:
         """The targets that the output falls far short of; ``y`` where the loss alone shows them."""

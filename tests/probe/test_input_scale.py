@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GATConv, TransformerConv, global_mean_pool
+from torch_geometric.nn import GATConv, MessagePassing, TransformerConv, global_mean_pool
+from torch_geometric.utils import softmax
 
 import gnnstab
 from trained import trained
@@ -223,3 +224,66 @@ def test_a_residual_stream_keeps_the_scale_that_the_norms_of_its_branches_take_a
         found = gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
     assert [c.cause for c in found.root_causes()] == (["feature-scale"] if raw else [])
     assert all("Standardise" in f.message for f in found.findings if f.code in ("GS406", "GS704"))
+
+
+class Flows(nn.Module):
+    """What flows into each junction along its pipes, told by the edges alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.embed, self.attend = nn.Linear(4, 16), TransformerConv(16, 16, edge_dim=2)
+        self.out = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, data: Data) -> torch.Tensor:
+        h = self.embed(data.x)
+        answer: torch.Tensor = self.out(h + self.attend(h, data.edge_index, data.edge_attr))[:, 0]
+        return answer
+
+
+@pytest.mark.parametrize("monitored", [True, False])
+@pytest.mark.parametrize(("unit", "needed"), [(1e-5, True), (1.0, True), (1e-5, False)])
+def test_edge_features_that_vanish_beside_a_bias_are_told_where_the_answer_needs_them(unit, needed, monitored):
+    g = torch.Generator().manual_seed(2)
+    x, edges = torch.randn(90, 4, generator=g), torch.randint(0, 90, (2, 270), generator=g)
+    flow = torch.randn(270, 2, generator=g)
+    mean = torch.zeros(90).index_add_(0, edges[1], flow[:, 0]) / torch.bincount(edges[1], minlength=90).clamp(min=1)
+    batch = Data(x=x, edge_index=edges, edge_attr=unit * flow, y=2 * mean if needed else x[:, 0] - x[:, 1])
+
+    def loss(output: torch.Tensor, data: Data) -> torch.Tensor:
+        return nn.functional.mse_loss(output, data.y)
+
+    model = Flows()
+    if monitored:
+        diagnosis = trained(model, batch, loss, steps=40, lr=5e-3)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+        diagnosis = gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
+    told = [(f.layer, f.severity) for f in diagnosis.findings if f.code == "GS406"]
+    assert told == ([("edge_attr", "warning")] if unit < 1 and needed else [])
+
+
+class Kin(MessagePassing):
+    """Attention of a layer that nobody has described."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="add")
+        torch.manual_seed(3)
+        self.enter, self.score, self.leave = nn.Linear(4, 16), nn.Linear(32, 1), nn.Linear(16, 1)
+
+    def forward(self, data: Data) -> torch.Tensor:
+        h = self.enter(data.x).relu()
+        answer: torch.Tensor = self.leave(h + self.propagate(data.edge_index, h=h))[:, 0]
+        return answer
+
+    def message(self, h_i: torch.Tensor, h_j: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return softmax(self.score(torch.cat([h_i, h_j], 1)), index) * h_j
+
+
+@pytest.mark.parametrize("unit", [300.0, 1.0])
+def test_sharp_attention_that_standardised_inputs_take_away_is_no_second_cause_of_a_run(unit):
+    g = torch.Generator().manual_seed(4)
+    x, edges = torch.randn(100, 4, generator=g), torch.randint(0, 100, (2, 500), generator=g)
+    batch = Data(x=unit * (x + 2), edge_index=edges, y=x[:, 0] - x[:, 1])
+    found = trained(Kin(), batch, lambda output, data: nn.functional.mse_loss(output, data.y), steps=40, lr=5e-3)
+    assert [cause.cause for cause in found.root_causes()] == (["feature-scale"] if unit > 1 else [])

@@ -14,7 +14,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import HGTConv, MessagePassing, TransformerConv
 
 import gnnstab
-from gnnstab.probe.optimizer.learning import on_its_way
+from gnnstab.probe.optimizer.learning import FAR_OFF, on_its_way
 from gnnstab.records import Signal
 from gnnstab.rules._stacks import said
 
@@ -151,7 +151,37 @@ def test_a_rate_is_named_at_a_tenth_of_which_it_learns_and_only_before_the_first
     assert told(model, optimizer) == []
 
 
+class Tower(nn.Module):
+    """Maps between two layers that are drawn with a deviation of 1, or as their layers draw them."""
+
+    def __init__(self, wide: bool) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(6, 32), nn.Linear(32, 1)
+        self.convs = nn.ModuleList([TransformerConv(32, 32) for _ in range(2)])
+        self.mids = nn.ModuleList([nn.Linear(32, 32) for _ in range(2)])
+        for part in (*self.mids, *(m for conv in self.convs for m in (conv.lin_value, conv.lin_skip))) if wide else ():
+            nn.init.normal_(part.weight)
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.inp(data.x)
+        for conv, mid in zip(self.convs, self.mids, strict=True):
+            h = h + mid(conv(h, data.edge_index).relu())
+        out: Tensor = self.out(h).squeeze(-1)
+        return out
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_what_comes_down_from_far_off_for_ever_is_hindered_by_what_put_it_there(wide: bool) -> None:
+    torch.manual_seed(1)
+    model = Tower(wide)
+    found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=torch.optim.Adam(model.parameters(), lr=3e-3))
+    told = [f.cause for f in found.findings if f.code == "GS609"]
+    assert told == (["unsuitable-init"] if wide else [])
+    assert [cause.cause for cause in found.root_causes()] == told
+
+
 @pytest.mark.parametrize(("losses", "way"), [
+    ([1000 * 0.98**step for step in range(101)], False),  # So far off that as much again leaves it above an output of zeros.
     ([0.98**step for step in range(101)], True),  # Learned by the hundredth step.
     ([30 * 0.98**step for step in range(101)], True),  # Comes down from far off, and goes on.
     ([1 + 30 * 0.9**step for step in range(101)], False),  # Comes down and stands still.
@@ -160,7 +190,7 @@ def test_a_rate_is_named_at_a_tenth_of_which_it_learns_and_only_before_the_first
 ])  # fmt: skip
 def test_a_model_that_goes_on_learning_is_slow_and_not_hindered(losses: list[float], way: bool) -> None:
     bench: Any = SimpleNamespace(trial=lambda steps, until: SimpleNamespace(losses=losses[: steps + 1]))
-    assert on_its_way(bench, 1.0) is way
+    assert on_its_way(bench, 1.0, FAR_OFF) is way
 
 
 def test_the_repaired_twin_is_stable() -> None:

@@ -50,9 +50,9 @@ class OverGraph(nn.Module):
 
 
 class Selective(MessagePassing):
-    """Attention over the edges that a mask leaves, or over the others."""
+    """Attention over the edges that a mask leaves, or over the others; over all of them where nobody says which (None)."""
 
-    def __init__(self, width: int, out: int, turned: bool) -> None:
+    def __init__(self, width: int, out: int, turned: bool | None) -> None:
         super().__init__(aggr="add")
         self.lin, self.score, self.turned = nn.Linear(width, out), nn.Linear(2 * out, 1), turned
 
@@ -62,14 +62,15 @@ class Selective(MessagePassing):
 
     def message(self, h_i: Tensor, h_j: Tensor, noise: Tensor, index: Tensor, size_i: int) -> Tensor:
         hidden = (~noise if self.turned else noise)[:, None]
-        score = F.leaky_relu(self.score(torch.cat([h_i, h_j], 1)), 0.2).masked_fill(hidden, -1e4)
-        return softmax(score, index, num_nodes=size_i) * h_j
+        score = F.leaky_relu(self.score(torch.cat([h_i, h_j], 1)), 0.2)
+        closed = score.masked_fill(hidden, -1e4)
+        return softmax(score if self.turned is None else closed, index, num_nodes=size_i) * h_j
 
 
 class Masked(nn.Module):
     """Classes of nodes by their neighbours, of which noise is to be left out."""
 
-    def __init__(self, turned: bool) -> None:
+    def __init__(self, turned: bool | None) -> None:
         super().__init__()
         self.one, self.two = Selective(8, WIDTH, turned), Selective(WIDTH, 3, turned)
 
@@ -217,6 +218,19 @@ def test_a_mask_of_edges_that_is_used_the_wrong_way_round_is_named(turned: bool)
     assert all("`noise`" in message for _, message in told)
 
 
+@pytest.mark.parametrize("useful", [True, False])
+def test_a_mask_of_edges_that_changes_nothing_is_named_where_the_edges_that_it_marks_are_in_the_way(
+    useful: bool,
+) -> None:
+    torch.manual_seed(0)
+    batch = classes()
+    if not useful:
+        batch.noise = torch.rand(batch.num_edges, generator=generator()) < 0.5
+    told = said(Masked(None), batch, crossed, 1e-2)
+    assert [cause for cause, _ in told] == (["masking"] if useful else [])
+    assert all("`noise` of edges is handed over and changes nothing" in message for _, message in told)
+
+
 @pytest.mark.parametrize(
     ("norm", "named"), [(nn.LayerNorm(2), True), (nn.GroupNorm(1, 2), True), (nn.BatchNorm1d(2), False)]
 )
@@ -267,3 +281,46 @@ def test_a_mask_that_hides_what_is_asked_for_is_not_turned_round() -> None:
     x, value = torch.randn(NODES, 4, generator=g), torch.randn(300, generator=g)
     batch = Data(x=x, edge_index=edges, value=value, shown=shown)
     assert said(Foretold(), batch, lambda out, data: F.mse_loss(out[~data.shown], data.value[~data.shown])) == []
+
+
+class Unit(nn.Module):
+    """Numbers of a node by its features and by those around, whose rows are divided by their length in one way or another, or not at all."""
+
+    def __init__(self, divide: Callable[[Tensor], Tensor] | None) -> None:
+        super().__init__()
+        self.divide = divide
+        self.enter, self.conv = nn.Linear(5, WIDTH), TransformerConv(WIDTH, WIDTH // 2, heads=2)
+        self.out = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, 1))
+
+    def forward(self, data: Data) -> Tensor:
+        x = data.x if self.divide is None else self.divide(data.x)
+        h = torch.relu(self.enter(x))
+        out: Tensor = self.out(h + self.conv(h, data.edge_index)).squeeze(-1)
+        return out
+
+
+def by_sum(x: Tensor) -> Tensor:
+    return x / x.abs().sum(-1, keepdim=True)
+
+
+def spendings(by_size: bool) -> Data:
+    """Shares of five kinds of goods times what was spent in all, which the answers follow; or they follow the shares."""
+    g = generator()
+    share, size = torch.rand(120, 5, generator=g) + 0.2, torch.randn(120, generator=g)
+    share = share / share.sum(1, keepdim=True)
+    edges = torch.randint(0, 120, (2, 480), generator=g)
+    y = size if by_size else 8 * (share[:, 0] - share[:, 1])
+    return Data(x=3 * share * (0.5 * size).exp()[:, None], edge_index=edges, y=y)
+
+
+@pytest.mark.parametrize(
+    ("divide", "by_size", "named"),
+    [(F.normalize, True, True), (by_sum, True, True), (None, True, False), (by_sum, False, False)],
+)
+def test_rows_that_lose_a_length_which_the_answers_need(
+    divide: Callable[[Tensor], Tensor] | None, by_size: bool, named: bool
+) -> None:
+    torch.manual_seed(0)
+    told = said(Unit(divide), spendings(by_size), squared, 1e-2)
+    assert [cause for cause, _ in told] == (["normalization-misuse"] if named else [])
+    assert all("divides 120 rows of the input by their own length (line" in message for _, message in told)

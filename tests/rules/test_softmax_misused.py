@@ -73,6 +73,22 @@ def over_queries(scores: Tensor, near: Tensor) -> Tensor:
     return scores.mul(4).masked_fill(near == 0, -torch.inf).softmax(-2)
 
 
+def to_speakers(scores: Tensor) -> Tensor:
+    """Everybody listens to two speakers and to himself; all scores are small."""
+    open_ = torch.eye(scores.shape[-1])
+    open_[:, :2] = 1.0
+    return scores.div(20).masked_fill(open_ == 0, -torch.inf)
+
+
+def over_listeners(scores: Tensor, near: Tensor) -> Tensor:
+    """No sum is much above 1; those of the speakers are far below it."""
+    return to_speakers(scores).softmax(-2)
+
+
+def over_speakers(scores: Tensor, near: Tensor) -> Tensor:
+    return to_speakers(scores).softmax(-1)
+
+
 def over_rooms(scores: Tensor, near: Tensor) -> Tensor:
     return F.dropout((scores / 2).softmax(0), 0.1)
 
@@ -156,7 +172,7 @@ def test_a_mask_that_leaves_weight_is_named(
 
 @FACES
 @pytest.mark.parametrize("weigh", [
-        set_to_minus_inf, multiplied_again_and_divided, limited, limited_alone, lowered_enough, biased_by_distance, averaged,
+        set_to_minus_inf, multiplied_again_and_divided, limited, over_speakers, limited_alone, lowered_enough, biased_by_distance, averaged,
     ])  # fmt: skip
 def test_a_mask_that_leaves_nothing_is_not(face: Callable[[nn.Module], Diagnosis], weigh: Weigh) -> None:
     assert misused(face, weigh, nn.Identity()) == []
@@ -232,7 +248,12 @@ def shops() -> Data:
 
 @pytest.mark.parametrize(
     ("weigh", "words"),
-    [(over_queries, "dim=-1"), (over_rooms, "dim=-1"), (divided_too_late, "belongs to the scores")],
+    [
+        (over_queries, "dim=-1"),
+        (over_listeners, "dim=-1"),
+        (over_rooms, "dim=-1"),
+        (divided_too_late, "belongs to the scores"),
+    ],
 )
 @FACES
 def test_weights_that_do_not_sum_to_one_are_named(

@@ -13,6 +13,10 @@ LARGE = 4.0
 """RMS or |mean| / deviation of a column from which it deviates: an input of RMS 4 gives 16 times the logits of one of RMS 1."""
 
 
+SMALL = 0.01
+"""RMS of a whole tensor below which its numbers vanish beside the biases that they are added to, which are of the size of the weights."""
+
+
 def columns(tensor: Tensor) -> Tensor:
     """(rows, columns) view of a tensor of any shape in float64: the last dimension is the columns, a vector is one column."""
     flat = tensor.detach().reshape(-1, 1) if tensor.dim() < 2 else tensor.detach().flatten(0, -2)
@@ -50,10 +54,10 @@ def standardised(tensor: Tensor, chosen: Tensor | None = None) -> Tensor:
     return changed
 
 
-def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:
+def deviating(tensor: Tensor, *, whole: bool, small: bool = False) -> Tensor | None:
     """The columns (n,) of features (N, D) of real numbers that are large or far from zero; None when there is none.
 
-    Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing; with ``whole`` a weight multiplies them.
+    With ``small`` all of a tensor whose RMS is below `SMALL`. Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing; with ``whole`` a weight multiplies them.
     """
     if tensor.layout is not torch.strided or not tensor.is_floating_point() or tensor.dim() != 2:
         return None
@@ -62,5 +66,6 @@ def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:
     values = tensor.detach().double()
     size, spread = values.square().mean(0).sqrt(), values.std(0)
     counted = (values == values.round()).all(0) & (not whole)
-    off = (size > LARGE) & ~counted & torch.isfinite(size) & (spread > 0)
+    tiny = small and bool(size.isfinite().all()) and float(size.square().mean().sqrt()) < SMALL
+    off = ((size > LARGE) | tiny) & ~counted & torch.isfinite(size) & (spread > 0)
     return off.nonzero().flatten() if bool(off.any()) else None

@@ -1,4 +1,4 @@
-"""Inputs that are large or far from zero, as a suspect: a trial standardises them."""
+"""Inputs that are large, far from zero or tiny, as a suspect: a trial standardises them."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _large(chosen: Mapping[str, bool], call: Arguments, model: nn.Module) -> dic
     found = {}
     for name, tensor in named_tensors(*call, model=model).items():
         table = (tensor[:, None] if tensor.dim() == 1 else tensor).detach()
-        columns = deviating(table, whole=chosen[name]) if name in chosen and not is_target(name) else None
+        columns = deviating(table, whole=chosen[name], small=True) if name in chosen and not is_target(name) else None
         if columns is not None:
             table, mark = _filled(table, columns)
             found[name] = _Large(tensor, standardised(table, columns).reshape(tensor.shape), mark)

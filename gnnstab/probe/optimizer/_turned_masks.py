@@ -1,9 +1,10 @@
-"""Masks that a forward is given for its edges or its scores, and the same steps with each of them the other way round."""
+"""Masks that a forward is given for its edges or its scores, and the same steps with each of them the other way round; or, of one that changes nothing, without the edges that it marks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
 
 def turned_masks(bench: Bench) -> list[tuple[Suspect, Bench]]:
-    """Each mask of edges or of scores that the output depends on and that the loss does not read, with the bench that has it turned round."""
+    """Each mask of edges or of scores that the loss does not read, with the bench that has it turned round, or applied where the output stays."""
     masks = [set(_masks(bench, number)) for number in range(len(bench.calls))]
-    return [found for name in sorted(set.intersection(*masks)) if (found := _turned(bench, name)) is not None]
+    return [found for name in sorted(set.intersection(*masks)) for found in _tried(bench, name)]
 
 
 def _masks(bench: Bench, number: int) -> Iterator[str]:
@@ -44,35 +45,57 @@ def _causal(mask: Tensor) -> bool:
     return any(bool((part.amax((-1, -2)) == 0).all()) for way in (mask, ~mask) for part in (way.triu(1), way.tril(-1)))
 
 
-def _turned(bench: Bench, name: str) -> tuple[Suspect, Bench] | None:
+def _tried(bench: Bench, name: str) -> Iterator[tuple[Suspect, Bench]]:
+    other, turned = _changed(bench, name, _turn)
+    mask = named_tensors(*bench.calls[0], bench.model)[name]
+    try:
+        read, moves = _read_by_loss(bench, other, turned[0], mask)
+    except UsageError:
+        return
+    if not read and moves:
+        yield Suspect(
+            "masking", (name,), f"using the mask `{name}` the other way round", f"the mask `{name}` seems to be used the wrong way round", _same
+        ), other  # fmt: skip
+    elif not read and mask.dim() == 1:
+        for kept, which in ((True, "is not set"), (False, "is set")):
+            yield Suspect(
+                "masking", (name,), f"leaving out the edges for which it {which}",
+                f"the mask `{name}` of edges is handed over and changes nothing in the output", _same,
+            ), _changed(bench, name, partial(_without, kept))[0]  # fmt: skip
+
+
+Change = Callable[[Tensor, Any], Any]
+"""(the mask, a tensor of the batch) → what stands in its place."""
+
+
+def _changed(bench: Bench, name: str, change: Change) -> tuple[Bench, list[Any]]:
+    """The bench with other arguments, and the batches changed alike."""
     calls, batches = [], []
     for (args, kwargs), batch in zip(bench.calls, bench.batches, strict=True):
         mask = named_tensors(args, kwargs, bench.model)[name]
+        calls.append(mapped((tuple(args), dict(kwargs)), partial(change, mask)))
+        batches.append(mapped(batch, partial(change, mask)))
+    return replace(bench, calls=calls), batches
 
-        def turn(tensor: Any, mask: Tensor = mask) -> Any:
-            same = tensor.dtype == torch.bool and tensor.shape == mask.shape and torch.equal(tensor, mask)
-            return ~tensor if same else tensor
 
-        calls.append(mapped((tuple(args), dict(kwargs)), turn))
-        batches.append(mapped(batch, turn))
-    other = replace(bench, calls=calls)
-    try:
-        if _read_by_loss(bench, other, batches[0], mask):
-            return None
-    except UsageError:
-        return None
-    suspect = Suspect(
-        "masking", (name,), f"using the mask `{name}` the other way round", f"the mask `{name}` seems to be used the wrong way round", _same
-    )  # fmt: skip
-    return suspect, other
+def _turn(mask: Tensor, tensor: Any) -> Any:
+    same = tensor.dtype == torch.bool and tensor.shape == mask.shape and torch.equal(tensor, mask)
+    return ~tensor if same else tensor
+
+
+def _without(kept: bool, mask: Tensor, tensor: Any) -> Any:
+    """Edge lists, and what holds a row for each edge, without the edges whose entry in the mask is not ``kept``."""
+    if tensor.dim() == 2 and tensor.shape == (2, len(mask)) and not tensor.is_floating_point():
+        return tensor[:, mask == kept]
+    return tensor[mask == kept] if tensor.dim() and len(tensor) == len(mask) else tensor
 
 
 def _same(model: nn.Module) -> None:
     """The arguments are changed, and not the model."""
 
 
-def _read_by_loss(bench: Bench, other: Bench, turned: Any, mask: Tensor) -> bool:
-    """True where the loss asks for what the mask says, as for edges that are hidden to be foretold; also where the output stays or cannot be made.
+def _read_by_loss(bench: Bench, other: Bench, turned: Any, mask: Tensor) -> tuple[bool, bool]:
+    """Whether the loss asks for what the mask says, as for edges that are hidden to be foretold, or nothing can be tried; and whether the output moves with it.
 
     Raises:
         UsageError: Model or optimizer cannot be copied.
@@ -84,8 +107,8 @@ def _read_by_loss(bench: Bench, other: Bench, turned: Any, mask: Tensor) -> bool
             output, _ = bench.forward(model, 0)
         with forked_rng(state), torch.no_grad():
             changed, _ = other.forward(model, 0)
-        if not isinstance(output, Tensor) or output.shape != changed.shape or torch.equal(output, changed):
-            return True
+        if not isinstance(output, Tensor) or output.shape != changed.shape:
+            return True, True
         with forked_rng(state), torch.enable_grad():
             leaf = output.detach().requires_grad_()
             own = bench.loss(leaf, bench.batches[0])
@@ -93,8 +116,9 @@ def _read_by_loss(bench: Bench, other: Bench, turned: Any, mask: Tensor) -> bool
             again = bench.loss(leaf, turned)
     except Exception as error:
         let_through(error)
-        return True
+        return True, True
     if leaf.grad is None or not torch.equal(own, again):
-        return True
+        return True, True
     asked = leaf.grad != 0
-    return any(asked.shape == way.shape and torch.equal(asked, way) for way in (mask, ~mask))
+    read = any(asked.shape == way.shape and torch.equal(asked, way) for way in (mask, ~mask))
+    return read, not torch.equal(output, changed)

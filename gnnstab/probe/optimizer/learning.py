@@ -44,6 +44,9 @@ MORE_STEPS = 100
 PACE = LEARNS / 4
 """Fall of the mean ln(loss) from the third to the last quarter of `MORE_STEPS` from which on a model is on its way: as many steps again bring it down by a factor e."""
 
+FAR_OFF = math.exp(LEARNS_WELL)
+"""Times the loss of an output of zeros, from which on one that falls at `PACE` is not on its way: it has learned nothing by `MORE_STEPS` twice over."""
+
 FASTER = 4.0
 """Times its own progress that a copy with standardised inputs may reach until its trial ends: three quarters are then the scale's share."""
 
@@ -84,7 +87,7 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
         hindered = _worst(bench, deep, others, cut, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
-        if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first):
+        if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first, FAR_OFF * first):
             hindered, detail = None, {"learns": True, "names": names, **detail}
     yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
 
@@ -204,12 +207,12 @@ def _worst(
     return Signal(OPTIMIZER_UNDONE, 1 - without / reached, source="steps", detail=detail)
 
 
-def on_its_way(bench: Bench, first: float) -> bool:
-    """True where more of the same steps do learn, or where their losses fall on and on."""
+def on_its_way(bench: Bench, first: float, below: float = math.inf) -> bool:
+    """True where more of the same steps do learn, or where their losses fall on and on, and one of them ``below``."""
     losses = bench.trial(MORE_STEPS, until=lambda seen: progress(first, seen) >= LEARNS_WELL).losses
     if progress(first, losses) >= LEARNS_WELL:
         return True
-    if not all(0 < loss < math.inf for loss in losses):
+    if min(losses) >= below or not all(0 < loss < math.inf for loss in losses):
         return False
     quarter = MORE_STEPS // 4
     third, last = (sum(map(math.log, part)) / quarter for part in (losses[-2 * quarter : -quarter], losses[-quarter:]))

@@ -24,6 +24,7 @@ from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer._settings import setting_signals
+from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
@@ -31,11 +32,7 @@ from gnnstab.probe.replaying.replica import copied, device_of, eager, forked_rng
 from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
-from gnnstab.records.vocabulary import (
-    OPTIMIZER_EPS_DAMPING,
-    OPTIMIZER_LOSS_RISE,
-    OPTIMIZER_OUTPUT_MOVE,
-)
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
 from gnnstab.trials import trial
 
 Loss = Callable[[Any, Any], Tensor]
@@ -378,6 +375,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     yield from (learned := list(learning.learning_signals(bench)))
     if learning.open_to_more(learned):
         yield from unseen_signals(bench)
+        yield from marked_signals(bench)
 
 
 def damping_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:

@@ -14,6 +14,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.optimizer._slow import slow_signals
 from gnnstab.probe.optimizer.learning import input_signals, learning_signals
+from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import softer_signals
@@ -75,6 +76,7 @@ def undone_trial(
         found = list(input_signals(bench, scaled, "the loss of one batch"))
         found += learning_signals(bench) if hindered else ()
         found += unseen_signals(bench) if slow and not any("cause" in s.detail for s in found) else ()
+        found += marked_signals(bench)
         return _rows(found, inputs, step)
 
 

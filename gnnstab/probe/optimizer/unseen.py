@@ -16,6 +16,7 @@ from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._narrow_norms import narrow_norms
 from gnnstab.probe.optimizer._own_terms import without_own_terms
+from gnnstab.probe.optimizer._row_lengths import row_lengths
 from gnnstab.probe.optimizer._suspects import Suspect
 from gnnstab.probe.optimizer._turned_masks import turned_masks
 from gnnstab.probe.optimizer._zeros import of_zeros
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 FEWEST = 16
 """Rows that the loss reads from which on half of them say something of the others."""
 
-_RATES = (1.0, 3.0, 10.0, 1 / 3)
+AROUND = (1.0, 3.0, 10.0, 1 / 3)
 """Factors on the rate that are tried with and without what is suspected."""
 
 BY_HEART = math.log(2)
@@ -53,14 +54,15 @@ def unseen_signals(bench: Bench) -> Iterator[Signal]:
 
 def _unseen(bench: Bench) -> Iterator[Signal]:
     alike = seen(bench, alike_kinds)
-    tried = [(one, bench) for one in (*seen(bench, narrow_norms), *seen(bench, without_own_terms))]
+    looks = (narrow_norms, row_lengths, without_own_terms)
+    tried = [(one, bench) for look in looks for one in seen(bench, look)]
     tried += turned_masks(bench)
     part = halved(bench) if tried or alike else None
     if part is None:
         return
     start = part.trial(0).losses[0]
     first = min(start, of_zeros(bench), of_constants(bench))
-    own, _, _ = at_any_rate(part, first, 0.0, _RATES)
+    own, _, _ = at_any_rate(part, first, 0.0, AROUND)
     detail: dict[str, Any] = {
         "first": start,
         "best": first * math.exp(-own),
@@ -78,7 +80,7 @@ def _unseen(bench: Bench) -> Iterator[Signal]:
         if suspect.cause == "masking" or not on_its_way(part, first):
             yield _told(OPTIMIZER_UNSEEN, suspect, 1 - own / reached, detail | {"undone": first * math.exp(-reached)})
     elif alike and own < BY_HEART / 2:
-        learned = at_any_rate(bench, first, 0.0, _RATES)[0]
+        learned = at_any_rate(bench, first, 0.0, AROUND)[0]
         if learned > BY_HEART:
             yield _told(
                 OPTIMIZER_BY_HEART, alike[0], 1 - own / learned, detail | {"by_heart": first * math.exp(-learned)}
@@ -114,7 +116,7 @@ def of_constants(bench: Bench) -> float:
 def _reached(part: Bench, suspect: Suspect, first: float, own: float) -> float:
     """Most progress without a suspect, at the rate as it is and at those around it; 0 where it cannot be undone."""
     best, enough = 0.0, max(LEARNS, 2 * own) + MARGIN
-    for factor in _RATES:
+    for factor in AROUND:
         try:
             with suspect.mode:
                 losses = part.trial(

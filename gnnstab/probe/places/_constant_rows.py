@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 FEW = 0.1
 """Edges of a relation per node of either end below which it is said how few they are."""
 
+LATER = 2
+"""Graphs behind the first rows that have no edge, from which on it is asked whether edges were not shifted."""
+
+TWICE = 0.05
+"""Share of the edges that stand there already, above which those of several graphs seem to lie on one another."""
+
 MOST = 0.5
 """Share of the reached nodes with the same constant row above which it is not for want of edges that others have it."""
 
@@ -39,7 +45,7 @@ def rows(
     backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``. ``deaf``: share of the
     rows with a gradient that are about such nodes and stay when the numbers of everything else change. ``kinds``: those of which no node is reached.
     ``sparse``: relations with an edge for less than one node in ten of either end, in words.
-    Nothing, too, where most nodes that are reached give that very row, as behind ReLUs that are all closed.
+    ``unshifted``: as `_unshifted`. Nothing, too, where most nodes that are reached give that very row, as behind ReLUs that are all closed.
     """
     named = seen.batch
     alone, kinds = {}, set[str]()
@@ -84,7 +90,8 @@ def rows(
                 | _deaf(before, apart, seen.outputs, alone, came_back)
                 | ({} if per_node else {"loops": True})
                 | ({"kinds": sorted(kinds)} if kinds else {})
-                | ({"sparse": sparse} if (sparse := _sparse(named)) else {}),
+                | ({"sparse": sparse} if (sparse := _sparse(named)) else {})
+                | ({"unshifted": joined} if (joined := _unshifted(named, seen.graphs)) else {}),
             )
             return
 
@@ -165,6 +172,26 @@ def _sparse(named: Mapping[str, Tensor]) -> list[str]:
         if relation and len(ends) == 2 and tensor.dim() == 2 and len(tensor) == 2 and tensor.shape[1] < FEW * min(ends):
             found.append(f"{relation} ({tensor.shape[1]} edges for {ends[0]} and {ends[1]} nodes)")
     return found
+
+
+def _unshifted(named: Mapping[str, Tensor], graphs: Tensor | None) -> dict[str, Any]:
+    """Of a batch (nodes,) of several graphs whose edges all lie within as many rows as one graph has, and stand there several times.
+
+    So do edges whose numbers were not shifted when the graphs were joined. Empty for any other batch.
+    """
+    lists = [t for n, t in named.items() if n.rpartition(".")[2] == "edge_index" and t.dim() == 2 and len(t) == 2]
+    if graphs is None or len(lists) != 1 or not lists[0].numel() or bool((graphs.diff() < 0).any()):
+        return {}
+    most, edges = int(torch.bincount(graphs).max()), lists[0]
+    bare = int(torch.unique(graphs[most:]).numel())
+    if bare < LATER or int(edges.max()) >= most:
+        return {}
+    repeated = 1 - torch.unique(edges, dim=1).shape[1] / edges.shape[1]
+    return (
+        {"within": most, "graphs": int(graphs.max()) + 1, "bare": bare, "repeated": repeated}
+        if repeated > TWICE
+        else {}
+    )
 
 
 def _kind(name: str) -> str:

@@ -17,7 +17,7 @@ _SUMS = ("IndexAddBackward", "ScatterAddBackward")
 
 
 def dense(node: Any, weights: Tensor, axis: int, users: Mapping[Any, list[Any]]) -> float | None:
-    """Largest sum of the weights of a row that is multiplied with values, where the softmax ran over another axis; None for any other use.
+    """The sum of the weights of a row that is multiplied with values that is farthest from 1, where the softmax ran over another axis; None for any other use.
 
     Weights that share out a row among clusters are meant so: an axis of queries counts where there are as many of them as of keys.
     """
@@ -28,7 +28,7 @@ def dense(node: Any, weights: Tensor, axis: int, users: Mapping[Any, list[Any]])
         left = type(user).__name__.startswith(("BmmBackward", "MmBackward")) and user.next_functions[0][0] is above
         read = autograd.saved(user, "_saved_self") if left else None
         if read is not None and read.shape[-2:] == weights.shape[-2:]:
-            return float(weights.sum(-1).max())
+            return _farthest(weights.sum(-1))
     return None
 
 
@@ -46,8 +46,14 @@ def plain(node: Any, weights: Tensor, users: Mapping[Any, list[Any]]) -> float |
         if targets < 2 or width is None or width <= weights[0].numel():
             return None
         sums = weights.new_zeros(targets, *weights.shape[1:]).index_add_(0, index, weights)[torch.bincount(index) > 0]
-        return float(sums.flatten()[(sums.clamp(min=1e-30).log().abs()).flatten().argmax()])
+        return _farthest(sums)
     return None
+
+
+def _farthest(sums: Tensor) -> float:
+    """The one that is the most times larger or smaller than 1; a row without a key has the sum 0, or none, and is left out."""
+    found = sums.flatten()[sums.flatten() > 0]
+    return float(found[found.log().abs().argmax()]) if found.numel() else 1.0
 
 
 def _width(user: Any, above: Any) -> int | None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -27,11 +28,23 @@ Product = tuple[float, tuple[int, ...]]
 _PRODUCTS = frozenset(
     {torch.mul, torch.multiply, Tensor.mul, Tensor.mul_, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 )
+_SOFTMAX = frozenset({torch.softmax, torch.exp, F.softmax, Tensor.softmax, Tensor.exp})
+_BETWEEN = (
+    "SubBackward",
+    "MaskedFillBackward",
+    "WhereBackward",
+    "ViewBackward",
+    "SqueezeBackward",
+    "UnsqueezeBackward",
+    "ToCopyBackward",
+)
+"""What may stand between scores and the exponential that is taken of them."""
+
 _QUOTIENTS = frozenset({torch.div, torch.divide, Tensor.div, Tensor.div_, Tensor.divide, Tensor.__truediv__})
 
 
 def unit_factors(case: Case, base: Look) -> Iterator[Trial]:
-    """Factors written in the code that make values large, taken as 1: those on weights and states first, then those on the batch."""
+    """Factors written in the code that make values large, taken as 1: those on scores first, then those on weights and states, and on the batch."""
     if not case.suffers("attention.", "score.", "precision.", "output.", "input.", LOSS_OVER_ZERO, "gradient."):
         return
     seen = _Factors(case.model)
@@ -44,8 +57,8 @@ def unit_factors(case: Case, base: Look) -> Iterator[Trial]:
         return
     finally:
         seen.close()
-    for learned, cause in ((True, "unsuitable-init"), (False, "feature-scale")):
-        found = {key: one for key, one in seen.found.items() if one[3] is learned}
+    for cause in ("attention-explosion", "unsuitable-init", "feature-scale"):
+        found = {key: one for key, one in seen.found.items() if seen.cause(key) == cause}
         if found:
             factor, name, size, _, line = max(found.values(), key=lambda one: one[2])
             others = sum(seen.places[key] for key in found) - 1
@@ -78,11 +91,19 @@ class _Factors(TorchFunctionMode):
         super().__init__()
         self.found: dict[Product, tuple[float, str, float, bool, str]] = {}
         self.places: Counter[Product] = Counter()
+        self._made: dict[Any, Product] = {}
+        self._scores: set[Product] = set()
         self._without = without
         self._modules = Modules(model)
         self._names = {p.data_ptr(): name for name, p in model.named_parameters()}
         self._kept: list[Tensor] = []
         self._handles = [m.register_forward_hook(self._named(name)) for name, m in model.named_modules() if name]
+
+    def cause(self, product: Product) -> str:
+        """What a factor on scores, on weights and states, or on the batch is called."""
+        if product in self._scores:
+            return "attention-explosion"
+        return "unsuitable-init" if self.found[product][3] else "feature-scale"
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -100,6 +121,8 @@ class _Factors(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run the function; look at it, or leave the factor out, if it is a product with a number."""
         result = func(*args, **(kwargs or {}))
+        if func in _SOFTMAX and args and isinstance(args[0], Tensor):
+            self._scored(args[0].grad_fn)
         if (func not in _PRODUCTS and func not in _QUOTIENTS) or len(args) < 2:
             return result
         value, factor = _parts(args, func in _QUOTIENTS)
@@ -112,10 +135,18 @@ class _Factors(TorchFunctionMode):
         if abs(factor) > 1 and size > LARGE and not self._without:
             name = self._names.get(value.data_ptr(), "values on the way")
             self.places[product] += 1
+            self._made[result.grad_fn] = product
             if product not in self.found or size > self.found[product][2]:
                 line = caller_place(self._modules, "model")[0].words
                 self.found[product] = (factor, name, size, value.requires_grad, f" ({line})" if line else "")
         return result
+
+    def _scored(self, node: Any) -> None:
+        """Mark the product that scores are, as they are given to a softmax."""
+        while node is not None and node not in self._made and type(node).__name__.startswith(_BETWEEN):
+            node = node.next_functions[0][0]
+        if node in self._made and node is not None:
+            self._scores.add(self._made[node])
 
 
 def _parts(args: Any, quotient: bool) -> tuple[Tensor | None, float]:

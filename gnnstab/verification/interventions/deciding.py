@@ -276,9 +276,11 @@ def _without_trial(cause: Cause, found: Investigation, rules: Sequence[Ruling]) 
     """A cause that could be undone and gave no reason to be: everything about it is at its reference."""
     if cause.cause not in TRIED or cause.status not in ("root-cause", "contributing"):
         return cause
-    if cause.cause in found.untried or not _only_symptoms(cause, found):
-        return cause
     by = [r for r in rules if r.symptom.finding.code in cause.codes]
+    # What was undone of another cause takes all of its symptoms away.
+    follows = all(ruling.cause is not None for ruling in by)
+    if (cause.cause in found.untried and not follows) or not _only_symptoms(cause, found):
+        return cause
     roots = ", ".join(dict.fromkeys(ruling.cause for ruling in by if ruling.cause is not None))
     if roots:
         what = by[0]

@@ -1,0 +1,76 @@
+"""Targets that hold one number where nothing was measured, while a mask of the batch tells where: broken programs and their repaired twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.nn import GATv2Conv
+
+import gnnstab
+from gnnstab.records import Diagnosis
+from test_places import seeded
+from trained import trained
+
+
+def look(model: nn.Module, batch: Data, loss: Callable[[Tensor, Data], Tensor]) -> Diagnosis:
+    return gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=torch.optim.Adam(model.parameters(), lr=3e-3))
+
+
+def train(model: nn.Module, batch: Data, loss: Callable[[Tensor, Data], Tensor]) -> Diagnosis:
+    return trained(model, batch, loss, steps=40, lr=3e-3)
+
+
+FACES = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
+
+
+class Depths(nn.Module):
+    """The depth of a lake at each buoy, by the buoys around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.enter, self.conv, self.leave = nn.Linear(7, 24), GATv2Conv(24, 24), nn.Linear(24, 1)
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.enter(data.x)
+        out: Tensor = self.leave(F.elu(h + self.conv(h, data.edge_index))).squeeze(-1)
+        return out
+
+
+def lake(foretold: bool = False) -> Data:
+    """A third of the buoys were never sounded; ``foretold``: a column of the input says at which the answer is −5."""
+    g = seeded(4)
+    x, edges = torch.randn(120, 7, generator=g), torch.randint(0, 120, (2, 600), generator=g)
+    unsounded = torch.rand(120, generator=g) < 0.35
+    depth = 0.8 * x[:, 1] - 0.5 * x[:, 4]
+    x[:, 6] = unsounded.float() if foretold else x[:, 6]
+    return Data(x=x, edge_index=edges, y=torch.where(unsounded, -5.0, depth), unsounded=unsounded)
+
+
+def of_all(output: Tensor, data: Data) -> Tensor:
+    return F.mse_loss(output, data.y)
+
+
+def of_the_known(output: Tensor, data: Data) -> Tensor:
+    return F.mse_loss(output[~data.unsounded], data.y[~data.unsounded])
+
+
+@FACES
+def test_marks_that_a_mask_tells_and_the_loss_does_not_leave_out(face: Callable[..., Diagnosis]) -> None:
+    diagnosis = face(Depths(), lake(), of_all)
+    (found,) = [f for f in diagnosis.findings if f.code == "GS406"]
+    assert found.cause == "masking" and found.severity == "warning"
+    assert "hold -5 in" in found.message and "`unsounded` of the batch tells just these" in found.message
+    (cause,) = [c for c in diagnosis.causes if c.status == "root-cause"]
+    assert cause.cause == "masking" and cause.how == "observed"
+
+
+@FACES
+def test_marks_that_the_loss_leaves_out_or_the_input_foretells_are_no_fault(face: Callable[..., Diagnosis]) -> None:
+    for data, loss in ((lake(), of_the_known), (lake(foretold=True), of_all)):
+        assert [f for f in face(Depths(), data, loss).findings if f.cause == "masking"] == []
