@@ -48,7 +48,8 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _RESTORED = (random.random.__self__, np.random.random.__self__)  # type: ignore[attr-defined]
 """The generators behind the functions of `random` and `numpy.random`: every replay gives them back as they were."""
 
-_CACHED = type(functools.lru_cache(lambda: None))
+CACHED = type(functools.lru_cache(lambda: None))
+"""Class of what `functools.lru_cache` and `functools.cache` make."""
 
 SPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
 """Classes of the standard library whose instances hold what the user puts there."""
@@ -222,7 +223,7 @@ def _keeps_state(value: Any) -> bool:
         return False
     if isinstance(value, nn.Module):
         return any(True for _ in value.parameters()) or any(True for _ in value.buffers())
-    if isinstance(value, _CACHED) and value.cache_info().currsize == 0:  # The first call would be that of the copy.
+    if isinstance(value, CACHED) and value.cache_info().currsize == 0:  # The first call would be that of the copy.
         return not _MAKERS.isdisjoint(getattr(getattr(value, "__wrapped__", None), "__code__", _NO_CODE).co_names)
     return isinstance(value, _STATEFUL) or (isinstance(value, Tensor) and value.requires_grad) or _iterates(value)
 
@@ -311,7 +312,7 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
         yield from (("key", k, False) for k in value if not isinstance(k, _PLAIN))
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield from ((str(i), v, False) for i, v in enumerate(value))
-    elif isinstance(value, _CACHED):
+    elif isinstance(value, CACHED):
         # Tensors and modules that are only read may be: an operation that changes them is refused as it comes.
         yield from (("cache", v, True) for v in _cached(value) if isinstance(v, GENERATORS))
         yield "__wrapped__", value.__wrapped__, True
