@@ -14,6 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Count = Callable[[], float]
 TOTAL = 0
@@ -217,6 +219,25 @@ def in_a_module() -> Count:
     return count
 
 
+CALLS = {"n": 0}
+
+
+@torch.library.custom_op("gnnstab_tests::counted", mutates_args=())
+def counted(x: Tensor) -> Tensor:
+    CALLS["n"] += 1
+    return x * CALLS["n"]
+
+
+def in_an_operator() -> Count:
+    CALLS["n"] = 0
+    return lambda: float(counted(torch.ones(1)))
+
+
+def in_an_operator_by_name() -> Count:
+    CALLS["n"] = 0
+    return lambda: float(torch.ops.gnnstab_tests.counted(torch.ones(1)))
+
+
 settings: Any = types.ModuleType("settings")
 
 WAYS = (
@@ -225,6 +246,8 @@ WAYS = (
     by_name,
     in_other_containers,
     in_a_slot,
+    in_an_operator,
+    in_an_operator_by_name,
     in_its_own_module_by_name,
     in_containers_of_containers,
     behind_a_property,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.finalisers import slots_of
+from gnnstab.probe.replaying._named import names_of
 from gnnstab.probe.replaying.reach import (  # fmt: skip
     CACHED,
     LARGEST_COPIED,
@@ -27,7 +28,6 @@ from gnnstab.probe.replaying.reach import (  # fmt: skip
     code_around,
     contents,
     is_own_object,
-    names_of,
     of_library,
 )
 from gnnstab.torch_private import preserved_version, without_torch_dispatch
@@ -78,6 +78,8 @@ class Outside:
                     own = functools.partial(type.__setattr__, value), functools.partial(type.__delattr__, value)
                     self._names(lambda name, kind=value: vars(kind).get(name, _MISSING), *own)  # type: ignore[misc]
                     self._containers(list(vars(value).values()))
+            elif isinstance(value, torch.optim.Optimizer):
+                self._containers([value.param_groups])
             elif is_own_object(value) or (not isinstance(value, types.FunctionType) and slots_of(type(value))):
                 self._object(value)
 
