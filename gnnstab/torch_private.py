@@ -5,7 +5,8 @@ A release that drops one fails here at import, or in the test of this module, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -111,6 +112,21 @@ function_modes = torch._C._len_torch_function_stack
 
 dispatch_stack = _get_current_dispatch_mode_stack
 """The active dispatch modes, the outermost first."""
+
+
+@contextmanager
+def without_saved_tensors_hooks() -> Iterator[None]:
+    """Tensors that a backward needs are kept as they are, whatever `torch.autograd.graph.saved_tensors_hooks` is active."""
+    hooks: Any = torch._C._autograd
+    aside = []
+    while pair := hooks._top_saved_tensors_default_hooks(True):
+        aside.append(pair)
+        hooks._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(aside):
+            hooks._push_saved_tensors_default_hooks(pack, unpack)
 
 
 class ModeStack(NamedTuple):
