@@ -28,6 +28,7 @@ from gnnstab.torch_private import (
     global_hooks,
     without_saved_tensors_hooks,
 )
+from gnnstab.trials import running
 from gnnstab.unheard import unheard
 
 _COUNTERS = frozenset({flop_counter.__name__, "torch.distributed.tensor.debug", "torch.utils._debug_mode"})
@@ -65,7 +66,7 @@ def undisturbed(asked: bool) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(_uncompiled())
             if not asked:
-                stack.enter_context(unheard(_within))
+                stack.enter_context(unheard(_on_copies))
                 stack.enter_context(without_saved_tensors_hooks())
             stack.enter_context(_hooks.aside())
             stack.enter_context(_with(DISPATCH, [mode for mode in DISPATCH.stack() if not _counts(mode)]))
@@ -77,6 +78,10 @@ def undisturbed(asked: bool) -> Iterator[None]:
             yield
     finally:
         _within.reset(token)
+
+
+def _on_copies() -> bool:
+    return _within.get() and running()
 
 
 def modes_aside() -> AbstractContextManager[None]:
