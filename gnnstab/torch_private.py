@@ -5,12 +5,14 @@ A release that drops one fails here at import, or in the test of this module, an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch._library import custom_ops as _custom_ops
 from torch.nn.modules import module as _modules
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # The base of all kinds; the public ones are one each.
 from torch.optim import optimizer as _optimizers
@@ -40,6 +42,21 @@ def not_compiled_alone(function: Function) -> Function:
         skip = frames._FrameAction.SKIP
         frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
     return function
+
+
+def functions_of_operator(operator: object) -> dict[str, Any]:
+    """Name → functions of the user's that an operator made by `torch.library.custom_op` calls; empty for anything else."""
+    if not isinstance(operator, _custom_ops.CustomOpDef):
+        return {}
+    named = {name: vars(operator).get(name) for name in ("_init_fn", "_setup_context_fn", "_backward_fn")}
+    return {**named, "_backend_fns": vars(operator).get("_backend_fns")}
+
+
+def operators_named(names: frozenset[str]) -> list[object]:
+    """The operators made by `torch.library.custom_op` that ``torch.ops.library.name`` means, of which code mentions ``names``."""
+    if "ops" not in names:
+        return []
+    return [operator for name, operator in _custom_ops.OPDEFS.items() if names.issuperset(name.split("::"))]
 
 
 graph_task = torch._C._current_graph_task_id
@@ -95,6 +112,21 @@ function_modes = torch._C._len_torch_function_stack
 
 dispatch_stack = _get_current_dispatch_mode_stack
 """The active dispatch modes, the outermost first."""
+
+
+@contextmanager
+def without_saved_tensors_hooks() -> Iterator[None]:
+    """Tensors that a backward needs are kept as they are, whatever `torch.autograd.graph.saved_tensors_hooks` is active."""
+    hooks: Any = torch._C._autograd
+    aside = []
+    while pair := hooks._top_saved_tensors_default_hooks(True):
+        aside.append(pair)
+        hooks._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(aside):
+            hooks._push_saved_tensors_default_hooks(pack, unpack)
 
 
 class ModeStack(NamedTuple):

@@ -26,7 +26,10 @@ from gnnstab.torch_private import (
     dispatch_modes,
     function_modes,
     global_hooks,
+    without_saved_tensors_hooks,
 )
+from gnnstab.trials import running
+from gnnstab.unheard import unheard
 
 _COUNTERS = frozenset({flop_counter.__name__, "torch.distributed.tensor.debug", "torch.utils._debug_mode"})
 """Modules whose modes only take notes."""
@@ -42,7 +45,7 @@ _aside: ContextVar[tuple[Any, ...]] = ContextVar("_aside", default=())
 @contextmanager
 def undisturbed(asked: bool) -> Iterator[None]:
     """No hook that is registered for all modules or optimizers is called inside, no mode that counts sees an operation, and
-    nothing waits for another process.
+    nothing waits for another process. Unless ``asked``, prints, log records and hooks of saved tensors are none of the run's either.
 
     ``asked``: the user asked for what runs here by a call; hooks and modes that compute something then stay.
 
@@ -62,6 +65,9 @@ def undisturbed(asked: bool) -> Iterator[None]:
     try:
         with ExitStack() as stack:
             stack.enter_context(_uncompiled())
+            if not asked:
+                stack.enter_context(unheard(_on_copies))
+                stack.enter_context(without_saved_tensors_hooks())
             stack.enter_context(_hooks.aside())
             stack.enter_context(_with(DISPATCH, [mode for mode in DISPATCH.stack() if not _counts(mode)]))
             stack.enter_context(_with(FUNCTION, [*filter(_sets_device, _aside.get()), *FUNCTION.stack()]))
@@ -72,6 +78,10 @@ def undisturbed(asked: bool) -> Iterator[None]:
             yield
     finally:
         _within.reset(token)
+
+
+def _on_copies() -> bool:
+    return _within.get() and running()
 
 
 def modes_aside() -> AbstractContextManager[None]:

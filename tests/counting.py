@@ -6,13 +6,16 @@ import array
 import ctypes
 import multiprocessing
 import os
+import sys
 import types
+from collections import ChainMap, deque
 from collections import Counter as Tally
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 Count = Callable[[], float]
 TOTAL = 0
@@ -154,6 +157,31 @@ class Behind:
         self._n = value
 
 
+def in_its_own_module_by_name() -> Count:
+    sys.modules[__name__].NUMBER = 0  # type: ignore[attr-defined]
+
+    def count() -> float:
+        here: Any = sys.modules[__name__]
+        here.NUMBER += 1
+        return float(here.NUMBER)
+
+    return count
+
+
+def in_containers_of_containers() -> Count:
+    held = ChainMap({"n": 0}), np.array([0, {"n": 0}], dtype=object), memoryview(array.array("q", [0]))
+
+    def count() -> float:
+        chained, objects, view = held
+        chained["n"] += 1
+        objects[0] += 1
+        objects[1]["n"] += 1
+        view[0] += 1
+        return float(chained["n"] + objects[0] + objects[1]["n"] + view[0])
+
+    return count
+
+
 def behind_a_property() -> Count:
     held = Behind()
 
@@ -191,6 +219,25 @@ def in_a_module() -> Count:
     return count
 
 
+CALLS = {"n": 0}
+
+
+@torch.library.custom_op("gnnstab_tests::counted", mutates_args=())
+def counted(x: Tensor) -> Tensor:
+    CALLS["n"] += 1
+    return x * CALLS["n"]
+
+
+def in_an_operator() -> Count:
+    CALLS["n"] = 0
+    return lambda: float(counted(torch.ones(1)))
+
+
+def in_an_operator_by_name() -> Count:
+    CALLS["n"] = 0
+    return lambda: float(torch.ops.gnnstab_tests.counted(torch.ones(1)))
+
+
 settings: Any = types.ModuleType("settings")
 
 WAYS = (
@@ -199,6 +246,10 @@ WAYS = (
     by_name,
     in_other_containers,
     in_a_slot,
+    in_an_operator,
+    in_an_operator_by_name,
+    in_its_own_module_by_name,
+    in_containers_of_containers,
     behind_a_property,
     in_a_module,
     in_a_cell,

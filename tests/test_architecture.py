@@ -17,7 +17,7 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"characters", "rich_loaded"},
     {"errors"},
-    {"left_out", "sharding", "trials"},
+    {"left_out", "sharding", "trials", "unheard"},
     {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},
     {"own_draws"},
     {"undisturbed"},

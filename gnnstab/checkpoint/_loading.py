@@ -73,7 +73,7 @@ def load(
     """
     shown = printable(str(path), 500)
     files = shards_of(Path(path))
-    read = read_all(files, lambda file: _read(file, unsafe))
+    read = read_all(files, lambda file: _read(file, unsafe, mapped=len(files) > 1))
     kind, root = read[0] if len(read) == 1 else (read[0][0], joined(files, [root for _, root in read]))
     try:
         tally = Tally(shown)
@@ -88,11 +88,13 @@ def load(
         raise LoadError(f"{shown}: asks for more memory than there is") from None
 
 
-def _read(path: str | os.PathLike[str], unsafe: bool) -> tuple[str, Any]:
-    """Kind and content of one file."""
+def _read(path: str | os.PathLike[str], unsafe: bool, *, mapped: bool = False) -> tuple[str, Any]:
+    """Kind and content of one file; see `read_torch`."""
     file = regular_file(path)
     kind = sniff(file)
-    return kind, read_safetensors(file) if kind == "safetensors" else read_torch(file, kind, unsafe=unsafe)
+    if kind == "safetensors":
+        return kind, read_safetensors(file, mapped=mapped)
+    return kind, read_torch(file, kind, unsafe=unsafe, mapped=mapped)
 
 
 def _assemble(shown: str, kind: str, size: int, contents: Contents, root: Any, tally: Tally) -> Checkpoint:

@@ -14,6 +14,7 @@ from gnnstab import unpickling
 from gnnstab.archive import LARGEST_PICKLE, check_archive, check_legacy, imports_of, newer_version
 from gnnstab.checkpoint._naming import listed, printable
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
+from gnnstab.unpickling import LARGEST_READ
 from gnnstab.unpickling.guard import look_first
 
 MOST_ENTRIES = 200_000
@@ -25,8 +26,10 @@ _ADVICE = (
 )
 
 
-def read_torch(file: Path, kind: str, *, unsafe: bool) -> Any:
+def read_torch(file: Path, kind: str, *, unsafe: bool, mapped: bool = False) -> Any:
     """What torch.save wrote: plain values, records, and tensors that look into the file; with ``unsafe`` real objects.
+
+    ``mapped``: map a small file as well, since it is one of many.
 
     Raises `UnsafeFileError` when the file needs code to run, `LoadError` when it cannot be read.
     """
@@ -40,17 +43,18 @@ def read_torch(file: Path, kind: str, *, unsafe: bool) -> Any:
     if kind == "pickle":
         raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(_first_bytes(file, LARGEST_PICKLE))}; {_ADVICE}")
     return unpickling.read(
-        file, kind, shown, unpickling.any_class, f"reading it would run code: it imports {{}}; {_ADVICE}"
+        file, kind, shown, unpickling.any_class, f"reading it would run code: it imports {{}}; {_ADVICE}", mapped=mapped
     )
 
 
-def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, memory-mapped.
+def read_safetensors(file: Path, *, mapped: bool = False) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file; a large one, and with ``mapped`` each, is memory-mapped.
 
     Raises `MissingExtra` without the package, `LoadError` for a damaged file.
     """
     try:
         from safetensors import safe_open
+        from safetensors.torch import load as load_bytes
     except ImportError:
         raise MissingExtra("safetensors", "safetensors") from None
     shown = printable(str(file), 500)
@@ -63,6 +67,10 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     look_first(shown, size, lambda: _check_header(shown, file, size))
     _check_header(shown, file, size)  # Where no child can be made, nobody has looked yet.
     try:
+        if not mapped and file.stat().st_size <= LARGEST_READ:
+            # One reading of all of it: where it changes meanwhile, the package's own reading of a file ends the process.
+            tensors: dict[str, torch.Tensor] = load_bytes(file.read_bytes())
+            return tensors
         with safe_open(str(file), framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - not a mapping
     except GnnstabError:

@@ -23,7 +23,7 @@ from gnnstab.checkpoint._training import steps_taken, was_trained
 from gnnstab.checkpoint._undecidable import assumptions, undecided
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.checkpoint.threads import one_thread
-from gnnstab.errors import UsageError
+from gnnstab.errors import LoadError, UsageError
 from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts, Signal
 from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, WEIGHT_RMS
@@ -36,6 +36,9 @@ MOST_SHARED = 20
 
 SLACK = 2**20
 """Bytes of matrices beyond the size of a file that are decomposed: small layers may share their weights."""
+
+MOST_LAYERS = 5000
+"""Attention layers of one file: each takes about a millisecond, and no network has thousands of them."""
 
 MOST_LINEAR = 64
 """Plain Linear layers whose initialisation is looked at."""
@@ -68,6 +71,8 @@ def recover(
 
 def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, concat: bool | None) -> CheckpointFacts:
     convs, unjudged, shared = find_layers(checkpoint.tensors)
+    if len(convs) > MOST_LAYERS:
+        raise LoadError(f"{checkpoint.path}: holds {len(convs)} attention layers; at most {MOST_LAYERS} are judged")
     known = [checkpoint.known.get(conv.name, {}) for conv in convs]
     decided = [
         heads_of(conv, heads, concat, facts, checkpoint.settings) for conv, facts in zip(convs, known, strict=True)

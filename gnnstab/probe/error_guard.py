@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import torch
 
-from gnnstab.errors import let_through, warn
+from gnnstab.errors import let_through, ours, warn
+from gnnstab.left_out import left_out
 from gnnstab.records import Event
 from gnnstab.torch_private import set_grad_enabled
 from gnnstab.undisturbed import modes_aside
@@ -62,6 +63,9 @@ class ErrorGuard:
     def note(self, where: str, error: BaseException) -> None:
         """Like `failed`, safe to call from a hook; what came from outside gnnstab is raised on, see `let_through`."""
         let_through(error)
+        if not isinstance(error, Exception) and not ours(error):
+            left_out(f"{where}: on a copy, code of yours raised {type(error).__name__}")
+            return
         # A warning that the user turned into an error must not end the run either.
         try:
             self.failed(where, error)

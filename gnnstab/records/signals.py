@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -109,7 +110,7 @@ class Signals:
 
     def layer(self, name: str) -> LayerFacts | None:
         """The facts of one layer, or None."""
-        return next((layer for layer in self.layers if layer.name == name), None)
+        return self._layers.get(name)
 
     def find(
         self, name: str, *, layer: str | None = None, head: int | str | None = "any", source: str | None = None
@@ -119,10 +120,8 @@ class Signals:
             raise ValueError(f"{name!r} is no signal of gnnstab")
         return tuple(
             s
-            for s in self._by_name().get(name, ())
-            if (layer is None or s.layer == layer)
-            and (head == "any" or s.head == head)
-            and (source is None or s.source == source)
+            for s in self._index.get((name, layer), ())
+            if (head == "any" or s.head == head) and (source is None or s.source == source)
         )
 
     def value(self, name: str, *, layer: str | None = None, head: int | None = None) -> float | None:
@@ -149,17 +148,21 @@ class Signals:
         for key in sorted(self.missing, key=len, reverse=True):
             if name.startswith(key):
                 return self.missing[key]
-        where = ", where it is asked for," if name in self._by_name() else ""
+        where = ", where it is asked for," if (name, None) in self._index else ""
         return f"{name}{where} was not recorded"
 
-    def _by_name(self) -> dict[str, list[Signal]]:
-        cached: dict[str, list[Signal]] | None = self.__dict__.get("_index")
-        if cached is None:
-            cached = {}
-            for signal in self.values:
-                cached.setdefault(signal.name, []).append(signal)
-            self.__dict__["_index"] = cached
-        return cached
+    @cached_property
+    def _index(self) -> dict[tuple[str, str | None], list[Signal]]:
+        """By name alone (None), and by name and layer: a file may have thousands of layers."""
+        index: dict[tuple[str, str | None], list[Signal]] = {}
+        for signal in self.values:
+            for layer in {None, signal.layer}:
+                index.setdefault((signal.name, layer), []).append(signal)
+        return index
+
+    @cached_property
+    def _layers(self) -> dict[str, LayerFacts]:
+        return {layer.name: layer for layer in reversed(self.layers)}
 
 
 def merge_missing(parts: Iterable[Mapping[str, str]]) -> dict[str, str]:

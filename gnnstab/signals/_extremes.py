@@ -9,7 +9,7 @@ from typing import Any
 
 from gnnstab.records import SIGNALS, Measure, Signal
 from gnnstab.records.vocabulary import OF_SITE
-from gnnstab.signals._measures import streams
+from gnnstab.signals._measures import Streams
 from gnnstab.trace import Trace
 
 FULL_EVERY = 50
@@ -19,13 +19,13 @@ Place = tuple[str | None, str, str, int]
 """layer, mode, signal, head"""
 
 
-def with_extremes(trace: Trace, measures: Sequence[Measure], values: Iterable[Signal]) -> list[Signal]:
+def with_extremes(trace: Trace, full: Streams, values: Iterable[Signal]) -> list[Signal]:
     """The same values; those of a recorded run carry ``worst``, ``worst_step``, ``last``, ``last_step`` and ``measurements``.
 
     Where the light tier records a number as well, ``worst`` is taken over every recorded step. Where the trace has pooled
     those since, ``worst_span`` says over how many from ``worst_step`` on; an RMS is then that of all of them together.
     """
-    known = _of_measures(measures)
+    known = _of_measures(full)
     for place, own in _of_sites(trace).items():
         before = known.get(place, {})
         if not before or own["worst"] > before["worst"]:
@@ -41,10 +41,10 @@ def _told(signal: Signal, known: Mapping[Place, Mapping[str, Any]]) -> Signal:
     return dataclasses.replace(signal, detail={**signal.detail, **found})
 
 
-def _of_measures(measures: Sequence[Measure]) -> dict[Place, dict[str, Any]]:
+def _of_measures(full: Streams) -> dict[Place, dict[str, Any]]:
     return {
         (layer or None, mode, name, head): _summary(name, rows)
-        for (layer, mode, call, name, head), rows in streams(measures).items()
+        for (layer, mode, call, name, head), rows in full.items()
         if call == 0 and any(math.isfinite(row.value) for row in rows)
     }
 

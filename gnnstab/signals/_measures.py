@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,13 +19,19 @@ Stream = tuple[str, str, int, str, int]
 """layer, mode, call, name, head"""
 
 
-def streams(measures: Sequence[Measure]) -> dict[Stream, list[Measure]]:
+Streams = Mapping[Stream, Sequence[Measure]]
+
+
+def streams(measures: Sequence[Measure]) -> Streams:
     """Measures by stream, each in order of steps; names outside the vocabulary are left out."""
-    found: dict[Stream, list[Measure]] = {}
+    apart: dict[Stream, list[Measure]] = defaultdict(list)
     for row in measures:
-        name = _FORMER.get(row.name, row.name)
+        apart[row[1:6]].append(row)
+    found: dict[Stream, list[Measure]] = {}
+    for (layer, mode, call, name, head), rows in apart.items():
+        name = _FORMER.get(name, name)
         if name in SIGNALS:
-            found.setdefault((row.layer, row.mode, row.call, name, row.head), []).append(row)
+            found.setdefault((layer, mode, call, name, head), []).extend(rows)
     return found
 
 
@@ -43,12 +50,11 @@ def judged_modes(layers: Mapping[str, set[str]]) -> dict[str, str]:
     return {layer: common if common in modes else best_mode(modes) for layer, modes in layers.items() if modes}
 
 
-def measured_signals(measures: Sequence[Measure], source: str, *, single: bool) -> tuple[list[Signal], dict[str, str]]:
+def measured_signals(found: Streams, source: str, *, single: bool) -> tuple[list[Signal], dict[str, str]]:
     """Signals of the full tier, and why some names have none.
 
     ``single``: the trace holds one forward of a batch, not a run; its signals carry no step.
     """
-    found = streams(measures)
     seen: dict[str, set[str]] = {}
     for layer, mode, *_ in found:
         seen.setdefault(layer, set()).add(mode)

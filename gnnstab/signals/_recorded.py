@@ -11,7 +11,7 @@ import numpy as np
 from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
 from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP, LOSS_GROWTH
 from gnnstab.signals._extremes import short_run, with_extremes
-from gnnstab.signals._measures import measured_signals, parsed
+from gnnstab.signals._measures import measured_signals, parsed, streams
 from gnnstab.signals._places import place_signals
 from gnnstab.signals._rows_alone import with_rows
 from gnnstab.signals._series import growth_signals, run_series
@@ -53,18 +53,19 @@ def from_trace(trace: Trace) -> Signals:
     source = meta.get("source", "training")
     single = source != "training"
     sites, measures = _sites(trace), trace.measures()
-    values, undefined = measured_signals(measures, source, single=single)
+    full = streams(measures)
+    values, undefined = measured_signals(full, source, single=single)
     values += gradient_signals(sites, layers, source, single=single)
     values += parameter_signals(sites, [layer.name for layer in layers], source, single=single)
     values += _modes_apart(sites, layers, source)
     values += place_signals(meta, source)
-    series = () if single else tuple(run_series(sites, measures, steps, layers))
+    series = () if single else tuple(run_series(sites, full, steps, layers))
     if not single:
         values += step_signals(steps)
         values += first_moves(measures) + overshoot_signals(measures, steps)
         values += gap_signals(steps, measures)
         values += growth_signals(series)
-        values = with_extremes(trace, measures, values)
+        values = with_extremes(trace, full, values)
     if source == "synthetic":
         return _rebuilt(trace, layers, values)
     return Signals(

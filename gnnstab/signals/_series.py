@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gnnstab.records import SIGNALS, LayerFacts, Measure, Series, SeriesKey, Signal
+from gnnstab.records import SIGNALS, LayerFacts, Series, SeriesKey, Signal
 from gnnstab.records.vocabulary import GRADIENT_NORM, LOSS, OF_SITE, SCORE_MAX_ABS, in_group
-from gnnstab.signals._measures import judged_modes, streams
+from gnnstab.signals._measures import Streams, judged_modes
 from gnnstab.signals._window import Floats, Integers, thin
 from gnnstab.signals.fitting import log_linear
 
@@ -26,7 +26,7 @@ GROWTH_WINDOW = 200
 
 def run_series(
     sites: Mapping[SeriesKey, NDArray[np.void]],
-    measures: Sequence[Measure],
+    streams: Streams,
     steps: NDArray[np.void],
     layers: Sequence[LayerFacts],
 ) -> list[Series]:
@@ -43,7 +43,7 @@ def run_series(
         elif key.site in _LIGHT:
             found.append(_series(OF_SITE[key.site], key.layer, rows["step"], rows["rms"].astype(np.float64)))
     full = in_group("series")
-    for (layer, mode, call, name, head), own in streams(measures).items():
+    for (layer, mode, call, name, head), own in streams.items():
         if name in full and head < 0 and call == 0 and mode == modes.get(layer, mode) and layer in watched:
             values = np.array([row.value for row in own], dtype=np.float64)
             found.append(_series(name, layer, np.array([row.step for row in own], dtype=np.int64), values))

@@ -20,7 +20,7 @@ NUMBERS_ROW = 1000
 """The same for rows of numbers alone, which are fetched by thousands at a time."""
 
 MOST_ROWS = 3_000_000
-"""Rows of numbers that one reading takes: as many as fit into the largest budget of a writer."""
+"""Rows of numbers of all kinds that a trace may hold: as many as fit into the largest budget of a writer, at some 48 bytes each."""
 
 MOST_FACTS = 100_000
 """Rows of any other kind: layers, series, metadata."""
@@ -101,7 +101,7 @@ class Connection:
                 count += len(chunk)
                 if count > most:
                     raise TraceError(f"{self.path}: damaged trace, it holds more rows than gnnstab writes ({most})")
-                if size == TEXTS_AT_ONCE:
+                if size == TEXTS_AT_ONCE and bytes in map(type, chain.from_iterable(chunk)):
                     self._take(sum(len(value) for row in chunk for value in row if isinstance(value, bytes)))
                 yield chunk
 

@@ -21,10 +21,9 @@ LEFT_OUT = "left out "
 MOST_MISSING = 1000
 """Ranks that can be called missing: a number in a file's name is nobody's measurement."""
 
-_COUNTED = {
-    table: f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {MOST_ROWS + 1})"
-    for table in ("statistic", "step", "measure")
-}
+_COUNTED = [
+    f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT {MOST_ROWS + 1})" for table in ("statistic", "step", "measure")
+]
 _TOO_MUCH = "not read, a run of several files may hold "
 
 
@@ -47,7 +46,7 @@ def open_parts(path: Name | Sequence[Name]) -> tuple[str, list[Part], list[str],
         shown = ", ".join(names)
         if not names:
             raise TraceError("an empty list of traces was given; name at least one file")
-    parts, notes = ([_part(names[0])], []) if len(names) == 1 else _open_all(names)
+    parts, notes = ([_Run().opened(names[0])], []) if len(names) == 1 else _open_all(names)
     # Who names one file, or a list, chose; who names a run expects all of it.
     whole = isinstance(path, (str, os.PathLike)) and names != [shown]
     return shown, parts, notes, _missing(parts, names) if whole else ()
@@ -111,7 +110,7 @@ class _Run:
     def __init__(self) -> None:
         self._files: dict[tuple[int, int], str] = {}
         self._held = 0
-        self._rows = dict.fromkeys(_COUNTED, 0)
+        self._rows = 0
 
     def opened(self, name: str) -> Part:
         """The next file; raises `TraceError` for one that cannot be read, is here already, or is too much for this run."""
@@ -123,13 +122,16 @@ class _Run:
             raise TraceError(f"{name}: {_TOO_MUCH}{LARGEST_FILE} bytes, those of all ranks together; read it alone")
         part = _part(name)
         try:
-            rows = {t: self._rows[t] + int(part.connection.rows(query)[0][0]) for t, query in _COUNTED.items()}
-            if self._files and max(rows.values()) > MOST_ROWS:
+            own = sum(int(part.connection.rows(query)[0][0]) for query in _COUNTED)
+            if own > MOST_ROWS:
+                raise TraceError(f"{name}: damaged trace, it holds more rows than gnnstab writes ({MOST_ROWS})")
+            if self._rows + own > MOST_ROWS:
                 raise TraceError(f"{name}: {_TOO_MUCH}{MOST_ROWS} rows, those of all ranks together; read it alone")
         except TraceError:
             part.connection.close()
             raise
-        self._files[state.st_dev, state.st_ino], self._rows = name, rows
+        self._files[state.st_dev, state.st_ino] = name
+        self._rows += own
         self._held += bytes_of(name)
         return part
 

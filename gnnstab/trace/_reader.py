@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -188,8 +190,12 @@ class Trace:
             chosen = {i: q for i, q in listed.items() if name in (None, q.name) and layer in (None, q.layer)}
             decode = partial(codec.measure_from_columns, quantities=chosen)
             query = _measure_query(None if len(chosen) == len(listed) else chosen)
-            found += [measure for _, measure in sorted(self._rows_of(part, query, decode), key=itemgetter(0))]
-        return sorted(found, key=_by_step)
+            with _rows_are_no_garbage():
+                rows = list(self._rows_of(part, query, decode))
+            rows.sort(key=itemgetter(0))
+            found += map(itemgetter(1), rows)
+        found.sort(key=attrgetter("step") if len(self._parts) == 1 else _by_step)
+        return found
 
     def events(self, kind: str | None = None) -> tuple[Event, ...]:
         """Events in order of steps; ``kind`` narrows them. Of a damaged one that is ``non-finite`` stays what can be read."""
@@ -271,6 +277,18 @@ class Trace:
     def _note(self, note: str) -> None:
         if note not in self._notes:
             self._notes.append(note)
+
+
+@contextmanager
+def _rows_are_no_garbage() -> Iterator[None]:
+    """The collector, which would look through millions of rows again and again, rests meanwhile."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def _step(row: Row, rank: int) -> StepRow:

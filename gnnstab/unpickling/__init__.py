@@ -4,6 +4,7 @@
 its value out of plain containers, `Record` objects and tensors that look into the file.
 """
 
+from gnnstab.unpickling._building import LARGEST_READ as LARGEST_READ
 from gnnstab.unpickling._reading import any_class as any_class
 from gnnstab.unpickling._reading import read as read
 from gnnstab.unpickling._values import Named as Named

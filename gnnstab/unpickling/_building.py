@@ -14,17 +14,29 @@ ALIGNMENT = 16
 """Bytes; a storage that begins elsewhere is copied, since torch's kernels expect what an allocation would give."""
 
 
-class Builder:
-    """Builds the tensors of one file; the file is mapped into memory and never written to."""
+LARGEST_READ = 256 * 2**20
+"""Bytes up to which a file is read, not mapped: a mapped one that somebody else cuts ends the process (SIGBUS)."""
 
-    def __init__(self, file: Path, *, swapped: bool = False) -> None:
-        """``swapped`` means that the file was written on a machine of the other byte order."""
+
+class Builder:
+    """Builds the tensors of one file, which is never written to."""
+
+    def __init__(self, file: Path, *, swapped: bool = False, mapped: bool = False) -> None:
+        """``swapped``: the file was written on a machine of the other byte order. ``mapped``: map it, however small it is."""
         import torch
 
         from gnnstab import torch_private
 
         self._torch, self._private = torch, torch_private
-        self._whole: Any = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+        size = file.stat().st_size
+        if mapped or size > LARGEST_READ:
+            self._whole: Any = torch.UntypedStorage.from_file(str(file), False, size)
+        else:
+            content = torch.empty(size, dtype=torch.uint8)
+            with file.open("rb") as stream:
+                if stream.readinto(content.numpy().data) != size:
+                    raise Damaged("it was cut while it was read")
+            self._whole = content.untyped_storage()
         self._swapped = swapped
         self._storages: dict[int, tuple[UntypedStorage, Any]] = {}
 

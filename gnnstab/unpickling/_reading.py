@@ -23,8 +23,8 @@ def any_class(name: str) -> bool:
     return True
 
 
-def read(file: Path, kind: str, shown: str, records: Records, code: str) -> Any:
-    """The value of a ``zip`` or ``legacy`` file, its tensors looking into the file.
+def read(file: Path, kind: str, shown: str, records: Records, code: str, *, mapped: bool = False) -> Any:
+    """The value of a ``zip`` or ``legacy`` file, its tensors looking into the file's bytes.
 
     Args:
         file: Where it lies.
@@ -32,24 +32,31 @@ def read(file: Path, kind: str, shown: str, records: Records, code: str) -> Any:
         shown: The file's name in errors.
         records: Which classes may become records.
         code: The error for a file that needs code, in which ``{}`` stands for the name of what it calls.
+        mapped: Map a small file as well: it is one of many.
 
     Raises:
         LoadError: The file is damaged or beyond the limits.
         UnsafeFileError: It needs code to be read.
     """
     look_first(shown, min(file.stat().st_size, LARGEST_PICKLE), lambda: _read(file, kind, shown, records, code, _as_is))
-    return _read(file, kind, shown, records, code, None)
+    return _read(file, kind, shown, records, code, None, mapped)
 
 
 def _read(
-    file: Path, kind: str, shown: str, records: Records, code: str, make: Callable[[StoredTensor], Any] | None
+    file: Path,
+    kind: str,
+    shown: str,
+    records: Records,
+    code: str,
+    make: Callable[[StoredTensor], Any] | None,
+    mapped: bool = False,
 ) -> Any:
     try:
         opened = open_torch(file, kind, records)
         with warnings.catch_warnings():
             # Of torch, that some kinds of tensors are new or old.
             warnings.simplefilter("ignore")
-            return opened.read(make or Builder(file, swapped=opened.swapped), records)
+            return opened.read(make or Builder(file, swapped=opened.swapped, mapped=mapped), records)
     except NeedsCode as error:
         raise UnsafeFileError(f"{shown}: {code.format(printable(str(error), 160))}") from None
     except Damaged as error:

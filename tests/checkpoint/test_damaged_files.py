@@ -167,8 +167,25 @@ def test_a_file_that_is_written_to_while_it_is_read(replaced: bool, tmp_path: Pa
                 with path.open("ab") as stream:
                     stream.write(b"more")
 
-    if replaced:  # What is mapped stays as it was.
+    if replaced:  # What was read stays as it was.
         assert gnnstab.diagnose(path, progress=saved_again).signals
         return
     with pytest.raises(LoadError, match="written to while it was read"):
         gnnstab.diagnose(path, progress=saved_again)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_is_cut_while_it_is_read(suffix: str, tmp_path: Path) -> None:
+    """What is mapped and no longer there ends a process (SIGBUS); it happens in a child, whose end is an error here."""
+    path, state = tmp_path / f"live{suffix}", TransformerConv(64, 64).state_dict()
+    if suffix == ".pt":
+        torch.save(state, path)
+    else:
+        pytest.importorskip("safetensors.torch").save_file(state, path)
+
+    def body() -> str:
+        values = load(path).tensors
+        os.truncate(path, 10)
+        return str(sum(float(value.sum()) for value in values.values()))
+
+    assert Child(body).result(60) == str(sum(float(value.sum()) for value in state.values()))

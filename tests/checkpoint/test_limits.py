@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,16 +15,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import TransformerConv
 
 from effort import at_most
 from gnnstab import archive
 from gnnstab.checkpoint import _containers as containers
-from gnnstab.checkpoint import _sniffing, _tally, _tensor_scan, load, recover
+from gnnstab.checkpoint import _recovery, _sniffing, _tally, _tensor_scan, load, recover
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._naming import Unique
 from gnnstab.checkpoint._reading import MOST_ENTRIES
 from gnnstab.checkpoint._tensor_scan import scan_tensors
 from gnnstab.errors import LoadError
+from gnnstab.records import LayerFacts, Signal, Signals
 from gnnstab.unpickling import guard
 from strangers import rewritten
 
@@ -229,6 +232,34 @@ def test_safetensors_of_more_tensors_than_can_be_told_of(
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(LoadError, match=expected):
         load(tmp_path / "x.safetensors")
+
+
+def test_layers_by_the_thousand_are_refused(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = TransformerConv(2, 2).state_dict()
+    monkeypatch.setattr(_recovery, "MOST_LAYERS", 3)
+    for count in (3, 4):
+        opened = load(saved({f"c{i}.{name}": tensor + i for i in range(count) for name, tensor in layer.items()}))
+        if count == 3:
+            assert len(recover(opened).layers) == 3
+        else:
+            with pytest.raises(LoadError, match="holds 4 attention layers; at most 3 are judged"):
+                recover(opened)
+
+
+def test_rules_take_time_in_proportion_to_the_layers() -> None:
+    """Ten times the layers may take some thirty times as long on a busy machine, but not a hundred times."""
+
+    def seconds(count: int) -> float:
+        layers = tuple(LayerFacts(f"c{i}", "TransformerConv", i, True, heads=1) for i in range(count))
+        values = tuple(Signal("logit.frobenius", 1.0, layer.name, 0) for layer in layers)
+        begun = time.process_time()
+        signals = Signals("checkpoint", layers, values)
+        for layer in layers:
+            assert signals.layer(layer.name) is layer and len(signals.find("logit.frobenius", layer=layer.name)) == 1
+        assert len(signals.find("logit.frobenius")) == count
+        return time.process_time() - begun
+
+    assert seconds(5000) < 30 * max(seconds(500), 0.005)
 
 
 @pytest.mark.parametrize("stored", [1, 3])

@@ -181,12 +181,17 @@ def test_nested_groups(saved: Save, state: State) -> None:
     assert [layer.name for layer in facts.layers] == ["a.convs.0", "b.convs.1"]
 
 
-def test_tensors_are_mapped_not_copied(saved: Save) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_tensors_of_large_files_are_mapped_not_copied(
+    large: bool, saved: Save, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = saved({"w": torch.zeros(2**20, 4)})
+    if large:
+        monkeypatch.setattr("gnnstab.unpickling._building.LARGEST_READ", 2**20)
     tensor = load(path).tensors["w"]
     maps = Path("/proc/self/maps")
     if not maps.exists():
         # Only Linux tells a process what it has mapped; the reader itself is the same elsewhere.
         pytest.skip("needs /proc")
     ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if line.endswith(str(path))]
-    assert any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in ranges)
+    assert any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in ranges) == large

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import signal
 import sys
 import types
 from collections.abc import Callable
@@ -249,3 +251,126 @@ def test_after_an_exception_that_one_is_told() -> None:
 
     with pytest.raises(ZeroDivisionError):
         tried()
+
+
+STEPS: dict[str, Callable[..., Any]] = {
+    "a schedule": lambda optimizer, schedule: schedule.step(),
+    "gradients": lambda optimizer, schedule: optimizer.zero_grad(),
+    "a rate": lambda optimizer, schedule: optimizer.param_groups[0].update(lr=optimizer.param_groups[0]["lr"] * 0.9),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")
+@pytest.mark.parametrize("where", ["loss", "forward"])
+@pytest.mark.parametrize("what", STEPS)
+def test_steps_that_a_loss_or_a_forward_takes(what: str, where: str) -> None:
+    held: list[Any] = []
+
+    def taken() -> None:
+        if held:
+            STEPS[what](*held)
+
+    class Stepping(Net):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            taken()
+            return super().forward(x, edge_index)
+
+    def loop(run: Run) -> None:
+        torch.manual_seed(3)
+        held.clear()
+        model = Stepping() if where == "forward" else Net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        held.extend((optimizer, schedule))
+
+        def loss(output: Tensor, batch: Any = None) -> Tensor:
+            if where == "loss":
+                taken()
+            return (output - Y).square().mean()
+
+        with run.watching(model, optimizer=optimizer, loss=loss):
+            for _ in range(6):
+                value = loss(model(X, EDGES))
+                value.backward()
+                optimizer.step()
+        run.keep(*model.parameters(), torch.tensor([schedule.last_epoch, optimizer.param_groups[0]["lr"]]))
+
+    unnoticed(loop)
+
+
+@functools.cache
+def drawn_once(width: int) -> Tensor:
+    return torch.randn(width)
+
+
+class Settings:
+    @functools.cached_property
+    def drawn(self) -> Tensor:
+        return torch.randn(1)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_public_functions_fill_no_cache(name: str) -> None:
+    settings = Settings()
+
+    class Projected(Net):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return super().forward(x * drawn_once(1), edge_index) * settings.drawn
+
+    drawn_once.cache_clear()
+    CALLS[name](Projected(), lambda output, batch: output.square().mean())
+    assert drawn_once.cache_info().currsize == 0 and not vars(settings)
+    kept = drawn_once(1), settings.drawn
+    CALLS[name](Projected(), lambda output, batch: output.square().mean())
+    assert drawn_once(1) is kept[0] and settings.drawn is kept[1]
+
+
+def test_what_a_handler_writes_during_a_trial_stays() -> None:
+    """It finds the run's own state, the trial goes on with its own, and what the trial has changed is put back."""
+    state = {"requests": 0, "calls": 0}
+    found: list[dict[str, int]] = []
+
+    def handler(number: int, frame: Any) -> None:
+        found.append(dict(state))
+        state["requests"] += 1
+
+    def reads() -> int:
+        return state["calls"]
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with trial():
+            put_back_after(reads, lambda: Outside([reads]).put_back)
+            for calls in (1, 2):
+                state["calls"] += 1
+                signal.raise_signal(signal.SIGUSR1)
+                assert state["calls"] == calls
+            with trial():
+                state["calls"] = 7
+                signal.raise_signal(signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is handler
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert found == [{"requests": n, "calls": 0} for n in range(3)]
+    assert state == {"requests": 3, "calls": 0}
+
+
+def test_a_handler_that_comes_while_state_is_put_back_waits() -> None:
+    state = {"requests": 0}
+
+    def handler(number: int, frame: Any) -> None:
+        state["requests"] += 1
+
+    def look() -> Callable[[], None]:
+        held = dict(state)
+        signal.raise_signal(signal.SIGUSR1)
+        return lambda: state.update(held)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with trial():
+            put_back_after(state, look)
+            state["requests"] = 99
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert state["requests"] == 3  # Of the first look, and of the two around its own handler.

@@ -65,6 +65,21 @@ def test_a_compressed_file_is_refused(folder: Path, name: str) -> None:
         bundle.read(folder)
 
 
+@pytest.mark.parametrize("name", ["batch.pt", "weights.pt"])
+def test_a_number_that_is_repeated_without_end_is_refused(folder: Path, name: str) -> None:
+    """A model would compute with every one of them; some that are repeated, as of a mask, are read."""
+    content = torch.load(folder / name, weights_only=True)
+    for rows in (1000, 200_000):
+        repeated = torch.ones(1, 4).expand(rows, 4)
+        more = {"args": (repeated, *content["args"][1:])} if name == "batch.pt" else {"more": [repeated, repeated]}
+        torch.save({**content, **more}, folder / name)
+        if rows == 1000:
+            assert name == "weights.pt" or bundle.read(folder).inputs.args[0].shape == (rows, 4)
+            continue
+        with pytest.raises(LoadError, match=r"repeat their entries \(expand\) declare 3200000 bytes"):
+            bundle.read(folder)
+
+
 @pytest.mark.parametrize("name", ["event.json", "layers.json", "batch.pt", "rng.pt", "weights.pt"])
 @pytest.mark.parametrize("kind", ["missing", "pipe", "device", "folder", "huge"])
 def test_what_is_no_regular_file(folder: Path, name: str, kind: str) -> None:

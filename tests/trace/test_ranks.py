@@ -110,7 +110,7 @@ def test_a_run_without_one_of_its_ranks_is_not_called_stable(
         assert alone.missing_ranks == ()
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MOST_ROWS", 8), ("LARGEST_FILE", 0), ("", 0)])
+@pytest.mark.parametrize(("limit", "value"), [("MOST_ROWS", 20), ("LARGEST_FILE", 0), ("", 0)])
 def test_a_run_takes_no_more_than_one_file_and_a_file_once(
     limit: str, value: int, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ _PLAIN = (Tensor, str, bytes, bytearray, int, float, complex, set, frozenset, sl
 
 DEEPEST = 50
 """Levels of lists, tuples and dicts within each other."""
+
+MOST_EXPANSION, SMALLEST_EXPANSION = 8, 2**20
+"""Times the file's size, or bytes, that tensors which repeat their entries may declare."""
 
 MOST_ITEMS = 1_000_000
 """Things in a batch."""
@@ -59,7 +63,8 @@ def load_plain(path: Path, what: str, *, unsafe: bool = False) -> Any:
         return _read_everything(path, shown)
     if kind == "legacy":
         check_legacy(path, shown)
-    return _filled(unpickling.read(path, kind, shown, is_container, _CODE), shown)
+    most = max(MOST_EXPANSION * path.stat().st_size, SMALLEST_EXPANSION)
+    return _filled(unpickling.read(path, kind, shown, is_container, _CODE), shown, most)
 
 
 def _kind(path: Path, shown: str) -> str:
@@ -90,13 +95,28 @@ def _read_everything(path: Path, shown: str) -> Any:
         raise LoadError(f"{shown}: {newer or f'not a file written by torch.save ({_gist(error)})'}") from None
 
 
-def _filled(value: Any, shown: str) -> Any:
+@dataclass
+class _Found:
+    """What a batch holds so far."""
+
+    most: int
+    """Bytes that its expanded tensors may declare: a model computes with every entry, also where the file holds one number for all."""
+
+    things: int = 0
+    expanded: set[int] = field(default_factory=set)
+    """Ids of tensors with more entries than their storage has."""
+
+    declared: int = 0
+    """Bytes that those declare."""
+
+
+def _filled(value: Any, shown: str, most: int) -> Any:
     """The value with PyG's containers in the place of their records.
 
     Raises `LoadError` for nesting or numbers beyond the limits, `UnsafeFileError` for an object of any other class.
     """
     try:
-        return _fill(value, shown, [0], 0)
+        return _fill(value, shown, _Found(most), 0)
     except LoadError:
         raise
     except Exception as error:
@@ -105,11 +125,11 @@ def _filled(value: Any, shown: str) -> Any:
         raise LoadError(f"{shown}: holds a damaged {kind} ({_gist(error)})") from None
 
 
-def _fill(value: Any, shown: str, count: list[int], depth: int) -> Any:
-    count[0] += 1
+def _fill(value: Any, shown: str, count: _Found, depth: int) -> Any:
+    count.things += 1
     if depth > DEEPEST:
         raise LoadError(f"{shown}: is nested deeper than {DEEPEST} levels")
-    if count[0] > MOST_ITEMS:
+    if count.things > MOST_ITEMS:
         raise LoadError(f"{shown}: holds more than {MOST_ITEMS} things")
     if isinstance(value, (list, tuple)):
         return type(value)(_fill(item, shown, count, depth + 1) for item in value)
@@ -128,6 +148,14 @@ def _fill(value: Any, shown: str, count: list[int], depth: int) -> Any:
         )
     if isinstance(value, Tensor) and (value.is_quantized or value.is_nested):
         raise LoadError(f"{shown}: holds a quantized or nested tensor, which belongs in no batch")
+    if isinstance(value, Tensor) and value.layout is torch.strided and value.nbytes > value.untyped_storage().nbytes():
+        count.declared += value.nbytes if id(value) not in count.expanded else 0
+        count.expanded.add(id(value))
+        if count.declared > count.most:
+            raise LoadError(
+                f"{shown}: tensors that repeat their entries (expand) declare {count.declared} bytes, more than {MOST_EXPANSION} times the file; "
+                "save them with .contiguous()"
+            )
     if isinstance(value, _PLAIN):
         return value
     name = value.name if isinstance(value, Named) else type(value).__name__

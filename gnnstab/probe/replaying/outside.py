@@ -10,7 +10,7 @@ import os
 import sys
 import types
 import weakref
-from collections import OrderedDict, UserDict, UserList, deque
+from collections import ChainMap, OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.finalisers import slots_of
+from gnnstab.probe.replaying._named import names_of
 from gnnstab.probe.replaying.reach import (  # fmt: skip
+    CACHED,
     LARGEST_COPIED,
     SPACES,
     code_around,
     contents,
     is_own_object,
-    names_of,
     of_library,
 )
 from gnnstab.torch_private import preserved_version, without_torch_dispatch
@@ -42,6 +43,9 @@ _WRAPPERS = (UserDict, UserList, weakref.WeakKeyDictionary, weakref.WeakValueDic
 
 _IN_MEMORY: tuple[Any, ...] = (ctypes.Array, ctypes.Structure, ctypes.Union, ctypes.c_int.__base__)
 """Numbers of C, of which each is a piece of memory; so are those that several processes share."""
+
+_OF_MODULES = frozenset({"modules", "import_module", "__import__"})
+"""By these code reaches modules, its own above all, that it names in strings."""
 
 _BY_NAME = frozenset({"globals", "setattr", "vars", "__dict__", "__setattr__"})
 """By these code assigns what it names in strings."""
@@ -74,6 +78,8 @@ class Outside:
                     own = functools.partial(type.__setattr__, value), functools.partial(type.__delattr__, value)
                     self._names(lambda name, kind=value: vars(kind).get(name, _MISSING), *own)  # type: ignore[misc]
                     self._containers(list(vars(value).values()))
+            elif isinstance(value, torch.optim.Optimizer):
+                self._containers([value.param_groups])
             elif is_own_object(value) or (not isinstance(value, types.FunctionType) and slots_of(type(value))):
                 self._object(value)
 
@@ -91,8 +97,9 @@ class Outside:
         self._names(lambda name: table.get(name, _MISSING), table.__setitem__, table.pop, names)
 
     def _object(self, value: Any) -> None:
-        if attributes := getattr(value, "__dict__", None):
-            self._table(attributes)
+        attributes = getattr(value, "__dict__", None)
+        if attributes is not None:
+            self._table(attributes, self._attributes | _kept_properties(type(value)))
             self._containers(list(attributes.values()))
         slots = slots_of(type(value))
         put, drop = functools.partial(object.__setattr__, value), functools.partial(object.__delattr__, value)
@@ -111,6 +118,9 @@ class Outside:
             self._seen[id(os.environ)] = os.environ
             self._back.append(functools.partial(_set_environment, dict(os.environ)))
         self._containers([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()])
+        if not _OF_MODULES.isdisjoint(names):
+            self._table(function.__globals__, assigned.attributes)
+            imported |= names & sys.modules.keys()
         for value in [*(function.__globals__.get(n) for n in read), *map(sys.modules.get, imported)]:
             self._module(value, names) if isinstance(value, types.ModuleType) else self._containers([value])
 
@@ -133,8 +143,15 @@ class Outside:
             if isinstance(value, Tensor):
                 self._tensor(value)
             elif isinstance(value, np.ndarray):
-                if value.dtype != object and value.nbytes <= LARGEST_COPIED:
+                if value.nbytes <= LARGEST_COPIED:
                     self._back.append(functools.partial(_set_array, value, value.copy()))
+                    values += value.ravel().tolist() if value.dtype == object else ()
+            elif isinstance(value, ChainMap):
+                values += value.maps
+            elif isinstance(value, memoryview):
+                values.append(value.obj)
+            elif isinstance(value, CACHED):
+                self._back.append(functools.partial(_empty_cache, value, value.cache_info().currsize))
             elif isinstance(value, (tuple, frozenset)):
                 values += value
             elif isinstance(value, _WRAPPERS):
@@ -160,6 +177,12 @@ class Outside:
             with without_torch_dispatch():
                 held = value.detach().clone()
             self._back.append(functools.partial(_set_tensor, value, held, preserved_version(value)))
+
+
+def _kept_properties(kind: type) -> frozenset[str]:
+    """Names of the properties that keep what they have computed once among the attributes of the object."""
+    held = {name: value for one in kind.__mro__ if not of_library(one) for name, value in vars(one).items()}
+    return frozenset(name for name, value in held.items() if isinstance(value, functools.cached_property))
 
 
 _NUMBERS = frozenset((bool, int, float, complex, str, bytes, type(None), types.FunctionType))
@@ -217,6 +240,7 @@ def _set_environment(held: dict[str, str]) -> None:
 
 
 def _set_array(held: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+    # Of an array of objects the bytes are where these lie: the same ones, or not.
     if held.shape == values.shape and held.tobytes() != values.tobytes() and held.flags.writeable:
         held[...] = values
 
@@ -225,6 +249,12 @@ def _set_tensor(tensor: Tensor, values: Tensor, version: Any) -> None:
     with torch.no_grad(), version:
         if tensor.shape == values.shape and not torch.equal(tensor, values):
             tensor.detach().copy_(values)
+
+
+def _empty_cache(cached: Any, held: int) -> None:
+    """What a trial was the first to put into a cache; what stands there beside the run's own cannot be told apart."""
+    if not held:
+        cached.cache_clear()
 
 
 def _entries(container: Any) -> tuple[Any, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import dis
 import functools
 import gc
 import queue
@@ -21,12 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from gnnstab.errors import UsageError
 from gnnstab.finalisers import refuse_finalisers, slots_of
 from gnnstab.own_draws import own_draws
+from gnnstab.probe.replaying._named import Steps, names_of
 from gnnstab.randomness import deep_copy
-from gnnstab.torch_private import tree_leaves
+from gnnstab.torch_private import functions_of_operator, operators_named, tree_leaves
 
 SHARED = "with the run, through a function, a class or a global that deepcopy keeps as it is: a replay would change the training"
 
@@ -48,7 +49,8 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 _RESTORED = (random.random.__self__, np.random.random.__self__)  # type: ignore[attr-defined]
 """The generators behind the functions of `random` and `numpy.random`: every replay gives them back as they were."""
 
-_CACHED = type(functools.lru_cache(lambda: None))
+CACHED = type(functools.lru_cache(lambda: None))
+"""Class of what `functools.lru_cache` and `functools.cache` make."""
 
 SPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
 """Classes of the standard library whose instances hold what the user puts there."""
@@ -70,14 +72,18 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
     own = {id(m) for m in original.modules()} | {id(t) for t in (*original.parameters(), *original.buffers())}
     known = {id(v) for m in original.modules() for v in vars(m).values() if not holds_nothing(v)}
     mine = frozenset(map(id, functions))
+    steps = Steps()
     for value, path in _reached(twin, own, frozenset(known), mine=mine):
         if id(value) in own or _keeps_state(value):
             return path or type(value).__name__
-    return ""
+        steps.saw(value, path)
+    return steps.taken()
 
 
 def _is_code(value: Any) -> bool:
-    return isinstance(value, (types.FunctionType, type)) or is_own_object(value) or bool(slots_of(type(value)))
+    return (
+        isinstance(value, (types.FunctionType, type, Optimizer)) or is_own_object(value) or bool(slots_of(type(value)))
+    )
 
 
 def refuse_draws_of_process(function: Any) -> None:
@@ -181,7 +187,9 @@ def stateful(function: Any) -> Reached:
     """All that ``function`` reaches: by closures, by what it is bound to, by globals, by the objects behind these."""
     owners, generators, code, other = [], [], [], ""
     inside: set[int] = set()
+    steps = Steps()
     for value, path in _reached([function], {id(function)}, frozenset(), into_modules=True):
+        steps.saw(value, path)
         if _is_code(value):
             code.append(value)
         if isinstance(value, nn.Module) or (callable(value) and is_own_object(value)):
@@ -191,7 +199,7 @@ def stateful(function: Any) -> Reached:
             generators.append(value)
         elif _keeps_state(value) and id(value) not in inside:
             other = other or path or type(value).__name__
-    return Reached(owners, generators, other, code)
+    return Reached(owners, generators, other or steps.taken(), code)
 
 
 def code_around(twin: nn.Module | torch.optim.Optimizer) -> list[Any]:
@@ -222,7 +230,7 @@ def _keeps_state(value: Any) -> bool:
         return False
     if isinstance(value, nn.Module):
         return any(True for _ in value.parameters()) or any(True for _ in value.buffers())
-    if isinstance(value, _CACHED) and value.cache_info().currsize == 0:  # The first call would be that of the copy.
+    if isinstance(value, CACHED) and value.cache_info().currsize == 0:  # The first call would be that of the copy.
         return not _MAKERS.isdisjoint(getattr(getattr(value, "__wrapped__", None), "__code__", _NO_CODE).co_names)
     return isinstance(value, _STATEFUL) or (isinstance(value, Tensor) and value.requires_grad) or _iterates(value)
 
@@ -311,10 +319,12 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
         yield from (("key", k, False) for k in value if not isinstance(k, _PLAIN))
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield from ((str(i), v, False) for i, v in enumerate(value))
-    elif isinstance(value, _CACHED):
+    elif isinstance(value, CACHED):
         # Tensors and modules that are only read may be: an operation that changes them is refused as it comes.
         yield from (("cache", v, True) for v in _cached(value) if isinstance(v, GENERATORS))
         yield "__wrapped__", value.__wrapped__, True
+    elif own := functions_of_operator(value):
+        yield from ((n, v, True) for n, v in own.items())
     elif isinstance(value, types.ModuleType):
         yield from ((n, v, True) for n, v in vars(value).items() if isinstance(v, GENERATORS))
     elif isinstance(value, type):
@@ -348,6 +358,7 @@ def _of_function(function: types.FunctionType, shared: bool) -> Iterator[tuple[s
     if (function.__module__ or "").partition(".")[0] not in _LIBRARIES:
         read, imported, names = names_of(function.__code__)
         given = {n: function.__globals__.get(n) for n in read} | {n: sys.modules.get(n) for n in imported}
+        yield from (("ops", operator, True) for operator in operators_named(names))
         for name, value in given.items():
             yield from ((path, v, True) for path, v in _named_in(name, value, names, set()))
 
@@ -360,18 +371,6 @@ def _named_in(path: str, value: Any, names: frozenset[str], seen: set[int]) -> I
         seen.add(id(value))
         for name in names & vars(value).keys():
             yield from _named_in(f"{path}.{name}", vars(value)[name], names, seen)
-
-
-@functools.lru_cache(4096)
-def names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Globals that a function reads, modules that it imports, and all that it names, also in the functions that it makes."""
-    steps = list(dis.get_instructions(code))
-    read = {i.argval for i in steps if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    imported = {i.argval for i in steps if i.opname == "IMPORT_NAME"}
-    names = {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
-    inner = [names_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    sets = zip((read, imported, names), *inner, strict=True)
-    return tuple(frozenset().union(*each) for each in sets)  # type: ignore[return-value]
 
 
 def of_library(kind: Any) -> bool:

@@ -1,0 +1,44 @@
+"""What code names: globals, modules, attributes, and the steps of optimizers."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import types
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+@functools.lru_cache(4096)
+def names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Globals that a function reads, modules that it imports, and all that it names, also in the functions that it makes."""
+    steps = list(dis.get_instructions(code))
+    read = {i.argval for i in steps if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    imported = {i.argval for i in steps if i.opname == "IMPORT_NAME"}
+    names = {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
+    inner = [names_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    sets = zip((read, imported, names), *inner, strict=True)
+    return tuple(frozenset().union(*each) for each in sets)  # type: ignore[return-value]
+
+
+class Steps:
+    """Whether code reaches an optimizer, or a schedule, and takes its steps."""
+
+    def __init__(self) -> None:
+        self._path, self._steps = "", False
+
+    def saw(self, value: Any, path: str) -> None:
+        """The next thing that code reaches."""
+        if isinstance(value, types.FunctionType):
+            self._steps |= not _STEPS.isdisjoint(names_of(value.__code__)[2])
+        elif isinstance(value, (Optimizer, LRScheduler)):
+            self._path = self._path or path or type(value).__name__
+
+    def taken(self) -> str:
+        """Where it hangs whose steps are taken; empty for nowhere."""
+        return self._path if self._steps else ""
+
+
+_STEPS = frozenset({"step", "zero_grad", "load_state_dict", "add_param_group"})
