@@ -165,7 +165,7 @@ def overshoot_signals(measures: Sequence[Measure], steps: NDArray[np.void]) -> l
         until = int(np.searchsorted(known["step"], rows[i].step, side="right"))
         told = parsed(rows[i].detail, dict)
         harmful = told.get("alone") is True or not falling(known["loss"][:until][-LATELY:].tolist())
-        levels.append((harmful, lasting_level([r.value for r in rows[i - OF + 1 : i + 1]]), i))
+        levels.append((harmful, lasting_level([(r.step, r.value) for r in rows[i - OF + 1 : i + 1]]), i))
     if not levels:
         return []
     harmful, level, at = max(levels)
