@@ -102,6 +102,7 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
         "after": float(rates[worst + 1]),
         "constant": bool((told["lr"] == rates[0]).all()),
         "largest": float(rates.max()),
+        "over_first": float(rates.mean() / rates[0]),
         "spent": _spent(told["lr"].astype(np.float64), told["step"].astype(np.float64)),
     }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
