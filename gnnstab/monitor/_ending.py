@@ -195,7 +195,9 @@ class Ending:
                 damped = any(s.name == OPTIMIZER_EPS_DAMPING and s.value < LEAST_KEPT for s in diagnosis.signals)
                 small = spent or still < max(HARDLY, 1 / int(losses["steps"]))
                 if small or damped:
-                    self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
+                    # What a schedule has not come down from, or never came up to, is judged by the most that it had.
+                    start = (model, self._optimizers[0]) if spent or rates.get("constant") else self._start(largest)
+                    self._writer.measures(slow_trial(*start, inputs, loss, row.step, largest))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
             sharp = [f.layer for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.signal in _SHARP]

@@ -134,7 +134,7 @@ class LiveWatch:
         row = self._recorder.row
         if row is None or row.step != self._checked or row.loss is None or self._recorder.state.open:
             return []
-        return self._engine.loss(row.step, row.loss, row.lr)
+        return self._engine.loss(row.step, row.loss, row.lr, row.skipped)
 
     def _lay_out(self, layout: Layout) -> None:
         self._layout = layout

@@ -118,7 +118,7 @@ class Recorder:
         self._places = Surveys(self.model, writer, places, patient=budget is not None)
         self._on_event = on_event
         self._weights, self._start, self._attached = EMPTY, time.monotonic(), False
-        self._loss: Number = None
+        self.told: Number = None
         self._late: PendingStep | None = None
         if budget is not None and not replay:
             self.budget.hold("the inputs of a step are not kept, so that it could not be run again")
@@ -196,7 +196,7 @@ class Recorder:
             self._tell(self.row._replace(loss=float(value)))
             self._emit(self.detector.loss(self.row.step, float(value)))
         else:
-            self._loss = value
+            self.told = value
 
     def validation(self, loss: float) -> None:
         """Record a validation loss at the step that has ended last."""
@@ -267,7 +267,7 @@ class Recorder:
 
     def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
         norm = self.parameters.norm_on_device() if self.parameters.far else self.parameters.norm()
-        row = uneventful(self.state.step, time.monotonic() - self._start, self._loss, lr, scale, norm, skipped)
+        row = uneventful(self.state.step, time.monotonic() - self._start, self.told, lr, scale, norm, skipped)
         if row is not None and self._late is None:
             self._tell_left_out(row)
             if self.budget.schedule.leapt:
@@ -327,12 +327,12 @@ class Recorder:
             if moves:
                 self.parameters.remember(state.buffer)
                 self._weights = self._step_writer.sites(step, state.buffer.take())
-        known = self._late is not None or self.sent.gradient_norm is not None or self._loss is not None
+        known = self._late is not None or self.sent.gradient_norm is not None or self.told is not None
         self.budget.check(self._forwards.forwards, known)
 
     def _ended(self, sending: PendingStats, lr: Number, scale: Number, skipped: Tensor | bool) -> PendingStep:
         now, inputs = time.monotonic() - self._start, dict(self._forwards.last)
-        return PendingStep(self.state.step, now, sending, inputs, loss=self._loss, lr=lr, scale=scale, skipped=skipped)
+        return PendingStep(self.state.step, now, sending, inputs, loss=self.told, lr=lr, scale=scale, skipped=skipped)
 
     def _hand_over_late(self) -> None:
         """The step before this one, whose numbers have come from a device by now."""
@@ -359,7 +359,7 @@ class Recorder:
     def _next(self) -> None:
         """Release what belongs to the step that has ended."""
         state = self.state
-        self._loss = None
+        self.told = None
         state.step = state.error_guard.step = state.step + 1
         state.end_step()
         self._forwards.end_step()

@@ -92,12 +92,17 @@ class Overshoot(NamedTuple):
 
 
 OF = 4
-"""Measurements in a row, of which all but one must lie above a level."""
+"""Steps in a row, the updates of all but one of which must lie above a level."""
 
 
-def lasting_level(values: Sequence[float]) -> float:
-    """The level that all but one of the last `OF` values exceed or reach; −inf for fewer values."""
-    return sorted(values[-OF:])[1] if len(values) >= OF else -math.inf
+def lasting_level(updates: Sequence[tuple[int, float]]) -> float:
+    """The level that the updates of all but one of the last `OF` steps exceed or reach; −inf where fewer were measured.
+
+    Args:
+        updates: (step, value), in order of steps. What momentum carries uphill has no value, and overshoots nothing.
+    """
+    last = [value for step, value in updates[-OF:] if step > updates[-1][0] - OF]
+    return sorted([-math.inf] * (OF - len(last)) + last)[1]
 
 
 LATEST, LATELY = 5, 32

@@ -91,7 +91,7 @@ class Overshoots:
 
     def __init__(self, rule: LearningRateTooHigh) -> None:
         self._rule = rule
-        self._values: deque[float] = deque(maxlen=OF)
+        self._updates: deque[tuple[int, float]] = deque(maxlen=OF)
         self._last = -1
 
     def measured(self, update: Overshoot, lr: float | None) -> Iterator[Finding]:
@@ -99,7 +99,7 @@ class Overshoots:
         if update.step <= self._last:
             return
         self._last = step = update.step
-        self._values.append(update.value)
+        self._updates.append((step, update.value))
         detail = {"lasting": True, "lr": lr, "adaptive": update.adaptive}
-        level = lasting_level(list(self._values))
+        level = lasting_level(list(self._updates))
         yield from self._rule.overshot(Signal(OPTIMIZER_OVERSHOOT, level, None, None, step, "training", detail))

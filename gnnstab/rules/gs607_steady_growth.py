@@ -19,7 +19,7 @@ class SteadyGrowth(Rule):
     through the gradient norm, each rising clearly, also by the order of the values, and in the second half at three quarters of the pace or more; the
     loss has doubled within these steps, and both lie above the first ten. Where both have grown fourfold the last 16 steps are enough, and the loss
     may lie between half and all of its start. A leap of one step that the values have come down from since is no growth. A slower growth is read from the medians of six blocks of eight losses, which end
-    above the first block, while the gradient norm lies above its start. The second finding needs the same line through the RMS of a layer's output, four
+    above the first block, while the gradient norm lies above its start. The second finding needs the same line through the RMS of a layer's output, above 1 and four
     times that of the first ten, and a loss above half of its start that does not fall.
 
     ## Why it is unstable
@@ -45,6 +45,9 @@ class SteadyGrowth(Rule):
     output_factor: float = threshold(
         4.0, unit="× first steps", source="measured: none of 87 healthy runs reaches it and goes on growing"
     )
+    output_least: float = threshold(
+        1.0, unit="RMS", source="derived: the size that norms hand on; what grows up to it is not on its way out"
+    )
     pace: float = threshold(0.0, unit="per step", source="measured: a clear line that lasts is enough")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -55,6 +58,10 @@ class SteadyGrowth(Rule):
         """The finding of a loss that grows by ``pace`` per step, and of a gradient that grows by ``gradient`` where it was asked for."""
         detail = {"loss": loss, "gradient": gradient}
         yield from self._objective(Signal(LOSS_GROWTH, pace, None, None, step, "training", detail))
+
+    def grown(self, start: float) -> float:
+        """The RMS of an output from which its growth counts, where it began at ``start``."""
+        return max(self.output_factor * start, self.output_least)
 
     def output(self, layer: str, step: int, times: float, pace: float) -> Iterator[Finding]:
         """The finding of a layer whose output is ``times`` that of the first steps and grows by ``pace`` per step."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from gnnstab.errors import NotApplicable
-from gnnstab.records import Finding, Signals
+from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import LOSS, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_SLOW
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import percent
@@ -22,9 +22,9 @@ class LearningRateTooLow(Rule):
     A schedule that has taken the rate below a hundredth of its largest, or to 0, for more than half of the run, in which little was learned, or less than twenty steps at the largest rate would add; or,
     at the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still. Then: up to twenty steps of
     your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
-    Where all updates of the run together moved the output by less than its spread, and the loss has fallen by less than a fifth and is
-    still near that of an output of zeros: twenty steps at a hundred times the rate that get more than 25 times as far as
-    those at the rate, and twice as far as the whole run.
+    Where all updates of the run together, whatever its schedule, moved the output by less than its spread, and the loss has fallen by less than a fifth and is
+    still near that of an output of zeros: twenty steps at a hundred times the largest rate of the run that lower the loss by a tenth and get more than 25
+    times as far as those at that rate, and twice as far as the whole run.
 
     ## Why it is unstable
     Nothing is unstable, and nothing is learned. In 16 bits such updates are rounded away altogether (GS503).
@@ -64,6 +64,7 @@ class LearningRateTooLow(Rule):
     crawls: float = threshold(
         0.2, unit="ln(loss)", source="heuristic: the run has taken less than a fifth off its loss"
     )
+    learns: float = threshold(0.1, unit="ln(loss)", source="as for a rate at which the loss stands still: a tenth")
     linear: float = threshold(
         25.0,
         unit="× the progress",
@@ -84,7 +85,8 @@ class LearningRateTooLow(Rule):
         fallen = math.log(told["start"] / told["best"]) if 0 < told.get("best", 0) <= told["start"] else math.inf
         came_down = rates.get("spent", 0.0) > self.spent and fallen < self.partly
         stood = rates.get("constant") and moved <= self.moves and fallen <= self.stands
-        crawled = rates.get("constant") and moved * told.get("steps", math.inf) < 1 and fallen <= self.crawls
+        per_step = max((s.value * _over(s, rates) for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
+        crawled = not came_down and per_step * told.get("steps", math.inf) < 1 and fallen <= self.crawls
         if not (came_down or stood or crawled) or told["steps"] < self.run:
             return
         for slow in signals.find(OPTIMIZER_SLOW):
@@ -115,8 +117,9 @@ class LearningRateTooLow(Rule):
                     signal=slow,
                 )
             elif crawled and self._far_below(slow.detail, fallen):
+                its = "its rate of" if rates.get("constant") else "the rates of its schedule, at most"
                 yield self.finding(
-                    f"at its rate of {lr:.3g} the whole run of {told['steps']} steps has lowered the loss by {100 * -math.expm1(-fallen):.2g} %: on a copy "
+                    f"at {its} {lr:.3g} the whole run of {told['steps']} steps has lowered the loss by {100 * -math.expm1(-fallen):.2g} %: on a copy "
                     f"20 steps at {self.factor * lr:.3g} lower it by {percent(-math.expm1(-float(slow.detail['at_hundred'])))}, calmly. "
                     f"Raise the rate.",
                     limit=self.factor,
@@ -128,4 +131,9 @@ class LearningRateTooLow(Rule):
         own, hundred, over = (
             float(n) for n in (tried["fell"][0], tried.get("at_hundred", 0), tried.get("over_zeros", 0))
         )
-        return over >= self.untrained and hundred > max(self.linear * own, 2 * fallen, self.crawls)
+        return over >= self.untrained and hundred > max(self.linear * own, 2 * fallen, self.learns)
+
+
+def _over(moved: Signal, rates: Mapping[str, Any]) -> float:
+    """What turns the move of one update into that of a usual one: those of a warm-up grow with its rate."""
+    return float(rates.get("over_first", math.inf)) if moved.detail.get("first") else 1.0

@@ -103,7 +103,7 @@ class LiveEngine:
         self._overshoots = Overshoots(self._rate)
         self._rates = Rates(RateJump())
         self._spikes: deque[int] = deque(maxlen=16)
-        self._warming, self._rate_before = True, -math.inf
+        self._warming, self._skipped, self._rate_before = True, False, -math.inf
 
     def update(
         self,
@@ -141,7 +141,7 @@ class LiveEngine:
         if overshoot is not None:
             overshot = list(self._overshoots.measured(overshoot, lr))
             found += overshot if overshoot.alone or not self._falling() else []
-        return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
+        return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr, skipped))
 
     def rate(self, step: int, lr: float | None) -> list[Finding]:
         """Take in the learning rate of a step of which nothing else is to be told."""
@@ -158,8 +158,11 @@ class LiveEngine:
         """Take in what comes close to an end of its number format."""
         return [f for near in news for f in self._precision.nearing(near) if self._first_time(f)]
 
-    def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
+    def loss(self, step: int, loss: float, lr: float | None = None, skipped: bool = False) -> list[Finding]:
         """Take in the loss of a step that came after the step, and return what is new."""
+        alone, self._skipped = skipped and not self._skipped, skipped
+        if alone:
+            return []  # The weights are what they were: the next loss says whether it was the batch.
         found = list(self._loss(step, loss, lr))
         if step <= FIRST and not found and not any(code == self._rate.code for code, _, _ in self._raised):
             found = list(self._beginning.loss(step, loss, lr))
@@ -181,14 +184,13 @@ class LiveEngine:
         tracks = [self._tracks.get(key) for key in keys]
         if all(track is not None and track.ready for track in tracks):
             quiet.keys = keys
-            quiet.limits = [
-                self._quiet_limit(key, track) for key, track in zip(keys, tracks, strict=True) if track is not None
-            ]
+            known = zip(keys, tracks, strict=True)
+            quiet.limits = [self._quiet_limit(key, track) for key, track in known if track is not None]
         return found
 
     def _quiet_limit(self, key: SeriesKey, track: Track) -> float:
         """The size from which a rule may have something to say of a series."""
-        grown = 0.0 if key.site == "score" else self._steady.output_factor * track.start
+        grown = 0.0 if key.site == "score" or not track.start else self._steady.grown(track.start)
         return min(self._quiet_below, grown or math.inf)
 
     def _first_time(self, finding: Finding) -> bool:
@@ -291,7 +293,7 @@ class LiveEngine:
         if track is None:
             return
         # What begins at zero grows in any case, by no number of times.
-        if track.before <= rms > self._steady.output_factor * track.start > 0:
+        if track.start > 0 and rms >= track.before and rms > self._steady.grown(track.start):
             growth = 0.0 if self._learning() or self._falling() else track.lasting_growth()
             yield from self._steady.output(key.layer, step, rms / track.start, math.expm1(min(growth, 50.0)))
         if self._jumped(track, rms):

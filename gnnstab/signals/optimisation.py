@@ -102,6 +102,7 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
         "after": float(rates[worst + 1]),
         "constant": bool((told["lr"] == rates[0]).all()),
         "largest": float(rates.max()),
+        "over_first": float(rates.mean() / rates[0]),
         "spent": _spent(told["lr"].astype(np.float64), told["step"].astype(np.float64)),
     }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
@@ -165,7 +166,7 @@ def overshoot_signals(measures: Sequence[Measure], steps: NDArray[np.void]) -> l
         until = int(np.searchsorted(known["step"], rows[i].step, side="right"))
         told = parsed(rows[i].detail, dict)
         harmful = told.get("alone") is True or not falling(known["loss"][:until][-LATELY:].tolist())
-        levels.append((harmful, lasting_level([r.value for r in rows[i - OF + 1 : i + 1]]), i))
+        levels.append((harmful, lasting_level([(r.step, r.value) for r in rows[i - OF + 1 : i + 1]]), i))
     if not levels:
         return []
     harmful, level, at = max(levels)

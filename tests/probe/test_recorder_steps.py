@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from gnnstab import Monitor
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.recorder import Recorder
+from gnnstab.records import Finding
 from gnnstab.trace import Trace, TraceWriter
 from models.convnets import CASES, NODES, WIDTH, Stack, graph, scalar
 
@@ -216,3 +218,24 @@ def test_double_backward_and_higher_order_gradients() -> None:
         recorder.end_step()
         assert recorder.events == []
     assert x.grad is not None
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_the_loss_of_a_batch_that_an_unknown_scaler_skips_goes_with_its_gradients(stays: bool) -> None:
+    """One batch of huge targets overflows and is skipped; in the twin all later ones are as huge, within fp16's range."""
+    torch.manual_seed(0)
+    model, x = nn.Linear(4, 1), torch.randn(16, 4)
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-3), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    told: list[Finding] = []
+    with Monitor(model, optimizer=optimizer, on_finding=told.append) as monitor:
+        for step in range(60):
+            far = 1e5 if step == 40 else 30.0 if stays and step > 40 else 0.1
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16):
+                output = model(x)
+            loss = (output.float() - far).square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update(2.0**10)
+            monitor.loss(loss)
+    assert {f.code for f in told if f.severity in ("warning", "error")} == ({"GS601"} if stays else set())

@@ -48,6 +48,21 @@ class Crowd(nn.Module):
         return self.out(h + self.attend(self.norm(h))).squeeze(-1)
 
 
+class Fused(Crowd):
+    """The same with torch's own layer."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__(gain)
+        self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        with torch.no_grad():
+            self.attend.in_proj_weight[:WIDTH] *= gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inp(x)
+        tokens = self.norm(h)
+        return self.out(h + self.attend(tokens, tokens, tokens, need_weights=False)[0]).squeeze(-1)
+
+
 class Lookup(nn.Module):
     """The value of the row with the same tag is wanted, and query and key begin as that."""
 
@@ -188,6 +203,14 @@ def test_a_gain_that_keeps_a_model_from_learning_is_the_root() -> None:
         assert "keeps the model from learning" in diagnosis.findings[0].message
 
 
+def test_a_gain_within_a_fused_layer_that_keeps_a_model_from_learning_is_the_root() -> None:
+    for diagnosis in said(drawn(lambda: Fused(300.0)), crowd).values():
+        assert [cause.cause for cause in diagnosis.root_causes()] == ["attention-explosion"]
+        assert "keeps the model from learning" in str(diagnosis)
+    for diagnosis in said(drawn(lambda: Fused(1.0)), crowd).values():
+        assert not diagnosis.at_least("warning")
+
+
 def test_sharpness_from_the_start_is_judged_from_the_start() -> None:
     """After some steps the other weights have come to terms with it, and softening it would take that away."""
     found = said(drawn(lambda: Neighbours(60.0)), village)
@@ -286,6 +309,31 @@ def test_the_softmax_of_a_layer_is_softened_and_others_are_not(fused: bool) -> N
     assert torch.equal(same, before[1])
     assert torch.equal(model["a"](x), before[0])
     assert mode.softened == {"a"}
+
+
+@pytest.mark.parametrize("separate", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_whose_scores_a_fused_function_holds_is_softened(separate: bool, masked: bool) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"kdim": 6, "vdim": 6} if separate else {}
+    attend, x = nn.MultiheadAttention(8, 2, batch_first=True, **sizes), torch.randn(3, 5, 8)
+    nn.init.normal_(attend.in_proj_bias)
+    with torch.no_grad():
+        (attend.q_proj_weight if separate else attend.in_proj_weight[:8]).mul_(6)
+    other = torch.randn(3, 5, 6) if separate else x
+    ends = torch.arange(5) >= torch.tensor([[5], [4], [3]]) if masked else None
+    model, mode = nn.ModuleDict({"a": attend}), Softened(["a"])
+    given: dict[str, Any] = {"key_padding_mask": ends, "average_attn_weights": False}
+    sharp = attend(x, other, other, **given)[1]
+    with mode:
+        mode.watch(model)
+        output, soft = attend(x, other, other, **given)
+    known = sharp.log().nan_to_num(neginf=-1e9)
+    expected = (known * SPREAD / spread(known, -1)).softmax(-1)
+    assert mode.softened == {"a"} and torch.allclose(soft, expected, atol=1e-4)
+    output.sum().backward()
+    weight = attend.q_proj_weight if separate else attend.in_proj_weight
+    assert weight.grad is not None and weight.grad.abs().sum() > 0
 
 
 def test_a_softmax_that_is_written_by_hand_is_softened_and_a_kernel_is_no_sharp_attention() -> None:

@@ -51,9 +51,13 @@ def loss(output: Tensor, data: Data) -> Tensor:
         (lambda step: 0.5**step, True),
         (lambda step: max(0.0, 1 - step / STEPS), False),
         (lambda step: 0.1 ** (step // 30), False),
+        (lambda step: RATE * (1 - step / 100), True),  # The rate once more, where a factor was meant.
+        (lambda step: 1 - step / 100, False),
+        (lambda step: min(1.0, (step + 1) / 20_000), True),  # The warm-up of a pretraining.
+        (lambda step: min(1.0, (step + 1) / 20), False),
     ],
 )
-def test_a_schedule_that_is_spent_before_anything_is_learned(
+def test_a_schedule_that_is_spent_before_anything_is_learned_or_never_comes_up(
     factor: Callable[[int], float], told: bool, own: bool
 ) -> None:
     g = torch.Generator().manual_seed(0)

@@ -95,6 +95,18 @@ def test_large_first_gradients_and_skipped_steps_are_normal() -> None:
         assert engine.update(step, (), NOTHING, grad_norm=math.inf, skipped=True) == []
 
 
+@pytest.mark.parametrize(("skipped", "told"), [(range(40, 41), []), (range(40, 60), ["GS601"]), (range(0), ["GS601"])])
+def test_the_loss_of_one_skipped_step_is_its_batch_and_of_more_the_run(skipped: range, told: list[str]) -> None:
+    """The scaler skips a batch that overflows; in the twins it skips all that follow, or none."""
+    engine = LiveEngine()
+    found = [
+        f.code
+        for i in range(60)
+        for f in engine.update(i, (), NOTHING, loss=1e5 if i == 40 or i in skipped else 0.5, skipped=i in skipped)
+    ]
+    assert found == told
+
+
 def test_a_loss_that_can_be_negative_is_not_judged() -> None:
     assert follow(LiveEngine(), range(200), loss=lambda i: -0.01 if i < 50 else 5.0) == []
 
@@ -220,6 +232,7 @@ def test_updates_that_overshoot_are_told_once_and_only_when_it_lasts() -> None:
         found = [
             f
             for i, v in enumerate(values)
+            if not math.isnan(v)
             for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=Overshoot(i, v, adaptive=adaptive))
         ]
         assert all((f.code, f.signal) == ("GS601", "optimizer.overshoot") for f in found)
@@ -228,6 +241,9 @@ def test_updates_that_overshoot_are_told_once_and_only_when_it_lasts() -> None:
     assert told([1.0, 1.6, 1.7, 0.9, 1.8, 1.9, 2.5]) == [4]
     assert told([1.0, 1.6, 1.0, 1.6] * 5) == []
     assert told([1.0, 1.6, 1.7, 0.9, 1.8, 2.1, 2.5, 2.2], adaptive=True) == [7]
+    uphill = math.nan  # Momentum carries the update uphill, which has no value.
+    assert told([1.6, 1.7, uphill, 1.9, uphill, uphill, 1.8, 2.5, uphill, 2.6]) == [3]
+    assert told([1.6, uphill, 1.7, uphill, uphill, 1.9, 1.8, uphill, uphill, 2.6]) == []
     engine = LiveEngine()
     assert [f for i in range(9) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=Overshoot(1, 9.0))] == []
     # While the loss falls an overshoot along single batches does no harm.
@@ -334,6 +350,7 @@ def test_outputs_that_grow_and_go_on_are_told_while_the_loss_is_no_better() -> N
     assert told(lambda i: 1.02**i if i > 9 else 0.0, lambda i: 1.0) == [], "what begins at zero has no first size"
     assert told(lambda i: 1.02**i, lambda i: 0.97**i) == []
     assert told(lambda i: min(1.02**i, 3.9), lambda i: 1.0) == []
+    assert told(lambda i: min(0.1 * 1.02**i, 0.9), lambda i: 1.0) == [], "up to a usual size"
     assert told(lambda i: 1 + 9 * (1 - math.exp(-i / 8)), lambda i: 1.0) == []
 
 

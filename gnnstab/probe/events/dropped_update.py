@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class DroppedUpdates:
     """Ends a step when the next forward begins and nothing is left of its gradients, which were not finite.
 
-    Finite gradients are dropped too where a loop asks for those of its inputs; that is no step.
+    Finite gradients are dropped too where a loop asks for those of its inputs; that is no step. Nor is what a scaler has skipped without the
+    monitor's knowledge: its loss goes with its gradients.
 
     Args:
         recorder: Whose steps they are.
@@ -49,7 +50,10 @@ class DroppedUpdates:
         """Another forward begins in a step that has had a backward."""
         recorder = self._recorder
         # Gradients that are there go on to be accumulated; to ask a device would be to wait for it.
-        if not self.wanted or recorder.parameters.far or recorder.parameters.norm() or self._is_scaled():
+        if not self.wanted or self._is_left():
+            return
+        if recorder.parameters.far or self._is_scaled():
+            recorder.told = None  # A scaler has skipped this batch, and what comes now is the step.
             return
         if recorder.state.buffer.finite_so_far() if recorder.state.light else self._was_finite():
             self._finite_too = True
@@ -57,6 +61,12 @@ class DroppedUpdates:
         self._count += 1
         recorder.writer.meta("dropped.steps", str(self._count))
         recorder.end_step()
+
+    def _is_left(self) -> bool:
+        parameters = self._recorder.parameters
+        if parameters.far:
+            return any(p.grad is not None for p in self._recorder.model.parameters())
+        return bool(parameters.norm())
 
     def _is_scaled(self) -> bool:
         """Under fp16 a scaler that nobody told of skips steps as it looks for its scale."""

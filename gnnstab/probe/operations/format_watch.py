@@ -1,7 +1,8 @@
 """How close the operations of a run come to the ends of their number formats, and how fast: seen in place, in few steps.
 
-What grows or shrinks inside a layer shows at no recorded site. In the steps 8, 17, 35, 71, … one forward of the run is followed
-function by function; nothing is computed twice, and no value changes. Where something heads for an end, the looks come closer together.
+What grows or shrinks inside a layer shows at no recorded site. In step 19, in step 38 and every 200 steps from there on one forward of the
+run is followed function by function; nothing is computed twice, and no value changes. Two looks give a pace: where something heads for an
+end, the looks come closer together.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ from gnnstab.records.rises import Nearing
 from gnnstab.torch_private import FUNCTION, not_compiled_alone, transforms, without_torch_function
 from gnnstab.undisturbed import nothing_aside
 
-FIRST = 8
-"""Step of the first look, and the fewest steps to the next one while nothing is under way."""
+FIRST = 19
+"""Step of the first look, and the steps to the second one."""
+
+SELDOM = 200
+"""Steps to the next look while nothing moves: a look costs about half a step of a small network."""
+
+FEWEST = 8
+"""The fewest steps to the next look while nothing is under way."""
 
 CLOSEST = 3
 """Fewest steps between two looks."""
@@ -37,7 +44,10 @@ PART = 3
 """A look comes after a third of the steps that are left at the present pace."""
 
 UNDER_WAY = 0.15
-"""Share of the way to an end, in logarithms, from which on a place is worth its name, and exponents may well multiply and not only rise."""
+"""Share of the way to an end, in logarithms, from which on a place is worth its name."""
+
+MULTIPLIES = 2.0
+"""ln of the size from which on exponents may well multiply and not only rise: what a norm hands on seldom has an entry above e²."""
 
 HALFWAY = 0.5
 """The same from which on the rules are told, and the next look comes after `LATEST` steps at the latest."""
@@ -52,6 +62,25 @@ LOOKS = 6
 
 CHAIN = 4
 """Operations behind each other that a divisor is followed back: the entries, their squares, the sum of these, its root."""
+
+GROWS = frozenset(
+    {
+        *("exp", "exp2", "expm1", "sinh", "cosh", "square", "pow", "rpow", "prod", "cumprod", "ldexp"),
+        *("mul", "multiply", "rmul", "imul", "addcmul", "addcdiv", "reciprocal", "rsqrt"),
+        *("div", "divide", "true_divide", "truediv", "rtruediv", "itruediv"),
+        *("sum", "cumsum", "logcumsumexp", "norm", "vector_norm", "scatter_add", "index_add", "segment_reduce"),
+    }
+)
+"""What can give entries of another order of magnitude than it is given, by itself or where it is repeated. Linear maps grow with their
+weights and their input, which are recorded; in fp16 they are followed too."""
+
+CARRIES = frozenset(
+    {
+        *("add", "radd", "iadd", "sqrt", "abs", "mean", "clamp", "clamp_min", "maximum", "where"),
+        *("unsqueeze", "view", "reshape", "getitem"),
+    }
+)
+"""What stands between squares and the divisor that is made of them; followed where it reads what was followed last."""
 
 _Key = tuple[Any, ...]
 
@@ -148,14 +177,14 @@ class FormatWatch:
             self._near = self._near or way >= UNDER_WAY
             left = min(left, LATEST if max(high for _, high in looks) >= HALFWAY * end else math.inf)
             if pace > 0:
-                left = min(left, max(_soonest(list(looks), end) / PART, CLOSEST if way >= UNDER_WAY else FIRST))
+                left = min(left, max(_soonest(list(looks), end) / PART, CLOSEST if way >= UNDER_WAY else FEWEST))
             if pace > 0 and way >= HALFWAY:
                 self.news.append(Nearing(step, one.name, one.where, str(one.dtype).removeprefix("torch."), one.sign < 0, end, tuple(looks)))  # fmt: skip
         self._rest(step, left)
 
     def _rest(self, step: int, left: float = math.inf) -> None:
-        """Look again after so many steps, or when the run is twice as long; after an odd number, since batches often come in turns of four or eight."""
-        self.next = step + (int(min(max(step, FIRST), left)) | 1)
+        """Look again after so many steps, or as seldom as ever; after an odd number, since batches often come in turns of four or eight."""
+        self.next = step + (int(min(FIRST if step < 2 * FIRST else SELDOM, left)) | 1)
 
 
 class _Seen:
@@ -192,7 +221,7 @@ class _Seen:
 
 
 class _Following(TorchFunctionMode):
-    """Notes the largest |entry| of every floating-point result of a forward, by the place in the code and how often it was passed.
+    """Notes the largest |entry| of the results of a forward that can grow, by the place in the code and how often it was passed.
 
     Args:
         modules: Names places; None where nothing is near an end.
@@ -220,17 +249,22 @@ class _Following(TorchFunctionMode):
         output = func(*args, **kwargs) if kwargs else func(*args)
         if is_dynamo_compiling():
             return output
-        if self.active and self.error is None and type(output) is Tensor and output.is_floating_point():
+        if type(output) is Tensor and self.active and self.error is None:
+            name = getattr(func, "__name__", "an operation").strip("_")
+            chained = len(args) > 0 and args[0] is self._last
+            grows = name in GROWS or (chained and name in CARRIES) or output.dtype is torch.float16
+            if not grows or not output.is_floating_point():
+                return output
             try:
                 with without_torch_function(), torch.no_grad():
-                    self._look(func, args, output)
+                    self._look(func, name, args, output, chained)
             except Exception as error:
                 let_through(error)
                 self.error = error
         return output
 
-    def _look(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> None:
-        if output.layout is not torch.strided or not output.numel() or output.is_meta or _name(func) in UNWRITTEN:
+    def _look(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], output: Tensor, chained: bool) -> None:
+        if output.layout is not torch.strided or not output.numel() or output.is_meta or name in UNWRITTEN:
             return
         frame = sys._getframe(2)
         while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
@@ -240,7 +274,7 @@ class _Following(TorchFunctionMode):
         site = (frame.f_code, frame.f_lasti, func)
         self._passed[site] += 1
         key: _Key = (*site, self._passed[site])
-        name, place = _name(func), caller_place(self._modules, "model")[0] if self._modules else None
+        place = caller_place(self._modules, "model")[0] if self._modules else None
         if func in DIVIDES and self._last is not None and above_and_below(func, args)[1] is self._last:
             into = (*self._run[-1], "divides")
             for one in reversed(self._run):
@@ -255,12 +289,8 @@ class _Following(TorchFunctionMode):
                 if type(given) is Tensor and given.dtype is torch.float32 and given.numel():
                     entering = (*key, i)
                     self.seen[entering] = _Seen(torch.linalg.vector_norm(given, math.inf), output.dtype, name, place)
-        self._run = [*self._run[1 - CHAIN :], key] if args and args[0] is self._last else [key]
+        self._run = [*self._run[1 - CHAIN :], key] if chained else [key]
         self._last = output
-
-
-def _name(func: Callable[..., Any]) -> str:
-    return str(getattr(func, "__name__", "an operation")).strip("_")
 
 
 def _pace(looks: Sequence[tuple[int, float]]) -> float:
@@ -272,11 +302,11 @@ def _pace(looks: Sequence[tuple[int, float]]) -> float:
 
 
 def _soonest(looks: list[tuple[int, float]], end: float) -> float:
-    """Steps until ``end`` is reached, along a straight line or, from `UNDER_WAY` on, an exponential through the last two or three looks, whichever is soonest."""
+    """Steps until ``end`` is reached, along a straight line or, from `MULTIPLIES` on, an exponential through the last two or three looks, whichever is soonest."""
     (after, high), left = looks[-1], math.inf
     for before, low in looks[-3:-1]:
         if low < high < end:
             left = min(left, (end - high) / (high - low) * (after - before))
-            if low > 0 and high >= UNDER_WAY * end:
+            if low > 0 and high >= MULTIPLIES:
                 left = min(left, math.log(end / high) / math.log(high / low) * (after - before))
     return left

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from threading import get_ident
 from types import ModuleType
@@ -42,6 +43,9 @@ WIDE = 3.0
 """Standard deviation of the scores of one target from which on attention may be sharp: normal ones give five neighbours an entropy of half of ln 5."""
 
 EXPONENTIALS = frozenset({torch.exp, Tensor.exp})
+
+FUSED = inspect.signature(F.multi_head_attention_forward)
+"""What `nn.MultiheadAttention` hands to the function that holds its scores, where no other function or mode sees them."""
 
 MASKED = 1e4
 """Size of a score from which on it stands for a mask."""
@@ -128,6 +132,10 @@ class Softened(TorchFunctionMode):
             scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
             factor = self._factor(lambda: spread(query.detach() @ key.detach().transpose(-1, -2) * scale, -1))
             return func(query * factor, *args[1:], **kwargs)
+        if self._running and func is F.multi_head_attention_forward:
+            given = FUSED.bind(*args, **kwargs).arguments
+            factor = self._factor(lambda: spread(_fused_scores(given), -1))
+            return func(**given | _with_queries(given, factor))
         if self._running and func in EXPONENTIALS and not self._in_softmax:
             return func(self._softer_exponent(args[0] if args else kwargs["input"]))
         return func(*args, **kwargs)
@@ -211,6 +219,45 @@ def spread_over_edges(scores: Tensor, index: Tensor) -> float:
     total = flat.new_zeros(int(index.max()) + 1, flat.shape[1]).index_add_(0, index, flat)
     count = torch.bincount(index).clamp(min=1).to(flat)
     return math.sqrt(float((flat - (total / count[:, None])[index]).square().mean()))
+
+
+def _projections(given: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight (E, in) and bias (E,) of queries and of keys."""
+    bias = given.get("in_proj_bias")
+    biases = (None, None) if bias is None else bias.chunk(3)[:2]
+    if given.get("use_separate_proj_weight"):
+        return list(zip((given["q_proj_weight"], given["k_proj_weight"]), biases, strict=True))
+    return list(zip(given["in_proj_weight"].chunk(3)[:2], biases, strict=True))
+
+
+def _fused_scores(given: Mapping[str, Any]) -> Tensor:
+    """Scores (N·heads, L, S) of queries (L, N, E) and keys (S, N, E), or without N; −∞ where masked."""
+    heads = given["num_heads"]
+    sides = zip((given["query"], given["key"]), _projections(given), strict=True)
+    query, key = (
+        made.reshape(len(made), -1, made.shape[-1] // heads).transpose(0, 1)
+        for made in (F.linear(tokens.detach(), weight, bias).detach() for tokens, (weight, bias) in sides)
+    )
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    padding = given.get("key_padding_mask")
+    if padding is not None:
+        padding = padding.reshape(-1, 1, 1, key.shape[1]).expand(-1, heads, -1, -1).flatten(0, 1)
+    for mask in (padding, given.get("attn_mask")):
+        if mask is not None:
+            scores = scores.masked_fill(mask, -math.inf) if mask.dtype is torch.bool else scores + mask
+    return scores
+
+
+def _with_queries(given: Mapping[str, Any], factor: float) -> dict[str, Tensor]:
+    """The arguments that make the queries, and with them the scores, ``factor`` times as large."""
+    ((weight, bias), _), changed = _projections(given), dict[str, Tensor]()
+    if given.get("use_separate_proj_weight"):
+        changed["q_proj_weight"] = weight * factor
+    else:
+        changed["in_proj_weight"] = torch.cat([weight * factor, given["in_proj_weight"][len(weight) :]])
+    if bias is not None:
+        changed["in_proj_bias"] = torch.cat([bias * factor, given["in_proj_bias"][len(bias) :]])
+    return changed
 
 
 def homes(module: nn.Module) -> Iterator[Any]:
