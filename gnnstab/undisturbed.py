@@ -28,7 +28,6 @@ from gnnstab.torch_private import (
     global_hooks,
     without_saved_tensors_hooks,
 )
-from gnnstab.trials import running
 from gnnstab.unheard import unheard
 
 _COUNTERS = frozenset({flop_counter.__name__, "torch.distributed.tensor.debug", "torch.utils._debug_mode"})
@@ -66,7 +65,7 @@ def undisturbed(asked: bool) -> Iterator[None]:
         with ExitStack() as stack:
             stack.enter_context(_uncompiled())
             if not asked:
-                stack.enter_context(unheard(_on_copies))
+                stack.enter_context(unheard(_within))
                 stack.enter_context(without_saved_tensors_hooks())
             stack.enter_context(_hooks.aside())
             stack.enter_context(_with(DISPATCH, [mode for mode in DISPATCH.stack() if not _counts(mode)]))
@@ -78,10 +77,6 @@ def undisturbed(asked: bool) -> Iterator[None]:
             yield
     finally:
         _within.reset(token)
-
-
-def _on_copies() -> bool:
-    return _within.get() and running()
 
 
 def modes_aside() -> AbstractContextManager[None]:

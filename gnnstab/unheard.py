@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Lock
 from typing import Any
 
@@ -16,7 +17,7 @@ _replaced: list[tuple[Any, Any]] = []
 
 
 @contextmanager
-def unheard(quiet: Callable[[], bool]) -> Iterator[None]:
+def unheard(quiet: ContextVar[bool]) -> Iterator[None]:
     """Nothing that is printed, or logged, where ``quiet`` is true is written; other threads, and warnings, are heard."""
     global _users
     with _lock:
@@ -40,12 +41,12 @@ def unheard(quiet: Callable[[], bool]) -> Iterator[None]:
 class _Stream:
     """A stream that takes what it is given in silence where it is asked to, and is the other one else."""
 
-    def __init__(self, stream: Any, quiet: Callable[[], bool]) -> None:
+    def __init__(self, stream: Any, quiet: ContextVar[bool]) -> None:
         self._stream, self._quiet = stream, quiet
 
     def write(self, text: Any) -> Any:
         """How much of it is written: all of it."""
-        return len(text) if self._quiet() or self._stream is None else self._stream.write(text)
+        return len(text) if self._quiet.get() or self._stream is None else self._stream.write(text)
 
     def writelines(self, lines: Iterable[Any]) -> None:
         """Write each of them."""
@@ -56,11 +57,11 @@ class _Stream:
         return getattr(self._stream, name)
 
 
-def _handling(quiet: Callable[[], bool]) -> Any:
+def _handling(quiet: ContextVar[bool]) -> Any:
     handle = logging.Logger.callHandlers
 
     def handled(self: logging.Logger, record: logging.LogRecord) -> None:
-        if not quiet() or self.name == "py.warnings":
+        if not quiet.get() or self.name == "py.warnings":
             handle(self, record)
 
     return handled

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import signal
 import sys
 import types
 from collections.abc import Callable
@@ -323,54 +322,3 @@ def test_public_functions_fill_no_cache(name: str) -> None:
     kept = drawn_once(1), settings.drawn
     CALLS[name](Projected(), lambda output, batch: output.square().mean())
     assert drawn_once(1) is kept[0] and settings.drawn is kept[1]
-
-
-def test_what_a_handler_writes_during_a_trial_stays() -> None:
-    """It finds the run's own state, the trial goes on with its own, and what the trial has changed is put back."""
-    state = {"requests": 0, "calls": 0}
-    found: list[dict[str, int]] = []
-
-    def handler(number: int, frame: Any) -> None:
-        found.append(dict(state))
-        state["requests"] += 1
-
-    def reads() -> int:
-        return state["calls"]
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    try:
-        with trial():
-            put_back_after(reads, lambda: Outside([reads]).put_back)
-            for calls in (1, 2):
-                state["calls"] += 1
-                signal.raise_signal(signal.SIGUSR1)
-                assert state["calls"] == calls
-            with trial():
-                state["calls"] = 7
-                signal.raise_signal(signal.SIGUSR1)
-        assert signal.getsignal(signal.SIGUSR1) is handler
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert found == [{"requests": n, "calls": 0} for n in range(3)]
-    assert state == {"requests": 3, "calls": 0}
-
-
-def test_a_handler_that_comes_while_state_is_put_back_waits() -> None:
-    state = {"requests": 0}
-
-    def handler(number: int, frame: Any) -> None:
-        state["requests"] += 1
-
-    def look() -> Callable[[], None]:
-        held = dict(state)
-        signal.raise_signal(signal.SIGUSR1)
-        return lambda: state.update(held)
-
-    before = signal.signal(signal.SIGUSR1, handler)
-    try:
-        with trial():
-            put_back_after(state, look)
-            state["requests"] = 99
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert state["requests"] == 3  # Of the first look, and of the two around its own handler.

@@ -79,7 +79,7 @@ def test_other_threads_and_warnings_are_heard(monkeypatch: pytest.MonkeyPatch) -
     heard = io.StringIO()
     monkeypatch.setattr(sys, "stdout", heard)
     quiet.set(True)
-    with unheard(quiet.get), unheard(quiet.get):
+    with unheard(quiet), unheard(quiet):
         print("here")
         sys.stdout.writelines(["here too\n"])
         thread = threading.Thread(target=print, args=("elsewhere",))
