@@ -74,3 +74,59 @@ def test_marks_that_a_mask_tells_and_the_loss_does_not_leave_out(face: Callable[
 def test_marks_that_the_loss_leaves_out_or_the_input_foretells_are_no_fault(face: Callable[..., Diagnosis]) -> None:
     for data, loss in ((lake(), of_the_known), (lake(foretold=True), of_all)):
         assert [f for f in face(Depths(), data, loss).findings if f.cause == "masking"] == []
+
+
+class Species(nn.Module):
+    """Which of three species nests in each tree, by the trees around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.enter, self.conv, self.leave = nn.Linear(7, 24), GATv2Conv(24, 24), nn.Linear(24, 3)
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.enter(data.x)
+        out: Tensor = self.leave(F.elu(h + self.conv(h, data.edge_index)))
+        return out
+
+
+def forest() -> Data:
+    """Two trees in three were never climbed: their species is −1."""
+    g = seeded(7)
+    x, edges = torch.randn(150, 7, generator=g), torch.randint(0, 150, (2, 700), generator=g)
+    species = torch.randint(0, 3, (150,), generator=g)
+    x[:, :3] += 4 * F.one_hot(species, 3)
+    return Data(x=x, edge_index=edges, y=torch.where(torch.rand(150, generator=g) < 0.35, species, -1))
+
+
+def as_the_first_class(output: Tensor, data: Data) -> Tensor:
+    return F.cross_entropy(output, data.y.clamp(min=0))
+
+
+def of_those_that_were_climbed(output: Tensor, data: Data) -> Tensor:
+    return F.cross_entropy(output, data.y, ignore_index=-1)
+
+
+def from_minus_one_on(output: Tensor, data: Data) -> Tensor:
+    return F.cross_entropy(output, data.y + 1)
+
+
+@FACES
+def test_labels_below_zero_that_the_loss_takes_for_a_class(face: Callable[..., Diagnosis]) -> None:
+    diagnosis = face(Species(), forest(), as_the_first_class)
+    (found,) = [f for f in diagnosis.findings if f.code == "GS406"]
+    assert found.cause == "masking" and found.severity == "warning"
+    below = int((forest().y < 0).sum())
+    assert f"`y` holds -1 in {below} of 150 rows, and the loss takes them for class 0" in found.message
+    assert found.value == pytest.approx(below / 150)
+    assert [c.cause for c in diagnosis.causes if c.status == "root-cause"] == ["masking"]
+
+
+@FACES
+def test_labels_below_zero_that_are_left_out_or_are_a_class_of_their_own_are_no_fault(
+    face: Callable[..., Diagnosis],
+) -> None:
+    opinion = forest()
+    opinion.y = (opinion.x[:, 0] * 2).round().clamp(-1, 1).long()
+    for data, loss in ((forest(), of_those_that_were_climbed), (opinion, from_minus_one_on)):
+        assert [f for f in face(Species(), data, loss).findings if f.cause == "masking"] == []

@@ -20,7 +20,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS, LEARNS_WELL, MARGIN
-from gnnstab.probe.optimizer.marked import told_by_masks
+from gnnstab.probe.optimizer.marked import may_hold_marks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, undone_trial
 from gnnstab.probe.recorder import Recorder
@@ -184,7 +184,7 @@ class Ending:
             first = min(float(losses["start"]), *zeros, math.inf)
             hindered, slow = (float(losses["best"]) > share * first > 0 for share in (STANDS_STILL, NOT_WELL))
             scaled = self._scaled(diagnosis, hindered=hindered)
-            marked = bool(told_by_masks(named_tensors(inputs.args, inputs.kwargs)))
+            marked = may_hold_marks(named_tensors(inputs.args, inputs.kwargs))
             if slow or scaled or marked:
                 start = self._start(largest)
                 trial = undone_trial(*start, inputs, loss, row.step, hindered=hindered, slow=slow, scaled=scaled)

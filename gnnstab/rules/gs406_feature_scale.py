@@ -28,7 +28,7 @@ class FeatureScale(Rule):
     and the other hardly does, a warning too; else information. So it is with a tensor of an RMS below 0.01, of which nothing is said otherwise. What only comes down from a far-off first output has not learned, and entries
     that hold one number far away from all others are put to 0 on that copy, as a mark of missing values. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
     1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold, or three deviations away where a mask of the
-    batch tells just these targets and steps for half of the rows learn the others only without them; in a run whose targets nobody saw, a loss that no mean or sum of squares of
+    batch tells just these targets and steps for half of the rows learn the others only without them, or labels below 0 that the loss, by its gradient, takes for a class, where such steps say the same; in a run whose targets nobody saw, a loss that no mean or sum of squares of
     smaller targets reaches. Targets that the loss scales itself are left alone, unless its gradient shows that it compares them as they are. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
     them itself.
@@ -152,8 +152,19 @@ class FeatureScale(Rule):
             if mark is None:
                 continue
             mask, tried = signal.detail.get("mask"), ""
+            best, undone, steps = (signal.detail.get(key, math.nan) for key in ("best", "undone", "steps"))
+            if (taken_for := signal.detail.get("taken_for")) is not None:
+                yield self.finding(
+                    f"`{signal.detail.get('target')}` holds {mark:g} in {count} of {of} rows, and the loss takes them for class {taken_for}, as its gradient shows. {steps} of your "
+                    f"optimizer's steps on a copy, for half of the rows, bring the loss of the others to {best:.3g} at the best of your rate, a third of it, three and ten times it, "
+                    f"and to {undone:.3g} where these are left out. Leave them out: cross_entropy(output, y, ignore_index={mark:g}).",
+                    severity="warning",
+                    limit=0.0,
+                    signal=signal,
+                    cause="masking",
+                )
+                continue
             if mask is not None:
-                best, undone, steps = (signal.detail.get(key, math.nan) for key in ("best", "undone", "steps"))
                 tried = (
                     f" `{mask}` of the batch tells just these entries. {steps} of your optimizer's steps on a copy, for half of the rows, bring the loss of the others to "
                     f"{best:.3g} at the best of your rate, a third of it, three and ten times it, and to {undone:.3g} where these are left out."
