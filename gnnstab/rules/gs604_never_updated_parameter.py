@@ -27,7 +27,8 @@ class NeverUpdatedParameter(Rule):
     ## What it sees
     In a checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0. In a recorded run:
     trainable parameters whose gradient was None or exactly 0 in every step. Left out are biases that drop out of a difference
-    of outputs (a gradient of exactly 0 beside a weight that trains) and those that the configuration leaves without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
+    of outputs (a gradient of exactly 0 beside a weight that trains), weights of a layer whose bias trains while what they multiply is 0 in
+    every row that the loss reads (masked nodes), and those that the configuration leaves without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
@@ -96,7 +97,7 @@ class NeverUpdatedParameter(Rule):
     def _over_a_run(self, signals: Signals) -> Iterator[Finding]:
         worst = largest(signals.need("optimizer.never_updated"))
         silent = {str(name) for name in worst.detail.get("parameters", ())}
-        idle = (silent - _with_part(signals, silent)) | _cancelled(signals, worst)
+        idle = (silent - _with_part(signals, silent)) | _cancelled(signals, worst) | _given_zeros(signals, worst)
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
@@ -344,6 +345,16 @@ def _cancelled(signals: Signals, never: Signal) -> set[str]:
     moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
     zero = (str(name) for name in never.detail.get("zero", ()))
     return {name for name in zero if name.endswith("bias") and f"{name.removesuffix('bias')}weight" in moved}
+
+
+def _given_zeros(signals: Signals, never: Signal) -> set[str]:
+    """Weights of a layer's own maps whose gradient is exactly 0 beside a bias that trains: the gradient arrives, and what they multiply
+    is 0 in every row that the loss reads, as of masked nodes, though not in all rows."""
+    moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
+    fed = [s.layer for s in signals.find("input.rms") if s.layer and s.value > 0]
+    zero = (str(name) for name in never.detail.get("zero", ()) if str(name).endswith("weight"))
+    beside = (name for name in zero if f"{name.removesuffix('weight')}bias" in moved)
+    return {name for name in beside if any(name.startswith(f"{layer}.") for layer in fed)}
 
 
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:
