@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-from torch_geometric.data import Data
-from torch_geometric.nn import TransformerConv
+from torch import Tensor, nn
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn import HeteroConv, SAGEConv, TransformerConv
 
-from test_places import NODES, WIDTH, Net, data, loss, loud, seeded
+from gnnstab.records import Diagnosis
+from test_places import BOTH, NODES, WIDTH, Net, data, look, loss, loud, seeded
 from trained import trained
+
+pytestmark = pytest.mark.filterwarnings("ignore:There exist node types")
 
 HIDDEN = torch.rand(NODES, generator=seeded(3)) < 0.5
 
@@ -37,3 +43,79 @@ def test_maps_of_rows_that_are_zero_where_the_loss_reads(cut: bool) -> None:
         model.out.lin_query.register_forward_hook(lambda module, args, output: output.detach())
     diagnosis = trained(model, data(), lambda output, batch: loss(output[HIDDEN], Data(y=batch.y[HIDDEN])))
     assert ["out.lin_query.weight" in f.message for f in loud(diagnosis, "GS604")] == ([True] if cut else [])
+
+
+Kind = tuple[str, str, str]
+READS, WRITES, CITES = ("person", "reads", "paper"), ("person", "writes", "paper"), ("paper", "cites", "paper")
+
+
+def library(*kinds: Kind) -> HeteroData:
+    made, g = HeteroData(), seeded(11)
+    made["person"].x, made["paper"].x = torch.randn(40, 6, generator=g), torch.randn(30, 6, generator=g)
+    for kind in kinds:
+        made[kind].edge_index = torch.randint(0, 30, (2, 150), generator=g)
+    made.y = torch.tanh(made["paper"].x[:, 0])
+    return made
+
+
+class Library(nn.Module):
+    """Papers and who has to do with them; ``joined``: a `HeteroConv` for each layer, else dictionaries by the bare name of the relation."""
+
+    def __init__(self, kinds: Sequence[Kind], joined: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.joined, self.enter = joined, nn.ModuleDict({kind: nn.Linear(6, WIDTH) for kind in ("person", "paper")})
+        made = [{kind: SAGEConv(WIDTH, WIDTH) for kind in kinds} for _ in range(2)]
+        self.layers = nn.ModuleList(
+            HeteroConv(own) if joined else nn.ModuleDict({kind[1]: conv for kind, conv in own.items()}) for own in made
+        )
+        self.out = nn.Linear(WIDTH, 1)
+
+    def forward(self, batch: HeteroData) -> Tensor:
+        x = {kind: self.enter[kind](value) for kind, value in batch.x_dict.items()}
+        for layer in self.layers:
+            x = {**x, "paper": x["paper"] + F.elu(self._passed(layer, x, batch))}
+        return self.out(x["paper"]).squeeze(-1)
+
+    def _passed(self, layer: Any, x: dict[str, Tensor], batch: HeteroData) -> Tensor:
+        if self.joined:
+            return layer(x, batch.edge_index_dict)["paper"]
+        return sum(  # type: ignore[return-value]
+            layer[name]((x[source], x[target]), edges)
+            for (source, name, target), edges in batch.edge_index_dict.items()
+            if name in layer
+        )
+
+
+MISSPELT = ("person", "read", "paper")
+
+
+@BOTH
+@pytest.mark.parametrize("joined", [True, False], ids=["HeteroConv", "ModuleDict"])
+@pytest.mark.parametrize(
+    ("keys", "held", "told"),
+    [
+        ((MISSPELT, CITES), (READS, CITES), True),
+        ((READS, CITES), (READS, CITES), False),
+        ((READS, WRITES, CITES), (READS, CITES), False),
+        ((READS, CITES), (READS, WRITES, CITES), False),
+        ((MISSPELT, CITES), (READS, WRITES, CITES), False),
+    ],
+    ids=["misspelt", "repaired", "another phase", "left out", "which one is not known"],
+)
+def test_a_key_that_names_no_relation_of_the_batch(
+    face: Callable[..., Diagnosis], joined: bool, keys: Sequence[Kind], held: Sequence[Kind], told: bool
+) -> None:
+    found = loud(face(Library(keys, joined), library(*held)), "GS604")
+    assert ["reads" in f.message and "read" in f.message.split("reads")[0] for f in found] == ([True] if told else [])
+
+
+def test_edges_that_are_read_elsewhere_are_not_missed() -> None:
+    """The layers of an unknown key may be a template where the output depends on the edges in another way."""
+
+    class Counted(Library):
+        def forward(self, batch: HeteroData) -> Tensor:
+            edges = batch[READS].edge_index
+            return super().forward(batch) + torch.zeros(30).index_add(0, edges[1], torch.ones(150)) / 10
+
+    assert loud(look(Counted((MISSPELT, CITES), True), library(READS, CITES)), "GS604") == []

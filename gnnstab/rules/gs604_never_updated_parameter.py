@@ -34,7 +34,8 @@ class NeverUpdatedParameter(Rule):
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
     layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away, or every
     layer holds a map for features of the edges that
-    the batch holds and no output depends on; and so is everything that a bare file shows.
+    the batch holds and no output depends on, or layers stand under a key that names no relation of the batch beside one that no key names
+    and no output depends on; and so is everything that a bare file shows.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
     sigmoid of a plain tensor of a module, which is no parameter; with
@@ -199,6 +200,15 @@ class NeverUpdatedParameter(Rule):
                     limit=self.parameters,
                     signal=replace(signal, layer=None),
                 )
+            elif why == "unmatched":
+                yield self.finding(
+                    f"the forward never calls the layers under the key ({signal.detail.get('key')}), which names no relation of the batch, and nothing "
+                    f"reads the edges of the batch's relation ({signal.detail.get('relation')}), which no key names: {signal.value:.0f} trainable "
+                    f"parameters have no gradient: {_listed(signal)}. Give the layers the relation's own name.",
+                    severity="warning",
+                    limit=self.parameters,
+                    signal=replace(signal, layer=None),
+                )
             elif why in _BEYOND:
                 yield self.finding(
                     f"{signal.value:.0f} trainable parameters have no gradient, {_BEYOND[why]}: {_listed(signal)}. Freeze them, or wire them "
@@ -358,8 +368,8 @@ def _given_zeros(signals: Signals, never: Signal) -> set[str]:
 
 
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:
-    """Parameters that no loss on this output can reach by the way the model is built."""
-    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in _BEYOND)
+    """Parameters that no loss on this output can reach by the way the model is built, and that are told as such."""
+    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in (*_BEYOND, "unmatched"))
 
 
 def _listed(signal: Signal) -> str:
