@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import HeteroConv, SAGEConv, TransformerConv
 
@@ -119,3 +120,37 @@ def test_edges_that_are_read_elsewhere_are_not_missed() -> None:
             return super().forward(batch) + torch.zeros(30).index_add(0, edges[1], torch.ones(150)) / 10
 
     assert loud(look(Counted((MISSPELT, CITES), True), library(READS, CITES)), "GS604") == []
+
+
+class Recomputed(Net):
+    """The first map and the layers stand in a checkpoint; ``way``: of which kind, and what it is given."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def _body(self, x: Tensor, edges: Tensor) -> Tensor:
+        h = self.norm(F.relu(self.inp(x)))
+        for conv in self.convs:
+            h = h + F.relu(conv(h, edges))
+        return h
+
+    def forward(self, batch: Data) -> Tensor:
+        x = batch.x.detach().requires_grad_() if self.way == "marked" else batch.x
+        reentrant = self.way != "not reentrant"
+        h = checkpoint(self._body, x, batch.edge_index, use_reentrant=reentrant)
+        return self.out(self.mid(h)).squeeze(-1)
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("way", ["nothing has a gradient", "not reentrant", "marked", "given one"])
+def test_a_reentrant_checkpoint_whose_inputs_have_no_gradient(face: Callable[..., Diagnosis], way: str) -> None:
+    batch = data()
+    if way == "given one":
+        batch.x.requires_grad_()
+    diagnosis = face(Recomputed(way), batch)
+    found = loud(diagnosis, "GS604")
+    broken = way == "nothing has a gradient"
+    assert ["use_reentrant=True" in f.message and "inp.weight" in f.message for f in found] == [True] * broken
+    assert [c.cause for c in diagnosis.root_causes()] == ["never-updated-parameter"] * broken

@@ -36,8 +36,8 @@ class NeverUpdatedParameter(Rule):
     layer holds a map for features of the edges that
     the batch holds and no output depends on, or layers stand under a key that names no relation of the batch beside one that no key names
     and no output depends on; and so is everything that a bare file shows.
-    With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
-    leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
+    With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, no path
+    leads to it, or it stands in a reentrant checkpoint none of whose inputs has a gradient); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
     sigmoid of a plain tensor of a module, which is no parameter; with
     the optimizer: parameters that it does not hold, as those that the forward makes when it first runs. A model whose layers are fresh and that the optimizer does
     not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
@@ -186,6 +186,8 @@ class NeverUpdatedParameter(Rule):
     def _without_gradient(self, signals: Signals) -> Iterator[Finding]:
         """After a backward of the diagnosis itself; of a run only what no loss can reach, the rest is seen step by step."""
         layers = {layer.name for layer in signals.attention_layers}
+        seen = signals.find("optimizer.never_updated")
+        never = {str(name) for s in seen for name in s.detail.get("parameters", ())}
         for signal in signals.find("place.without_gradient"):
             silent = [str(name) for name in signal.detail.get("parameters", ())]
             why = str(signal.detail.get("why"))
@@ -206,6 +208,19 @@ class NeverUpdatedParameter(Rule):
                     f"reads the edges of the batch's relation ({signal.detail.get('relation')}), which no key names: {signal.value:.0f} trainable "
                     f"parameters have no gradient: {_listed(signal)}. Give the layers the relation's own name.",
                     severity="warning",
+                    limit=self.parameters,
+                    signal=replace(signal, layer=None),
+                )
+            elif why == "checkpoint":
+                if not (
+                    lost := [name for name in silent if name in never] if seen or signal.source != "batch" else silent
+                ):
+                    continue
+                yield self.finding(
+                    f"{len(lost)} trainable parameters have no gradient, since they stand inside torch.utils.checkpoint with use_reentrant=True "
+                    f"and nothing that it is given has a gradient: its backward never runs ({names(lost, 6)}). With inputs that have one all of them get "
+                    "theirs. Call it with use_reentrant=False.",
+                    severity="error",
                     limit=self.parameters,
                     signal=replace(signal, layer=None),
                 )
@@ -369,7 +384,8 @@ def _given_zeros(signals: Signals, never: Signal) -> set[str]:
 
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:
     """Parameters that no loss on this output can reach by the way the model is built, and that are told as such."""
-    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in (*_BEYOND, "unmatched"))
+    told = (*_BEYOND, "unmatched", "checkpoint")
+    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in told)
 
 
 def _listed(signal: Signal) -> str:
