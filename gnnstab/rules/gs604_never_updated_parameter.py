@@ -27,15 +27,17 @@ class NeverUpdatedParameter(Rule):
     ## What it sees
     In a checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0. In a recorded run:
     trainable parameters whose gradient was None or exactly 0 in every step. Left out are biases that drop out of a difference
-    of outputs (a gradient of exactly 0 beside a weight that trains) and those that the configuration leaves without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
+    of outputs (a gradient of exactly 0 beside a weight that trains), weights of a layer whose bias trains while what they multiply is 0 in
+    every row that the loss reads (masked nodes), and those that the configuration leaves without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
     layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away, or every
     layer holds a map for features of the edges that
-    the batch holds and no output depends on; and so is everything that a bare file shows.
-    With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
-    leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
+    the batch holds and no output depends on, or layers stand under a key that names no relation of the batch beside one that no key names
+    and no output depends on; and so is everything that a bare file shows.
+    With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, no path
+    leads to it, or it stands in a reentrant checkpoint none of whose inputs has a gradient); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
     sigmoid of a plain tensor of a module, which is no parameter; with
     the optimizer: parameters that it does not hold, as those that the forward makes when it first runs. A model whose layers are fresh and that the optimizer does
     not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
@@ -96,7 +98,7 @@ class NeverUpdatedParameter(Rule):
     def _over_a_run(self, signals: Signals) -> Iterator[Finding]:
         worst = largest(signals.need("optimizer.never_updated"))
         silent = {str(name) for name in worst.detail.get("parameters", ())}
-        idle = (silent - _with_part(signals, silent)) | _cancelled(signals, worst)
+        idle = (silent - _with_part(signals, silent)) | _cancelled(signals, worst) | _given_zeros(signals, worst)
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
@@ -184,6 +186,8 @@ class NeverUpdatedParameter(Rule):
     def _without_gradient(self, signals: Signals) -> Iterator[Finding]:
         """After a backward of the diagnosis itself; of a run only what no loss can reach, the rest is seen step by step."""
         layers = {layer.name for layer in signals.attention_layers}
+        seen = signals.find("optimizer.never_updated")
+        never = {str(name) for s in seen for name in s.detail.get("parameters", ())}
         for signal in signals.find("place.without_gradient"):
             silent = [str(name) for name in signal.detail.get("parameters", ())]
             why = str(signal.detail.get("why"))
@@ -195,6 +199,28 @@ class NeverUpdatedParameter(Rule):
                     f"{signal.value:.0f} trainable parameters have no gradient: {_listed(signal)}. Look at the loop over the layers: a zip "
                     "with a shorter list ends before it, and a condition may leave it out.",
                     severity="warning",
+                    limit=self.parameters,
+                    signal=replace(signal, layer=None),
+                )
+            elif why == "unmatched":
+                yield self.finding(
+                    f"the forward never calls the layers under the key ({signal.detail.get('key')}), which names no relation of the batch, and nothing "
+                    f"reads the edges of the batch's relation ({signal.detail.get('relation')}), which no key names: {signal.value:.0f} trainable "
+                    f"parameters have no gradient: {_listed(signal)}. Give the layers the relation's own name.",
+                    severity="warning",
+                    limit=self.parameters,
+                    signal=replace(signal, layer=None),
+                )
+            elif why == "checkpoint":
+                if not (
+                    lost := [name for name in silent if name in never] if seen or signal.source != "batch" else silent
+                ):
+                    continue
+                yield self.finding(
+                    f"{len(lost)} trainable parameters have no gradient, since they stand inside torch.utils.checkpoint with use_reentrant=True "
+                    f"and nothing that it is given has a gradient: its backward never runs ({names(lost, 6)}). With inputs that have one all of them get "
+                    "theirs. Call it with use_reentrant=False.",
+                    severity="error",
                     limit=self.parameters,
                     signal=replace(signal, layer=None),
                 )
@@ -346,9 +372,20 @@ def _cancelled(signals: Signals, never: Signal) -> set[str]:
     return {name for name in zero if name.endswith("bias") and f"{name.removesuffix('bias')}weight" in moved}
 
 
+def _given_zeros(signals: Signals, never: Signal) -> set[str]:
+    """Weights of a layer's own maps whose gradient is exactly 0 beside a bias that trains: the gradient arrives, and what they multiply
+    is 0 in every row that the loss reads, as of masked nodes, though not in all rows."""
+    moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
+    fed = [s.layer for s in signals.find("input.rms") if s.layer and s.value > 0]
+    zero = (str(name) for name in never.detail.get("zero", ()) if str(name).endswith("weight"))
+    beside = (name for name in zero if f"{name.removesuffix('weight')}bias" in moved)
+    return {name for name in beside if any(name.startswith(f"{layer}.") for layer in fed)}
+
+
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:
-    """Parameters that no loss on this output can reach by the way the model is built."""
-    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in _BEYOND)
+    """Parameters that no loss on this output can reach by the way the model is built, and that are told as such."""
+    told = (*_BEYOND, "unmatched", "checkpoint")
+    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in told)
 
 
 def _listed(signal: Signal) -> str:

@@ -14,6 +14,7 @@ from torch_geometric.nn import MessagePassing
 from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.probe.places import _unmatched as unmatched
 from gnnstab.records.vocabulary import PLACE_NOT_HELD
 from gnnstab.sharding import waits_for_others
 
@@ -31,6 +32,9 @@ THROWN_AWAY = "thrown away"
 
 UNFED = "unfed"
 """The same as never called, of a map that every layer of a kind holds for features of the edges which no output depends on."""
+
+UNMATCHED = "unmatched"
+"""The same as never called, of layers under a key that names nothing of the batch, beside a relation of it that nothing reads."""
 
 OTHER_HEAD = "another head"
 """Why parameters have no gradient: they could stand where the model's last map stands, and this forward did not use them."""
@@ -57,10 +61,15 @@ def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tupl
         if _thrown_away(seen, without[OUT_OF_REACH]):
             without |= {THROWN_AWAY: without[OUT_OF_REACH], OUT_OF_REACH: []}
         unfed = _unfed(seen, without[NEVER_CALLED], reach)
-        without |= {UNFED: unfed, NEVER_CALLED: [name for name in without[NEVER_CALLED] if name not in unfed]}
+        strange = list(unmatched.found(seen, without[NEVER_CALLED], reach))
+        lost = [name for one in strange for name in one.parameters]
+        without |= {UNFED: unfed, UNMATCHED: lost}
+        without[NEVER_CALLED] = [name for name in without[NEVER_CALLED] if name not in {*unfed, *lost}]
         for why, names in without.items():
             if names:
-                detail = {"parameters": names[:200], "why": why}
+                detail: dict[str, Any] = {"parameters": names[:200], "why": why}
+                if why == UNMATCHED:
+                    detail |= {"key": strange[0].key, "relation": strange[0].relation}
                 yield "place.without_gradient", names[0], float(len(names)), detail
     idle = [name for name, _ in seen.model.named_parameters() if _left_out(seen, name)]
     idle += _without_effect(seen, reach) if leaves else []

@@ -43,13 +43,20 @@ class Reach:
         return beyond | {n for group in tried[:MOST_OWNERS] if not _same(before, self._outputs(group)) for n in group}
 
     def ignores(self, given: Tensor) -> bool:
-        """True where the output stays the same when a tensor that the forward is given is changed; False where equal forwards differ."""
+        """True where the output stays the same when a tensor that the forward is given is changed; False where equal forwards differ.
+
+        Whole numbers, as of edges, become 0, an index that every table has.
+        """
         before, kept = self._outputs(()), given.detach().clone()
         try:
             with torch.no_grad():
-                given.mul_(-1.5).add_(
-                    torch.linspace(-0.5, 0.5, kept.numel(), device=kept.device).to(kept.dtype).view_as(kept)
-                )
+                if not kept.is_floating_point():
+                    if not kept.any():
+                        return False
+                    given.zero_()
+                else:
+                    ramp = torch.linspace(-0.5, 0.5, kept.numel(), device=kept.device).to(kept.dtype)
+                    given.mul_(-1.5).add_(ramp.view_as(kept))
             return _same(before, self._outputs(()))
         except Exception as error:
             let_through(error)

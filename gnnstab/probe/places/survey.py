@@ -30,6 +30,7 @@ from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
+from gnnstab.probe.places import _recomputed as recomputed
 from gnnstab.probe.places import _shared_answers as shared_answers
 from gnnstab.probe.places import _slots as slots
 from gnnstab.probe.places import _states as states
@@ -115,7 +116,7 @@ def survey(
     try:
         with torch.enable_grad():
             own = tracked(copied(tuple(args))), tracked(copied(dict(kwargs)))
-        return _survey(model, *own, batch, objective, rng, cast, came_back, told)
+        return _survey(model, *own, batch, objective, rng, cast, came_back, told, (args, kwargs))
     except RuntimeError:
         # A forward may refuse inputs that have a gradient, as where it hands them to NumPy; operations on them are then not seen.
         return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast, came_back, told)
@@ -131,6 +132,7 @@ def _survey(
     cast: AbstractContextManager[Any] | None,
     came_back: Tensor | None,
     told: tuple[Tensor | None, float] | None,
+    untracked: tuple[tuple[Any, ...], Mapping[str, Any]] | None = None,
 ) -> list[Place]:
     twin = replica(model)
     named = named_tensors(args, kwargs, model)
@@ -196,6 +198,8 @@ def _survey(
         found += [
             Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
         ]
+        if untracked is not None:
+            found += [Place(*row) for row in recomputed.rows(model, untracked, seen, objective, rng, cast)]
         with torch.no_grad():
             found += [Place(*row) for row in shared_answers.rows(twin, again, seen)]
     lined_up = untold(twin, args, kwargs, named) if seen.graphs is None else None
