@@ -103,8 +103,8 @@ def _learner(trained: bool) -> tuple[Net, Data]:
         (torch.optim.Adadelta, 1.0, False, False),
         (torch.optim.Adagrad, 1e-6, False, True),
         (torch.optim.Adagrad, 1e-2, False, False),
-        (torch.optim.RMSprop, 1e-6, False, True),
-        (torch.optim.RMSprop, 1e-6, True, False),  # Fine-tuning.
+        (torch.optim.RMSprop, 1e-7, False, True),
+        (torch.optim.RMSprop, 1e-7, True, False),  # Fine-tuning.
     ],
 )
 def test_before_a_run_a_rate_is_held_against_the_default_of_its_optimizer(
