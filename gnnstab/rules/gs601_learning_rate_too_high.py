@@ -43,7 +43,8 @@ class LearningRateTooHigh(Rule):
     Of several parameter groups, each whose rate is ten times the lowest is tried at the lowest: the group that alone makes the loss rise is
     named, and one whose rate takes a quarter of the progress of 30 steps is a finding of its own. A rise that an operation ends, such as the
     logarithm of 0, in steps that were calm until then is the operation's (GS502);
-    one that is gone at the same rate with the sums over neighbours divided is the sums' (GS401).
+    one that is gone at the same rate with the sums over neighbours divided is the sums' (GS401), and one that is gone where a BatchNorm over
+    one or two rows normalises each row instead is the norm's (GS108).
 
     ## Why it is unstable
     A step goes down the slope of the loss as it is before the step. One that changes the output by many times its spread
@@ -151,14 +152,16 @@ class LearningRateTooHigh(Rule):
 
     def _of_run(self, signals: Signals, on_copies: Sequence[Signal]) -> list[Signal]:
         """The rises of the run's own losses that no trial on one of its batches speaks against: there the batches made them, or a sum."""
+        if any("calm_as_rows" in s.detail for s in on_copies):  # Signs that flip, as the rule for norms says.
+            return []
         spoken = any(s.value <= LASTING or "calm_as_means" in s.detail for s in on_copies)
         return [s for s in signals.find(LOSS_FIRST_RISE) if not (spoken and s.value <= self.error_rise)]
 
     def _rise(self, rise: Signal, signals: Signals) -> Iterator[Finding]:
         moves = [s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)]
         limit = self.warn_rise
-        # An operation ended steps that were calm, which GS502 names; or sums make the loss so steep, which GS401 does.
-        if "event" in rise.detail or "calm_as_means" in rise.detail:
+        # An operation ended steps that were calm, which GS502 names; or sums make the loss so steep, which GS401 does, or norms, which GS108 does.
+        if any(name in rise.detail for name in ("event", "calm_as_means", "calm_as_rows")):
             return
         if moves and max(moves) < self.least_move and math.isfinite(rise.value):
             return

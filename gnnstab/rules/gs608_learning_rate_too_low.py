@@ -25,13 +25,15 @@ class LearningRateTooLow(Rule):
     Where all updates of the run together, whatever its schedule, moved the output by less than its spread, and the loss has fallen by less than a fifth and is
     still near that of an output of zeros: twenty steps at a hundred times the largest rate of the run that lower the loss by a tenth and get more than 25
     times as far as those at that rate, and twice as far as the whole run.
+    Before a run, of a rate that is a hundredth or less of the default of its optimizer's class, or of what its schedule warms up to: where a step moves the output by less than a thousandth of its spread and
+    the loss is near that of an output of zeros, twenty steps at that default which are calm, lower the loss by a tenth and get more than 25 times as far.
 
     ## Why it is unstable
     Nothing is unstable, and nothing is learned. In 16 bits such updates are rounded away altogether (GS503).
 
     ## What it looks like
     The rate of a recipe for fine-tuning, 2e-7, in a network that starts from scratch: 80 steps lower the loss by 0.03 %, and all is finite.
-    A schedule that is meant for epochs and stepped per batch.
+    A schedule that is meant for epochs and stepped per batch. The .001 of Adam handed to Adadelta, whose rate is a factor of 1.
 
     ## Fix
     Use the rate that is named, or the optimizer's default.
@@ -46,6 +48,11 @@ class LearningRateTooLow(Rule):
     factor: float = threshold(100.0, unit="× the rate", source="heuristic: no search over rates is off by more")
     moves: float = threshold(
         1e-4, unit="× spread of the output, per step", source="derived: ten thousand steps move it by its spread"
+    )
+    hardly: float = threshold(
+        1e-3,
+        unit="× spread of the output, in the first step",
+        source="measured: Adam at 1e-5 moves it by .0012 and .0015 where 1e-3 suits",
     )
     stands: float = threshold(
         0.02, unit="ln(loss)", source="heuristic: the loss of the run has fallen by less than 2 %"
@@ -78,7 +85,8 @@ class LearningRateTooLow(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for the run."""
         if signals.kind != "trace":
-            raise NotApplicable("a rate is too low for a run that does not move")
+            yield from self._before(signals)
+            return
         told = next((s.detail for s in signals.find(LOSS) if "best" in s.detail), {})
         rates = next((jump.detail for jump in signals.find(OPTIMIZER_LR_JUMP)), {})
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
@@ -124,6 +132,25 @@ class LearningRateTooLow(Rule):
                     f"Raise the rate.",
                     limit=self.factor,
                     signal=replace(slow, value=self.factor),
+                )
+
+    def _before(self, signals: Signals) -> Iterator[Finding]:
+        """One finding where the default rate of the optimizer is not in use, and gets anywhere."""
+        tried = signals.find(OPTIMIZER_SLOW)
+        if not tried:
+            raise NotApplicable("a rate is too low for a run that does not move")
+        for slow in tried:
+            told = slow.detail
+            own, better = (float(fell) for fell in told["fell"])
+            fresh = told["over_zeros"] >= self.untrained and told["moved"] <= self.hardly
+            if slow.value >= self.factor and fresh and better > max(self.linear * own, self.learns):
+                name, usual = told["optimizer"], float(told["usual"])
+                yield self.finding(
+                    f"the rate of {name} is {told['lr']:.3g}, and its default is {usual:.3g}: a step moves the output by {told['moved']:.2g} of its "
+                    f"spread, and on a copy {told['steps']} steps lower the loss by {-100 * math.expm1(-own):.2g} %, at {usual:.3g} by "
+                    f"{percent(-math.expm1(-better))}, calmly. Raise the rate.",
+                    limit=self.factor,
+                    signal=slow,
                 )
 
     def _far_below(self, tried: Mapping[str, Any], fallen: float) -> bool:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GraphNorm, LayerNorm, TransformerConv
+from torch_geometric.nn import GraphNorm, LayerNorm, TransformerConv, global_mean_pool
 
 import gnnstab
 from gnnstab.probe.attaching.norms import batch_vectors
@@ -235,3 +235,31 @@ def test_sizes_that_are_none_are_left_out(text: str) -> None:
         writer.meta("norm_smallest", text)
         with writer.read() as trace:
             assert "norm_smallest" not in from_trace(trace).context
+
+
+class Pairs(nn.Module):
+    """Two pooled graphs, a norm over them, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = TransformerConv(4, 16), nn.BatchNorm1d(16), nn.Linear(16, 1)
+
+    def forward(self, data: Data) -> Tensor:
+        pooled = global_mean_pool(self.conv(data.x, data.edge_index), data.batch)
+        out: Tensor = self.head(self.norm(pooled)).squeeze(-1)
+        return out
+
+
+@pytest.mark.parametrize(("lr", "roots"), [(1e-2, ["normalization-misuse"]), (3.0, ["learning-rate"])])
+def test_signs_that_flip_in_a_norm_over_two_graphs_are_the_norms_and_not_the_rates(lr: float, roots: list[str]) -> None:
+    torch.manual_seed(2)
+    graphs = [Data(x=torch.randn(6, 4), edge_index=torch.randint(0, 6, (2, 18))) for _ in range(2)]
+    pair, model = Batch.from_data_list(graphs), Pairs()
+    # As luck has it, the first answers are nearly right.
+    pair.y = model(pair).detach() + 0.1 * torch.tensor([1.0, -0.5])
+    told = gnnstab.diagnose(
+        model, batch=pair, loss=lambda out, data: (out - data.y).square().mean(),
+        optimizer=torch.optim.Adam(model.parameters(), lr=lr),
+    )  # fmt: skip
+    assert set(roots) <= {c.cause for c in told.root_causes()}
+    assert ("GS601" in {f.code for f in told.findings}) is ("learning-rate" in roots)

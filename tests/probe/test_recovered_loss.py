@@ -98,3 +98,15 @@ def test_a_squared_error_of_targets_as_they_are_is_told_by_any_factor(
     (gradient,) = torch.autograd.grad(value, output)
     assert is_squared_error_of(targets, output, gradient, value.item()) is raw
     assert not is_squared_error_of(targets[1:], output, gradient, value.item())
+
+
+@pytest.mark.parametrize("rows", [slice(None), MASK])
+def test_of_hubers_loss_value_and_gradient_are_recovered(rows: Tensor | slice) -> None:
+    output, gradient, value = asked(lambda o: F.smooth_l1_loss(o[rows], REAL[rows]), 0.5)
+    found = recovered_loss(output, gradient, value)
+    assert found is not None
+    again = output.clone().requires_grad_()
+    found(again, None).backward()
+    assert again.grad is not None
+    torch.testing.assert_close(again.grad, gradient)
+    assert math.isclose(float(found(output, None)), value, rel_tol=1e-4)

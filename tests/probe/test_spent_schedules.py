@@ -80,3 +80,45 @@ def test_a_schedule_that_is_spent_before_anything_is_learned_or_never_comes_up(
                 scheduler.step()
     warned = [f.cause for f in monitor.diagnose().findings if f.severity in ("warning", "error")]
     assert warned == (["learning-rate"] if told else [])
+
+
+def _learner(trained: bool) -> tuple[Net, Data]:
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(60, 6, generator=g)
+    data = Data(x=x, edge_index=torch.randint(0, 60, (2, 240), generator=g), y=2 * x[:, 0] - x[:, 1])
+    torch.manual_seed(1)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    for _ in range(80 if trained else 0):
+        optimizer.zero_grad()
+        loss(model(data), data).backward()
+        optimizer.step()
+    return model, data
+
+
+@pytest.mark.parametrize(
+    ("kind", "lr", "trained", "told"),
+    [
+        (torch.optim.Adadelta, 2e-3, False, True),  # A rate of Adam's.
+        (torch.optim.Adadelta, 1.0, False, False),
+        (torch.optim.Adagrad, 1e-6, False, True),
+        (torch.optim.Adagrad, 1e-2, False, False),
+        (torch.optim.RMSprop, 1e-7, False, True),
+        (torch.optim.RMSprop, 1e-7, True, False),  # Fine-tuning.
+    ],
+)
+def test_before_a_run_a_rate_is_held_against_the_default_of_its_optimizer(
+    kind: Callable[..., torch.optim.Optimizer], lr: float, trained: bool, told: bool
+) -> None:
+    model, data = _learner(trained)
+    optimizer = kind(model.parameters(), lr=lr)
+    found = gnnstab.diagnose(model, batch=data, loss=loss, optimizer=optimizer)
+    assert ("GS608" in {f.code for f in found.findings}) is told
+    assert ([c.cause for c in found.root_causes()] == ["learning-rate"]) is told
+
+
+def test_a_warm_up_that_stands_at_its_beginning_is_none() -> None:
+    model, data = _learner(trained=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (step + 1) / 5000)
+    assert not gnnstab.diagnose(model, batch=data, loss=loss, optimizer=optimizer, select=["GS608"]).findings

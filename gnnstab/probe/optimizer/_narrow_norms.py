@@ -7,9 +7,11 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnstab.probe.optimizer._suspects import Suspect, listed
+from gnnstab.torch_private import BatchNorm
 
 WIDEST = 2
 """Numbers of a row of which its mean and its size leave no more than one sign."""
@@ -42,6 +44,26 @@ def narrow_norms(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspe
             "normalization-misuse", names, f"normalising each column of {listed(names)} over the rows instead",
             f"{listed(names)} normalises each row over {what} all that is left of it", partial(_by_columns, names),
         )  # fmt: skip
+
+
+class RowNorms:
+    """A change of a copy under which each BatchNorm that is given `WIDEST` rows or fewer normalises every row over its channels, and the names of those."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, None] = {}
+
+    def edit(self, model: nn.Module) -> None:
+        """Hooks that stay on the copy."""
+        for name, module in model.named_modules():
+            if isinstance(module, BatchNorm) and module.num_features > WIDEST:
+                module.register_forward_hook(partial(self._instead, name))
+
+    def _instead(self, name: str, module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        x = args[0]
+        if not module.training or not isinstance(x, Tensor) or x.dim() != 2 or len(x) > WIDEST:
+            return None
+        self.names[name] = None
+        return F.layer_norm(x, x.shape[1:], module.weight, module.bias)  # type: ignore[arg-type]
 
 
 def _look(found: dict[str, int], name: str, module: nn.Module, args: Any, output: Any) -> None:

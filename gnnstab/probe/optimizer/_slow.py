@@ -1,11 +1,15 @@
-"""Whether a rate is far too small: the same steps at ten, a hundred, … times it, on a copy."""
+"""Whether a rate is far too small: the same steps at ten, a hundred, … times it, or at the optimizer's default, on a copy."""
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import torch
 
 from gnnstab.probe.optimizer._copies import hold_rates, twins
 from gnnstab.probe.optimizer._zeros import of_zeros
@@ -20,9 +24,11 @@ STEPS = 20
 
 FACTORS = tuple(10.0**power for power in range(1, 7))
 
+_IN_STORE = ("initial_lr", "max_lr")
+"""Where schedules keep the rate that they warm up to."""
+
 FALLS = 0.1
 """Fall of ln(loss) that counts as learning."""
-
 
 HUNDRED = 100.0
 """Factor at which the steps are taken in full, beside those at the rate as it is."""
@@ -59,6 +65,34 @@ def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
             }
             yield Signal(OPTIMIZER_SLOW, factor, source="steps", detail=detail)
             return
+
+
+def far_below_usual(bench: Bench) -> Iterator[Signal]:
+    """What the default rate of the optimizer's class makes of a few steps, where the one in use, and the highest that its schedule has in store, is a hundredth of it or less; nothing where those are not calm."""
+    told = [float(group.get(name, 0.0)) for group in bench.optimizer.param_groups for name in ("lr", *_IN_STORE)]
+    now, usual = max(told), _usual(bench.optimizer)
+    if not 0 < now <= usual / HUNDRED:
+        return
+    own, better = (bench.trial(STEPS, factor=f, setting=hold_rates) for f in (1.0, usual / now))
+    if better.calm:
+        detail = {
+            "lr": now,
+            "usual": usual,
+            "steps": STEPS,
+            "fell": [own.fall, better.fall],
+            "moved": own.moved,
+            "over_zeros": own.losses[0] / of_zeros(bench),
+            "optimizer": type(bench.optimizer).__name__,
+        }
+        yield Signal(OPTIMIZER_SLOW, usual / now, source="steps", detail=detail)
+
+
+def _usual(optimizer: torch.optim.Optimizer) -> float:
+    """The rate that the class of an optimizer takes where none is given, 0 where it has none."""
+    with suppress(TypeError, ValueError):
+        told = inspect.signature(type(optimizer)).parameters.get("lr")
+        return float(told.default) if told is not None and isinstance(told.default, (int, float)) else 0.0
+    return 0.0
 
 
 def _barely(bench: Bench, largest: float) -> Bench:

@@ -24,6 +24,7 @@ from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer._settings import setting_signals
+from gnnstab.probe.optimizer._slow import far_below_usual
 from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
@@ -371,6 +372,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     yield from rate_signals(bench, trial)
     yield from damping_signals(bench, trial)
     yield from rounding_signals(bench)
+    yield from far_below_usual(bench)
     yield from group_signals(bench)
     yield from (learned := list(learning.learning_signals(bench)))
     if learning.open_to_more(learned):

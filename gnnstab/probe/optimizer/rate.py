@@ -10,6 +10,7 @@ import torch
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._breaking import breaking
+from gnnstab.probe.optimizer._narrow_norms import RowNorms
 from gnnstab.probe.optimizer._sums import Divided
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
@@ -55,12 +56,15 @@ def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
 
 
 def _undone(bench: Bench, rate: float) -> dict[str, Any]:
-    """What makes the same steps calm: a lower rate, or, at the rate as it is, sums that are divided by the number of their terms."""
+    """What makes the same steps calm: a lower rate, or, at the rate as it is, sums that are divided by the number of their terms, or norms over rows instead of two graphs."""
     sums = Divided()
     with sums.mode():
         calm = bench.trial(edit=sums.edit).calm
     if calm and sums.names:
         return {"calm_as_means": list(sums.names[:20])}
+    rows = RowNorms()
+    if bench.trial(edit=rows.edit).calm and rows.names:
+        return {"calm_as_rows": list(rows.names)[:20]}
     return {"calm_lr": calm_rate(bench, rate)}
 
 

@@ -24,7 +24,7 @@ Recovered = Callable[[Any, Any], Tensor]
 
 
 def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
-    """Cross-entropy, its mean over soft targets, binary cross-entropy with logits or a squared error with the targets of one step; None where it is none of them.
+    """Cross-entropy, its mean over soft targets, binary cross-entropy with logits, a squared error or Huber's with the targets of one step; None where it is none of them.
 
     Args:
         output: (N, C) or any other shape, as the model returned it.
@@ -32,14 +32,14 @@ def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered 
         value: Of the loss.
 
     Gradient and value must both be those of the loss that is returned; an objective of several parts is none. Rows that are so right
-    that nothing comes back to them are left out: their targets are not known.
+    that nothing comes back to them are left out: their targets are not known. Nor are those in the linear part of Huber's loss: they are put at one distance.
     """
     output, gradient = output.detach().double(), gradient.detach().double()
     if output.shape != gradient.shape or not (math.isfinite(value) and value > 0):
         return None
     if not bool(gradient.isfinite().all()) or not bool(gradient.any()):
         return None
-    for recover in (_cross_entropy, _soft, _binary, _squared):
+    for recover in (_cross_entropy, _soft, _binary, _squared, _huber):
         found = recover(output, gradient, value)
         if found is not None:
             return found
@@ -124,6 +124,31 @@ def _squared(output: Tensor, gradient: Tensor, value: float) -> Recovered | None
         entries = result[kept].float()
         total: Tensor = factor * (entries - target.to(entries)).square().sum()
         return total
+
+    return loss
+
+
+def _huber(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
+    """Mean of d²/2 up to a distance d of δ, and of δ(d − δ/2) beyond it: there gradients are ±δ/n, and the value tells how far those targets lie off on average.
+
+    It counts where several gradients are the largest one, and fewer than half, which an absolute error has alone.
+    """
+    kept = gradient != 0
+    apart = gradient[kept] * int(kept.sum())
+    size = apart.abs()
+    delta = float(size.max())
+    beyond = size >= (1 - CLOSE**2) * delta
+    count = int(beyond.sum())
+    if not 2 <= count < len(size) / 2:
+        return None
+    off = (value * len(size) - 0.5 * float(size[~beyond].square().sum())) / (count * delta) + 0.5 * delta
+    if off < delta:
+        return None
+    target = output[kept] - torch.where(beyond, off * apart.sign(), apart)
+
+    def loss(result: Any, batch: Any) -> Tensor:
+        entries = result[kept].float()
+        return F.huber_loss(entries, target.to(entries), delta=delta)
 
     return loss
 
