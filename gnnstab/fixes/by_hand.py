@@ -205,6 +205,11 @@ class SetMask(ByHand):
             if words.startswith("leaving out"):
                 closed = f"~{name}" if words.endswith("not set") else name
                 change = f"score = score.masked_fill({closed}[:, None], float('-inf'))  # and its result is what the softmax is given"
+        elif operation.get("kind") == "all-masked" and operation.get("name") != "softmax":
+            change = (
+                "keep = keep | (source == target)  # the self-loop of each target stays open\n"
+                "score = score.masked_fill(~keep, float('-inf'))"
+            )
         elif operation.get("kind") == "all-masked":
             change = (
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
