@@ -27,6 +27,7 @@ from gnnstab.records.vocabulary import (
     PLACE_PADDED_SPREAD,
     PLACE_PADDING_WEIGHT,
     PLACE_RMS,
+    PLACE_SIGNED_DIVISOR,
     PLACE_SIZE_RESPONSE,
     PLACE_WEIGHT_SUM,
     POOL_SUM_SIZE,
@@ -245,6 +246,8 @@ def _norm_of_something_else(signals: Signals) -> str:
                 "weights = softmax(scores, edge_index[1])  # grouped by the target, by which the messages are summed up"
             )
         return "weights = scores.softmax(-1)  # over the keys, which the product with the values sums up"
+    if any(s.value > SoftmaxMisused.near_zero for s in signals.find(PLACE_SIGNED_DIVISOR)):
+        return "phi = F.elu(x) + 1  # above 0: weights, and the sum that divides by them, are then positive"
     if any(s.value < GraphNormHazard.spread for s in signals.find(PLACE_PADDED_SPREAD)):
         return "out = torch.zeros_like(h)\nout[mask] = norm(h[mask])  # mask: True for real rows, in place of norm over all of them"
     if any(s.value < GraphNormHazard.blind for s in signals.find(PLACE_SIZE_RESPONSE)):
