@@ -203,7 +203,9 @@ class SetMask(ByHand):
             name = str((turned[0].detail.get("names") or ["mask"])[0]).rsplit(".", 1)[-1]
             words = str(turned[0].detail.get("words", ""))
             change = f"{name} = ~{name}  # True where the layer expects it: masked_fill leaves out what is True"
-            if words.startswith("leaving out"):
+            if words.startswith("taking"):
+                change = "score = score.masked_fill(~adjacency, float('-inf'))  # without the triangle of torch.tril, or is_causal=True"
+            elif words.startswith("leaving out"):
                 closed = f"~{name}" if words.endswith("not set") else name
                 change = f"score = score.masked_fill({closed}[:, None], float('-inf'))  # and its result is what the softmax is given"
         elif operation.get("kind") == "all-masked" and operation.get("name") != "softmax":
