@@ -27,6 +27,7 @@ from gnnstab.records.vocabulary import (
     PLACE_PADDED_SPREAD,
     PLACE_PADDING_WEIGHT,
     PLACE_RMS,
+    PLACE_SIGNED_DIVISOR,
     PLACE_SIZE_RESPONSE,
     PLACE_WEIGHT_SUM,
     POOL_SUM_SIZE,
@@ -202,9 +203,16 @@ class SetMask(ByHand):
             name = str((turned[0].detail.get("names") or ["mask"])[0]).rsplit(".", 1)[-1]
             words = str(turned[0].detail.get("words", ""))
             change = f"{name} = ~{name}  # True where the layer expects it: masked_fill leaves out what is True"
-            if words.startswith("leaving out"):
+            if words.startswith("taking"):
+                change = "score = score.masked_fill(~adjacency, float('-inf'))  # without the triangle of torch.tril, or is_causal=True"
+            elif words.startswith("leaving out"):
                 closed = f"~{name}" if words.endswith("not set") else name
                 change = f"score = score.masked_fill({closed}[:, None], float('-inf'))  # and its result is what the softmax is given"
+        elif operation.get("kind") == "all-masked" and operation.get("name") != "softmax":
+            change = (
+                "keep = keep | (source == target)  # the self-loop of each target stays open\n"
+                "score = score.masked_fill(~keep, float('-inf'))"
+            )
         elif operation.get("kind") == "all-masked":
             change = (
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
@@ -240,6 +248,8 @@ def _norm_of_something_else(signals: Signals) -> str:
                 "weights = softmax(scores, edge_index[1])  # grouped by the target, by which the messages are summed up"
             )
         return "weights = scores.softmax(-1)  # over the keys, which the product with the values sums up"
+    if any(s.value > SoftmaxMisused.near_zero for s in signals.find(PLACE_SIGNED_DIVISOR)):
+        return "phi = F.elu(x) + 1  # above 0: weights, and the sum that divides by them, are then positive"
     if any(s.value < GraphNormHazard.spread for s in signals.find(PLACE_PADDED_SPREAD)):
         return "out = torch.zeros_like(h)\nout[mask] = norm(h[mask])  # mask: True for real rows, in place of norm over all of them"
     if any(s.value < GraphNormHazard.blind for s in signals.find(PLACE_SIZE_RESPONSE)):

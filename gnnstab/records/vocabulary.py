@@ -286,6 +286,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_SHARED_ANSWERS := "place.shared_answers"): SignalKind("share of the spread", "spread of the targets among nodes that get the same output"),
     (PLACE_PADDED_SPREAD := "place.padded_spread"): SignalKind("share of the spread", "spread of the real rows that a BatchNorm is given, over that of padded ones and real ones"),
     (PLACE_NORMALISED_AWAY := "place.normalised_away"): SignalKind("entries", "entries that are divided by their own size, which leaves the sign"),
+    (PLACE_SIGNED_DIVISOR := "place.signed_divisor"): SignalKind("median over smallest", "size of the divisors of rows that are sums of what the rows hold and take both signs"),
     (PLACE_SATURATED_SHARE := "place.saturated_share"): SignalKind("share of entries", "entries of a tanh beyond ±0.97"),
     (PLACE_NODE_DIFFERENCE := "place.node_difference"): SignalKind("", "‖X − mean‖/‖X‖ over the nodes of a graph behind a module"),
     (PLACE_GRAPH_DIFFERENCE := "place.graph_difference"): SignalKind("× chance", "variance of the pooled states over graphs, relative to that of nodes drawn at random"),

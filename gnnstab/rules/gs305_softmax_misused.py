@@ -8,7 +8,7 @@ from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import PLACE_TORN_ROWS
+from gnnstab.records.vocabulary import PLACE_SIGNED_DIVISOR, PLACE_TORN_ROWS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import first_loss, measured, percent
 
@@ -32,7 +32,7 @@ class SoftmaxMisused(Rule):
     (`blocked`, `padding`, or all but `adj`, `valid`, `edge_index`); the weight of real rows on padding, where a mask or lengths of the batch
     tell it; weight that a mask takes away behind the softmax, where nothing divides by the rest; a constant that a mask writes into the
     output above everything else, where the loss is of its size. Weights whose softmax runs over another axis,
-    or over the edges of another end, than the sum with the values, or that one number shrinks behind the softmax: those of a target do not sum up to 1. In the graph of the loss: a softmax or sigmoid directly behind another one,
+    or over the edges of another end, than the sum with the values, or that one number shrinks behind the softmax: those of a target do not sum up to 1. Rows divided by a sum of their own weights, as in linear attention, that takes both signs and comes near 0. In the graph of the loss: a softmax or sigmoid directly behind another one,
     or a log_softmax of a tanh. Of dense attention: a view that moves the axis of the nodes without a transpose, so that each row holds numbers of several.
 
     ## Why it is unstable
@@ -76,6 +76,10 @@ class SoftmaxMisused(Rule):
         source="derived: cross-entropy is the distance to the largest score, in one row of a hundred or more",
     )
 
+    near_zero: float = threshold(
+        10.0, unit="median over smallest", source="derived: a row is that much larger than the median one"
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each softmax, mask of an output and mask the wrong way round, and one for the loss."""
         graph = _PICKS.sub("", str(signals.context.get("loss_graph") or ""))
@@ -93,6 +97,16 @@ class SoftmaxMisused(Rule):
         yield from self._behind(signals)
         yield from self._wrong_way(signals)
         yield from self._wrong_sums(signals)
+        for signal in measured(signals.find(PLACE_SIGNED_DIVISOR)):
+            if signal.value > self.near_zero:
+                yield self.finding(
+                    f"behind {signal.layer} rows are divided by a sum of their own weights that takes both signs ({percent(float(signal.detail['rarer']))} of "
+                    f"these divisors have the rarer one) and passes through 0: the smallest is {signal.value:.3g} times closer to it than the median, and "
+                    "its row that much larger. Take weights that are positive: a softmax, or a feature map above 0 such as elu(x) + 1.",
+                    limit=self.near_zero,
+                    signal=signal,
+                    cause="normalization-misuse",
+                )
         for signal in measured(signals.find(PLACE_TORN_ROWS))[:1]:
             before, after = (tuple(signal.detail.get(key, ())) for key in ("before", "after"))
             yield self.finding(

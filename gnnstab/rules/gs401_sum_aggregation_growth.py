@@ -7,9 +7,16 @@ from collections.abc import Iterator
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.rises import LASTING
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_LOSS_RISE, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
+from gnnstab.records.vocabulary import (
+    LOSS_OVER_ZERO,
+    OPTIMIZER_LOSS_RISE,
+    PLACE_SIGNED_DIVISOR,
+    POOL_SUM_SIZE,
+    SUM_BY_HAND_SIZE,
+)
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
 from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
 
 
@@ -130,8 +137,9 @@ class SumAggregationGrowth(Rule):
         )
 
     def _far_off(self, signals: Signals) -> Signal | None:
-        """The loss of a fresh network beside that of zeros, where its output is far off."""
-        found = [] if signals.context.get("trained") else signals.find(LOSS_OVER_ZERO)
+        """The loss of a fresh network beside that of zeros, where its output is far off, and no divisor near 0 has made it so."""
+        divided = any(s.value > SoftmaxMisused.near_zero for s in signals.find(PLACE_SIGNED_DIVISOR))
+        found = [] if divided or signals.context.get("trained") else signals.find(LOSS_OVER_ZERO)
         return next((s for s in found if s.value > self.far_off), None)
 
     def _pooled(self, signals: Signals) -> Iterator[Finding]:

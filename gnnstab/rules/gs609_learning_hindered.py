@@ -23,6 +23,7 @@ _ADVICE = {
     "learning-rate": "Lower the rate to that, or warm up to it.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
     "masking": "Look whether the layer takes the mask, and which way round: turn it with ~, or swap what is kept and what is left out.",
+    "taking that mask away": "Leave it out: the adjacency, or a mask of padding, says what a node may see.",
     "normalization-misuse": "Normalise each column over the nodes (BatchNorm, or constants of the training set) instead of each row, or normalise behind a wider layer.",
 }
 
@@ -44,7 +45,7 @@ class LearningHindered(Rule):
     What data and graph take from a model shows in rows that it is not told of, since a batch can be learned by heart. Where the loss falls by less than
     e² and none of these is named, the same steps are taken for one half of the rows that the loss reads, and the loss of all is looked at, at your
     rate, a third of it, three and ten times it: with a term of the node itself added to layers over a graph that have none (a node with one neighbour does not move at all when its own numbers change); with
-    a mask of edges or scores the other way round, which the loss does not read, or without the edges of a mask that changes nothing in the output; with norms over one or two numbers, which leave a sign, replaced by norms of each column; with the lengths kept by which the forward divides
+    a mask of edges or scores the other way round, which the loss does not read, or without the edges of a mask that changes nothing in the output; without a mask that is a triangle over nodes of a graph whose edges lead both ways, where no tensor of the batch grows with their number; with norms over one or two numbers, which leave a sign, replaced by norms of each column; with the lengths kept by which the forward divides
     rows of the input. What brings
     it down by a further factor e is named. So is a kind of nodes that all come with one vector, where steps for half of the rows bring the loss down by less than √2, which half of them alone can
     do by heart, and steps for all rows by more than 2.
@@ -88,7 +89,8 @@ class LearningHindered(Rule):
     def _told(self, cause: str, what: str, signal: Signal) -> Finding:
         layer = str((signal.detail.get("names") or [""])[0])
         setting = str(signal.detail.get("setting", ""))
-        message = f"{what} {_ADVICE.get(setting, _ADVICE.get(cause, ''))}".strip()
+        advice = (_ADVICE[key] for key in (setting, str(signal.detail.get("words", "")), cause) if key in _ADVICE)
+        message = f"{what} {next(advice, '')}".strip()
         return self.finding(message, limit=self.taken, signal=signal, layer=layer, cause=cause)
 
 

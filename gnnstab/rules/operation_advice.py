@@ -27,7 +27,7 @@ _BY_KIND: Mapping[str, str] = {
     "exp-overflow": "bound the exponent: subtract the maximum of each group before exp, or use softmax or log_softmax; for a scale or a "
     "variance use softplus, or clamp its logarithm first",
     "outside-domain": "keep the operand inside the domain, with a margin for rounding: x.clamp(-1 + 1e-6, 1 - 1e-6)",
-    "all-masked": "leave one entry open in every row (a self loop), or skip empty rows and set their result with torch.where "
+    "all-masked": "leave one entry open in every row (a self-loop), or skip empty rows and set their result with torch.where "
     "on the operands before the softmax",
     "uninitialised": "write the memory before it is read: torch.zeros in place of torch.empty",
     "written": "the code writes an infinity or NaN itself: use a large finite number, or do not read these entries",

@@ -252,6 +252,13 @@ def _softmax(name: str, scores: Tensor, output: Tensor) -> Sizes:
     return Sizes("written", f"{name} gives −inf where the score is −inf")
 
 
+def emptied(found: Sizes, count: str) -> Sizes:
+    """The same where a mask has left nothing to weigh in a group of a softmax in parts."""
+    formula = found.words.rpartition("; ")[2].partition(" at ")[0]
+    words = f"every score of a target is −inf, so that nothing is left to weigh, at {count}: {formula}"
+    return Sizes("all-masked", words, found.facts)
+
+
 def _written_scalar(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     values = [*args, *kwargs.values()]
     numbers = [float(v) for v in values if isinstance(v, (int, float))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import let_through
 from gnnstab.probe.operations._naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
-from gnnstab.probe.operations._operands import Sizes, display_name, masks_all, sizes, writes_in_place
+from gnnstab.probe.operations._operands import Sizes, display_name, emptied, masks_all, sizes, writes_in_place
 from gnnstab.probe.operations._tape import LossTape
 from gnnstab.probe.operations.source_lines import Modules, Place, begins_backward, caller_place
 from gnnstab.probe.own_operations import is_own
@@ -238,6 +239,10 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = display_name(function)
         taken = {memory(t) for t in _tensors(given)}
         made_by = next((self._producers.get(_key(t), "") for t in _tensors(given)), "") if name in _HANDED_ON else name
+        if name == "exp" and any(self._of_written(tensor) for tensor in _tensors(given)):
+            made_by = _WEIGHTS
+        elif name in _SUMS and any(self._producers.get(_key(tensor)) == _WEIGHTS for tensor in _tensors(given)):
+            made_by = _SUM_OF_WEIGHTS
         for output in outputs:
             where = memory(output)
             if not is_finite(output):
@@ -248,6 +253,11 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             elif where not in taken or _is_whole(output):
                 self._by_memory.pop(where, None)
             self._producers[_key(output)] = made_by
+
+    def _of_written(self, tensor: Tensor) -> bool:
+        """True for a tensor that holds −inf of a mask."""
+        made = self._by_memory.get(memory(tensor))
+        return made is not None and made.written
 
     def _noted(self, function: Any, given: Arguments, before: Arguments, output: Tensor) -> Operation:
         name = display_name(function)
@@ -271,6 +281,9 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             noted.count = int((~torch.isfinite(output)).sum())
             noted.rows = tuple(bad_rows(output)[:16])
             noted.sizes = sizes(function, *before, output.detach(), producer)
+            by_mask = noted.sizes.kind == "zero-over-zero" and producer == _SUM_OF_WEIGHTS
+            if by_mask or (noted.sizes.kind == "inf-minus-inf" and _less_its_greatest(noted)):
+                noted.sizes = emptied(noted.sizes, f"{int(output.isnan().sum())} of {noted.entries} entries")
         elif name == "mul" and not node:
             noted.masks = masks_all([then for _, then in operands])
         return noted
@@ -331,6 +344,31 @@ def _unread_statistics(function: Any, given: Arguments) -> list[Tensor]:
     if "running_mean" not in said or not said.get("training", "update" in function.__name__):
         return []
     return [t for t in (said["running_mean"], said.get("running_var")) if isinstance(t, Tensor)]
+
+
+_GREATEST = ("amax", "max", "scatter_reduce", "segment_reduce", "logsumexp")
+"""What gives −inf for a group of which every score is −inf; of sums over groups none does."""
+
+_SUMS = ("sum", "scatter_add", "index_add", "scatter_reduce", "segment_reduce")
+
+_WEIGHTS, _SUM_OF_WEIGHTS = "exp of masked scores", "the sum of exp of masked scores"
+
+
+def _less_its_greatest(difference: Operation) -> bool:
+    """True for −inf − (−inf) of masked scores and the greatest of their group: a softmax in parts, as over edges."""
+    if difference.sizes.facts.get("operands") != [-math.inf, -math.inf] or len(difference.sources) != 2:
+        return False
+    scores, greatest = (_before_handing_on(source) for source in difference.sources)
+    if not isinstance(greatest, Operation) or not greatest.name.endswith(_GREATEST):
+        return False
+    return any(_before_handing_on(source) is scores for source in greatest.sources)
+
+
+def _before_handing_on(source: Operation | Named) -> Operation | Named:
+    """What made the values that views, copies and gathers have handed on."""
+    while isinstance(source, Operation) and source.name in _HANDED_ON and source.sources:
+        source = source.sources[0]
+    return source
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

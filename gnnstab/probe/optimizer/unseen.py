@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.errors import UsageError, let_through
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._narrow_norms import narrow_norms
@@ -154,7 +155,10 @@ def halved(bench: Bench) -> Bench | None:
             gradient = leaf.grad
             if gradient is None:
                 return None
-            rows = gradient if gradient.dim() == 1 else (gradient != 0).any(-1)
+            # In padded sets each node may have one answer; else the last axis holds the numbers of one.
+            shapes = [t.shape for t in named_tensors(*bench.calls[number]).values() if t.is_floating_point()]
+            each = gradient.dim() == 1 or any(len(s) == 3 and s[:2] == gradient.shape for s in shapes)
+            rows = gradient if each else (gradient != 0).any(-1)
             read = rows.flatten().nonzero().flatten()
             if len(read) < FEWEST:
                 return None

@@ -1,4 +1,4 @@
-"""Values that are divided by their own size where nothing else is left of them: one number at a time keeps its sign alone."""
+"""Values that are divided by their own size where nothing else is left of them, or by a sum of their own products that passes through 0."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places._numbers import sampled
+from gnnstab.records.vocabulary import PLACE_SIGNED_DIVISOR
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -52,6 +53,7 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         if place not in parameters | done:
             done.add(place)
             yield "place.normalised_away", place, float(result[0].numel()), {"input": place in seen.batch}
+    yield from _through_zero(seen)
 
 
 def row_norm(output: Tensor) -> float | None:
@@ -61,6 +63,55 @@ def row_norm(output: Tensor) -> float | None:
     norms = sampled(output.detach()).double().norm(dim=1)
     size = float(norms.mean())
     return size if size > 0 and float(norms.std()) < 1e-4 * size else None
+
+
+_OTHER_SIGN = 0.01
+"""Share of the divisors from which on those of the rarer sign are no exception."""
+
+_SUMS = ("Sum", "Mean", "IndexAdd", "ScatterAdd", "Bmm", "SegmentReduce")
+
+_MOST_OPERATIONS = 60
+"""Operations of a divisor behind the layers that it comes from, at most."""
+
+
+def _through_zero(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """Every divisor of rows that is a sum over what the rows hold as well, and takes both signs: its median size over its smallest."""
+    for node in autograd.walk(seen.outputs):
+        divisor = autograd.saved(node, "_saved_other") if type(node).__name__.startswith("DivBackward") else None
+        above, below = (one for one, _ in (*node.next_functions, (None, 0), (None, 0))[:2])
+        if divisor is None or divisor.numel() < 2 * _FEWEST or None in (above, below):
+            continue
+        own = sampled(divisor.detach()).flatten()
+        rarer = min(float((own > 0).double().mean()), float((own < 0).double().mean()))
+        if rarer < _OTHER_SIGN or not bool(own.isfinite().all()) or not _summed_from(below, above):
+            continue
+        smallest = float(own.abs().min())
+        place = autograd.made_by(node, seen.calls.maker).removesuffix(".aggr_module") or "output"
+        yield PLACE_SIGNED_DIVISOR, place, float(own.abs().median()) / max(smallest, 1e-30), {"rarer": rarer}
+
+
+def _summed_from(divisor: Any, values: Any) -> bool:
+    """True for a sum over results of layers that the values are computed from, too."""
+    layers, summed, waiting, known = set(), False, [divisor], {divisor}
+    while waiting:
+        node = waiting.pop()
+        if len(known) > _MOST_OPERATIONS:
+            return False
+        if _of_weights(node):
+            layers.add(node)
+            continue
+        summed |= type(node).__name__.startswith(_SUMS)
+        more = [one for one, _ in node.next_functions if one is not None and one not in known]
+        known.update(more)
+        waiting += more
+    return summed and bool(layers) and all(autograd.reaches(values, layer) for layer in layers)
+
+
+def _of_weights(node: Any) -> bool:
+    """True for an operation that is given a parameter, turned or not, and for an input."""
+    given = [one for one, _ in node.next_functions if one is not None]
+    given += [above for one in given if type(one).__name__.startswith("TBackward") for above, _ in one.next_functions]
+    return not given or any(type(one).__name__ == "AccumulateGrad" for one in given)
 
 
 def _over_own_size(node: Any) -> tuple[Tensor, Tensor] | None:

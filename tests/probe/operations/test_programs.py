@@ -12,11 +12,13 @@ import gnnstab
 from gnnstab.probe.operations import repeat
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.replaying.replica import ForwardInputs
+from models.edge_programs import EDGE_PROGRAMS
 from models.programs import PROGRAMS, Program
 from trained import trained
 
 pytestmark = pytest.mark.usefixtures("brief")
-EVERY_PROGRAM = pytest.mark.parametrize("program", PROGRAMS.values(), ids=list(PROGRAMS))
+EVERY = PROGRAMS | EDGE_PROGRAMS
+EVERY_PROGRAM = pytest.mark.parametrize("program", EVERY.values(), ids=list(EVERY))
 
 
 def judged(program: Program, face: str, broken: bool) -> Any:
