@@ -22,7 +22,8 @@ class LostDigits(Rule):
     Columns that the forward casts to whole numbers are followed to where these are looked up in a table or given on as numbers: values
     between -1 and 1, or of mean 0 and deviation 1, most of them no whole ones, of which at most 3 whole numbers and half as many as
     before are left, where no gradient shows that something else reads them (cause: indistinguishable nodes); and ids that lie beyond the
-    whole numbers that their format holds exactly (256 in bf16, 2048 in fp16), where rows share them.
+    whole numbers that their format holds exactly (256 in bf16, 2048 in fp16), where rows share them. Of a run: a weight that is given 4 or
+    more columns of a tensor of whole numbers, all of them 0, and has a gradient of 0 in every step.
 
     ## Why it is unstable
     A format keeps a fixed number of digits: bf16 8 bits, fp16 11, fp32 24. Values that are large beside their differences (hours since a
@@ -49,13 +50,17 @@ class LostDigits(Rule):
         0.1, unit="share of the standard deviation", source="derived: an offset of 90 standard deviations in bf16"
     )
 
+    steps: float = threshold(20, unit="steps", source="heuristic: a flag that no batch of so many sets")
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each tensor."""
-        if not signals.find("place.rms"):
+        if not signals.find("place.rms") and not signals.find("place.lost_digits"):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.lost_digits")):
             detail = signal.detail
-            if signal.value > self.lost and detail.get("how") == "scaled":
+            if detail.get("how") == "zeros":
+                yield from self._zeros(signal, signals)
+            elif signal.value > self.lost and detail.get("how") == "scaled":
                 yield self._scaled(signal)
             elif signal.value > self.lost and detail.get("how"):
                 yield self._computed(signal)
@@ -67,6 +72,21 @@ class LostDigits(Rule):
                     limit=self.lost,
                     signal=signal,
                 )
+
+    def _zeros(self, signal: Signal, signals: Signals) -> Iterator[Finding]:
+        """One batch may have flags that nobody set: the weight must have had a gradient of 0 in every step of a run."""
+        weight = f"{signal.detail['module']}.weight"
+        never = {str(name) for s in signals.find("optimizer.never_updated") for name in s.detail.get("zero", ())}
+        steps = [s.step for s in signals.find("gradient.norm") if s.step is not None]
+        if weight in never and max(steps, default=0) + 1 >= self.steps:
+            yield self.finding(
+                f"all {signal.detail['columns']} columns of {signal.layer} that {signal.detail['module']} is given are 0 in all {signal.detail['before']} rows, "
+                f"in whole numbers, and {weight} got a gradient of exactly 0 in every step: nodes that differ in what they stood for are alike. A cast to "
+                "whole numbers makes every value below 1 a 0: cast the columns of ids alone.",
+                limit=self.lost,
+                signal=signal,
+                cause="indistinguishable-nodes",
+            )
 
     def _scaled(self, signal: Signal) -> Finding:
         detail = signal.detail

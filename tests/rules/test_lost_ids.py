@@ -162,3 +162,46 @@ def test_ids_that_their_format_makes_one(face: Callable[..., Any], read: Read, x
     found = [f for f in lost(diagnosis) if "looked up" in f.message]
     assert [words in f.message for f in found] == [True] * bool(words)
     assert not words or "precision" in [cause.cause for cause in diagnosis.root_causes()]
+
+
+class Columns(nn.Module):
+    """A table looked up by the first column, and a weight on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.columns, self.leave = nn.Embedding(3, 8), nn.Linear(5, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.leave(torch.relu(self.table(x[:, 0].long()) + self.columns(x[:, 1:].float())))
+
+
+def with_columns(values: Tensor, *, whole: bool = True) -> Tensor:
+    x = torch.cat([kinds(3).unsqueeze(1).double(), values.expand(ROWS, 5).double()], 1)
+    return x.long() if whole else x.float()
+
+
+UNSET, FRACTIONS = torch.zeros(1, 5), torch.rand(ROWS, 5, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize(
+    ("batches", "steps", "named"),
+    [
+        ([with_columns(FRACTIONS)], 24, True),
+        ([with_columns(FRACTIONS)], 8, False),
+        ([with_columns(FRACTIONS, whole=False)], 24, False),
+        ([with_columns(UNSET), with_columns(UNSET), with_columns(torch.eye(5)[:1])], 24, False),
+    ],
+)
+def test_columns_that_a_cast_of_the_whole_table_made_zero(batches: list[Tensor], steps: int, named: bool) -> None:
+    model = Columns()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for step in range(steps):
+            (model(batches[step % len(batches)]) - 1).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    found = lost(monitor.diagnose())
+    said = "all 5 columns of x that columns is given are 0 in all 96 rows"
+    assert [said in f.message and f.cause == "indistinguishable-nodes" for f in found] == [True] * named
+    assert not lost(asked(model, batches[0]))

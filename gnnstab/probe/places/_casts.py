@@ -50,7 +50,8 @@ class Casts(TorchFunctionMode):
         self._names = {t.untyped_storage().data_ptr(): n for n, t in named.items() if _plain(t) and t.numel()}
         leaves = [(leaf, n) for n, t in named.items() for leaf in autograd.leaves([t])]
         self._leaves = {leaf.untyped_storage().data_ptr(): n for leaf, n in leaves}
-        self._indices = Indices(model, {leaf.untyped_storage().data_ptr(): (n, leaf) for leaf, n in leaves})
+        with without_torch_function():
+            self._indices = Indices(model, {leaf.untyped_storage().data_ptr(): (n, leaf) for leaf, n in leaves}, named)
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
         self._error: Exception | None = None
         with without_torch_function(), torch.no_grad():

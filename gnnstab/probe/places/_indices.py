@@ -18,6 +18,9 @@ _TO_FLOATING = frozenset({Tensor.to, Tensor.type, Tensor.float, Tensor.half, Ten
 _TABLES = frozenset({F.embedding, F.embedding_bag, F.one_hot})
 _PICKS = frozenset({Tensor.__getitem__, Tensor.index_select, torch.index_select})
 
+_BLANK = 4
+"""Columns of zeros that are no chance: a flag or two may be unset in a whole batch."""
+
 _KEEPS = frozenset(
     {"clamp", "clip", "add", "__add__", "__radd__", "sub", "__sub__", "to", "long", "int", "clone", "contiguous", "reshape", "flatten"}
 )  # fmt: skip
@@ -54,22 +57,32 @@ class Indices:
     Args:
         model: The model that runs, for the line of the user's code.
         leaves: What a backward gives a gradient of the batch's tensors, by the start of its memory, with their names.
+        named: The tensors of the batch by name.
     """
 
-    def __init__(self, model: nn.Module, leaves: Mapping[int, tuple[str, Tensor]]) -> None:
+    def __init__(self, model: nn.Module, leaves: Mapping[int, tuple[str, Tensor]], named: Mapping[str, Tensor]) -> None:
         self._modules, self._leaves = Modules(model), leaves
+        self._tables = {_memory(t): n for n, t in named.items() if _is_table(t)}
+        self._blank: dict[int, tuple[Tensor, str]] = {}
+        self._unread: dict[str, dict[str, Any]] = {}
         self._casts: dict[int, _Cast] = {}
         self._judged: set[tuple[int, int, bool]] = set()
         self._found: list[tuple[_Cast, Tensor, float, dict[str, Any]]] = []
 
     def wants(self, func: Any) -> bool:
         """True for a function that is to be seen."""
-        return bool(self._casts) or func in _TO_WHOLE
+        return (
+            bool(self._casts)
+            or func in _TO_WHOLE
+            or (bool(self._tables) and (func in _TO_FLOATING or func is F.linear))
+        )
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         """Look at a function that has run."""
         if func in _TO_WHOLE and isinstance(output, Tensor) and isinstance(args[0], Tensor):
             self._cast(args[0], output)
+        if self._tables:
+            self._look_for_zeros(func, args[0], output)
         if not self._casts:
             return
         given = [*(args[1:] if func is Tensor.__getitem__ else args), *kwargs.values()]
@@ -91,6 +104,21 @@ class Indices:
         for cast, before, lost, detail in self._found:
             if detail["how"] == "spaced" or not _also_read(cast.leaf, before):
                 yield cast.name, lost, detail
+        for name, detail in self._unread.items():
+            yield name, 1.0, detail
+
+    def _look_for_zeros(self, func: Any, given: Any, output: Any) -> None:
+        """A weight is given columns of whole numbers, all 0, of a tensor of the batch that holds other numbers elsewhere."""
+        if not isinstance(given, Tensor) or not isinstance(output, Tensor):
+            return
+        if func is F.linear and (held := self._blank.get(_memory(given))) is not None:
+            module = caller_place(self._modules, "model")[0].module
+            detail = {"how": "zeros", "before": given.shape[0], "columns": given.shape[1], "module": module}
+            self._unread.setdefault(held[1], detail)
+        elif func in _TO_FLOATING and output.is_floating_point() and (name := self._tables.get(_memory(given))):
+            wide = given.dim() == 2 and len(given) >= _ROWS and given.shape[1] >= _BLANK
+            if wide and not bool(given.any()):
+                self._blank[_memory(output)] = output, name
 
     def _cast(self, before: Tensor, after: Tensor) -> None:
         if not before.is_floating_point() or after.is_floating_point() or after.is_complex() or not after.numel():
@@ -179,6 +207,12 @@ def _origin(tensor: Tensor) -> tuple[Tensor | None, torch.dtype]:
     if leaf is not None and torch.finfo(leaf.dtype).eps > torch.finfo(held).eps:
         held = leaf.dtype
     return leaf, held
+
+
+def _is_table(tensor: Tensor) -> bool:
+    """True for (rows, columns) of whole numbers, not all of them 0."""
+    whole = not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
+    return tensor.layout is torch.strided and whole and tensor.dim() == 2 and bool(tensor.any())
 
 
 def _before(tensor: Tensor, cast: _Cast) -> Tensor:
