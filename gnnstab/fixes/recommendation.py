@@ -15,6 +15,7 @@ from gnnstab.records.vocabulary import (
     LOGIT_ALIGNMENT,
     OPTIMIZER_UNSEEN,
     PLACE_CONSTANT_ROWS,
+    PLACE_LOST_DIGITS,
     POOL_SUM_SIZE,
     SUM_BY_HAND_SIZE,
 )
@@ -148,7 +149,8 @@ def _for_precision(seen: Seen) -> list[Choice]:
     """Where it overflowed, or what was rounded away, decides: no change of the attention helps elsewhere."""
     by_hand: list[Choice] = [("fp32-operation", {}, "")]
     if not seen.codes & {"GS501", "GS502"} and seen.codes & {"GS503", "GS504"}:
-        return by_hand if "GS504" in seen.codes else []
+        lost = [s for s in seen.signals.find(PLACE_LOST_DIGITS) if s.detail.get("how") not in ("spaced", "scaled")]
+        return by_hand if "GS504" in seen.codes and lost else []
     operation = operation_behind(seen.signals)
     inside = {layer.name for layer in seen.signals.attention_layers}
     if not operation or (operation.get("place") == "model" and str(operation.get("module")) in inside):
@@ -166,7 +168,7 @@ def _for_lone_nodes(seen: Seen) -> list[Choice]:
 
 def _for_alike_nodes(seen: Seen) -> list[Choice]:
     """First what the layers were asked to leave out, where their kind offers it; an identity path tells nothing apart that comes alike."""
-    if "GS609" in seen.codes:
+    if "GS609" in seen.codes or ("GS504" in seen.codes and "GS704" not in seen.codes):
         return []
     if any(layer.get("root_weight") is False for layer in seen.signals.attention_layers):
         said = "the layers were asked to leave the node's own features out"

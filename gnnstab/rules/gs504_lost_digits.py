@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
@@ -12,13 +12,18 @@ from gnnstab.rules.queries import measured, percent
 
 @rule("GS504", "lost-digits", cause="precision", severity="warning", confidence="high")
 class LostDigits(Rule):
-    """A number format cannot hold the differences of what it is given.
+    """A number format cannot hold the differences of what it is given, or a cast to whole numbers takes them away.
 
     ## What it sees
     Each tensor of the batch that the forward casts, by `.to`, `.half` and the like or under autocast at a matrix product: the RMS of what the
     cast rounds away over the standard deviation of its column, and how many distinct values the column has before and after. The same of differences of
     the batch's tensors, and of angles that are made of them and given to a sine or cosine. And columns whose spread is below three of the
     steps of the format that they are stored in, of a quarter and more, or, in 16 bits beyond the whole numbers, which are one number.
+    Columns that the forward casts to whole numbers are followed to where these are looked up in a table or given on as numbers: values
+    between -1 and 1, or of mean 0 and deviation 1, most of them no whole ones, of which at most 3 whole numbers and half as many as
+    before are left, where no gradient shows that something else reads them (cause: indistinguishable nodes); and ids that lie beyond the
+    whole numbers that their format holds exactly (256 in bf16, 2048 in fp16), where rows share them. Of a run: a weight that is given 4 or
+    more columns of a tensor of whole numbers, all of them 0, and has a gradient of 0 in every step.
 
     ## Why it is unstable
     A format keeps a fixed number of digits: bf16 8 bits, fp16 11, fp32 24. Values that are large beside their differences (hours since a
@@ -30,10 +35,11 @@ class LostDigits(Rule):
 
     ## Fix
     Take the differences first: subtract a reference (the latest time, the mean of the coordinates) in the format that the data is held
-    in, then cast. Under autocast: compute encodings of time and place with `torch.autocast(device_type, enabled=False)`.
+    in, then cast. Keep ids and types in a tensor of int64 of their own, and cast them before anything is scaled. Under autocast: compute
+    encodings of time and place with `torch.autocast(device_type, enabled=False)`.
 
     ## When it is wrong
-    Where the model does not need the column.
+    Where the model does not need the column, or its ids are codes with gaps wider than the steps of the format.
 
     ## References
     IEEE 754; Kalamkar et al. 2019, *A Study of BFLOAT16 for Deep Learning Training*, arXiv 1905.12322. Measured: healthy programs under
@@ -44,13 +50,19 @@ class LostDigits(Rule):
         0.1, unit="share of the standard deviation", source="derived: an offset of 90 standard deviations in bf16"
     )
 
+    steps: float = threshold(20, unit="steps", source="heuristic: a flag that no batch of so many sets")
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each tensor."""
-        if not signals.find("place.rms"):
+        if not signals.find("place.rms") and not signals.find("place.lost_digits"):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.lost_digits")):
             detail = signal.detail
-            if signal.value > self.lost and detail.get("how"):
+            if detail.get("how") == "zeros":
+                yield from self._zeros(signal, signals)
+            elif signal.value > self.lost and detail.get("how") == "scaled":
+                yield self._scaled(signal)
+            elif signal.value > self.lost and detail.get("how"):
                 yield self._computed(signal)
             elif signal.value > self.lost and "format" in detail:
                 yield self.finding(
@@ -61,6 +73,34 @@ class LostDigits(Rule):
                     signal=signal,
                 )
 
+    def _zeros(self, signal: Signal, signals: Signals) -> Iterator[Finding]:
+        """One batch may have flags that nobody set: the weight must have had a gradient of 0 in every step of a run."""
+        weight = f"{signal.detail['module']}.weight"
+        never = {str(name) for s in signals.find("optimizer.never_updated") for name in s.detail.get("zero", ())}
+        steps = [s.step for s in signals.find("gradient.norm") if s.step is not None]
+        if weight in never and max(steps, default=0) + 1 >= self.steps:
+            yield self.finding(
+                f"all {signal.detail['columns']} columns of {signal.layer} that {signal.detail['module']} is given are 0 in all {signal.detail['before']} rows, "
+                f"in whole numbers, and {weight} got a gradient of exactly 0 in every step: nodes that differ in what they stood for are alike. A cast to "
+                "whole numbers makes every value below 1 a 0: cast the columns of ids alone.",
+                limit=self.lost,
+                signal=signal,
+                cause="indistinguishable-nodes",
+            )
+
+    def _scaled(self, signal: Signal) -> Finding:
+        detail = signal.detail
+        size = f"up to ±{detail['largest']:.3g}, {percent(detail['zeros'])} of them become 0"
+        read = "are looked up alike" if detail["looked_up"] else "are one and the same number"
+        return self.finding(
+            f"{signal.layer} is cast to whole numbers{_line(detail)}, and nothing else reads those values: they are scaled ({size}), and of "
+            f"{detail['before']} distinct ones {detail['after']} are left. Nodes that differ in them {read}. Leave ids as they are where the "
+            "other columns are scaled, or give the values on as they are.",
+            limit=self.lost,
+            signal=signal,
+            cause="indistinguishable-nodes",
+        )
+
     def _computed(self, signal: Signal) -> Finding:
         detail = signal.detail
         size = f"numbers up to {detail['largest']:.3g} in {detail['format']}"
@@ -69,6 +109,12 @@ class LostDigits(Rule):
                 f"column {detail['column']} of {signal.layer} is stored in {detail['format']}, whose neighbouring numbers lie {detail['unit']:.3g} apart at "
                 f"its size (up to {detail['largest']:.3g}): its {detail['before']} rows hold {detail['after']} distinct, and what differed by less "
                 "was lost before the model saw it. Subtract a reference before the numbers are stored, or keep them in a wider format."
+            )
+        elif detail["how"] == "spaced":
+            said = (
+                f"{signal.layer} holds ids in {detail['format']}, whose neighbouring numbers lie {detail['unit']:.3g} apart at their size (up to "
+                f"{detail['largest']:.0f}); they are cast to whole numbers{_line(detail)} and looked up: {detail['before']} rows hold {detail['after']} distinct, and ids that "
+                "differ by less are one row of the table. Keep ids in a tensor of whole numbers (int64) of their own."
             )
         elif detail["how"] == "difference":
             said = (
@@ -82,3 +128,8 @@ class LostDigits(Rule):
                 "out is mostly chance. Compute the angle in float32 (torch.autocast(device_type, enabled=False)), or of the time since a reference."
             )
         return self.finding(said, limit=self.lost, signal=signal)
+
+
+def _line(detail: Mapping[str, object]) -> str:
+    """Where it happens, in words; empty where that is not known."""
+    return f" in {detail['line']} ({detail['text']})" if detail.get("line") else ""

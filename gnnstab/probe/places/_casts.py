@@ -1,4 +1,4 @@
-"""Formats that cannot hold the differences of the batch's tensors: as these are stored, cast, subtracted, or given to a sine."""
+"""Formats that cannot hold the differences of the batch's tensors: as these are stored, cast, subtracted, given to a sine, or looked up."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.probe.places._indices import Indices
 from gnnstab.probe.places._numbers import sampled
 from gnnstab.torch_private import without_torch_function
 
@@ -41,12 +42,16 @@ class Casts(TorchFunctionMode):
 
     Args:
         named: The tensors of the batch by name.
+        model: The model that runs.
     """
 
-    def __init__(self, named: Mapping[str, Tensor]) -> None:
+    def __init__(self, named: Mapping[str, Tensor], model: nn.Module) -> None:
         super().__init__()
         self._names = {t.untyped_storage().data_ptr(): n for n, t in named.items() if _plain(t) and t.numel()}
-        self._leaves = {leaf.untyped_storage().data_ptr(): n for n, t in named.items() for leaf in autograd.leaves([t])}
+        leaves = [(leaf, n) for n, t in named.items() for leaf in autograd.leaves([t])]
+        self._leaves = {leaf.untyped_storage().data_ptr(): n for leaf, n in leaves}
+        with without_torch_function():
+            self._indices = Indices(model, {leaf.untyped_storage().data_ptr(): (n, leaf) for leaf, n in leaves}, named)
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
         self._error: Exception | None = None
         with without_torch_function(), torch.no_grad():
@@ -57,11 +62,14 @@ class Casts(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run the function; look at it if it casts."""
+        """Run the function; look at it if it casts, or reads what a cast has made."""
         output = func(*args, **(kwargs or {}))
-        if func in _LOOKED_AT and args and self._error is None:
+        if args and self._error is None and (func in _LOOKED_AT or self._indices.wants(func)):
             try:
                 with without_torch_function(), torch.no_grad():
+                    self._indices.see(func, args, kwargs or {}, output)
+                    if func not in _LOOKED_AT:
+                        return output
                     if func in _SUBTRACTS or func in _TURNS:
                         self._computed(func, args, output)
                     for before in args[:2] if func not in _SUBTRACTS and func not in _TURNS else ():
@@ -72,9 +80,12 @@ class Casts(TorchFunctionMode):
         return output
 
     def rows(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-        """For every tensor the cast that takes most away; raises what went wrong while the forward ran."""
+        """For every tensor the cast that takes most away, behind a backward; raises what went wrong while the forward ran."""
         if self._error is not None:
             raise self._error
+        for name, share, told in self._indices.rows():
+            if share > self._worst.get(name, (0.0,))[0]:
+                self._worst[name] = share, told
         for name, (lost, detail) in self._worst.items():
             yield "place.lost_digits", name, lost, detail
 

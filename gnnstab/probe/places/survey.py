@@ -158,7 +158,12 @@ def _survey(
 
     reach = Reach(twin, again)
     # The fused attention keeps no weights; the plain one computes the same and shows them.
-    plain, casts, overflows, scores = sdpa_kernel(SDPBackend.MATH), Casts(named), Overflows(twin), PlainScores(twin)
+    plain, casts, overflows, scores = (
+        sdpa_kernel(SDPBackend.MATH),
+        Casts(named, twin),
+        Overflows(twin),
+        PlainScores(twin),
+    )
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
             with casts, overflows, scores:
@@ -176,9 +181,7 @@ def _survey(
         calls.name_beginnings(twin, named)
         graphs = _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
         seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs)
-        found = [
-            Place(*row) for row in (*_before_backward(seen, given), *casts.rows(), *overflows.rows(), *scores.rows())
-        ]
+        found = [Place(*row) for row in (*_before_backward(seen, given), *overflows.rows(), *scores.rows())]
         found += [Place(*row) for row in made]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
@@ -195,6 +198,7 @@ def _survey(
             with closing(Blocks(seen)) as blocks:
                 loss.backward()  # type: ignore[no-untyped-call]
                 found += [Place(*row) for row in blocks.rows()]
+        found += [Place(*row) for row in casts.rows()]
         found += [
             Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
         ]
