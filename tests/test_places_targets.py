@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch_geometric.data import Data
 
 import gnnstab
 from gnnstab.records import Diagnosis
@@ -111,3 +113,40 @@ def test_a_loss_that_is_divided_still_compares_raw_targets(face: Callable[..., D
     assert cause.cause == "feature-scale" and [fix.fix for fix in cause.fixes] == ["target-standardisation"]
     assert "train_y.std(0)" in cause.fixes[0].change
     assert loud(face(Net(), batch, lambda output, b: F.mse_loss(output, (b.y - MEAN) / SPREAD))) == []
+
+
+class Bounded(Net):
+    """The output passes a function last, is scaled, and may be scaled by what is learned."""
+
+    def __init__(self, end: Callable[[Tensor], Tensor], learned: bool) -> None:
+        super().__init__()
+        self.end = end
+        self.size = nn.Parameter(torch.ones(())) if learned else 1.0
+
+    def forward(self, batch: Data) -> Tensor:
+        return self.size * self.end(super().forward(batch))
+
+
+@FACES
+@pytest.mark.parametrize(
+    ("end", "measure", "size", "learned", "told"),
+    [
+        (torch.tanh, F.l1_loss, 30.0, False, True),
+        (torch.sigmoid, F.mse_loss, 30.0, False, True),
+        (lambda h: 5 - 3 * h.sigmoid(), F.l1_loss, 30.0, False, True),
+        (torch.tanh, F.l1_loss, 1.0, False, False),
+        (lambda h: 60 * h.tanh() - 2, F.mse_loss, 30.0, False, False),
+        (torch.tanh, F.mse_loss, 30.0, True, False),
+        (lambda h: h, F.l1_loss, 30.0, False, False),
+    ],
+    ids=["tanh", "sigmoid", "shifted", "targets within", "wide enough", "a learned size", "no function"],
+)
+def test_targets_out_of_the_range_of_the_last_operation(
+    face: Callable[..., Diagnosis], end: Any, measure: Any, size: float, learned: bool, told: bool
+) -> None:
+    batch = data()
+    batch.y = size * batch.y
+    diagnosis = face(Bounded(end, learned), batch, lambda output, given: measure(output, given.y))
+    found = [f.message for f in loud(diagnosis, "GS406")]
+    assert ["out of its range" in message for message in found] == [True] * told
+    assert [c.cause for c in diagnosis.root_causes()] == ["feature-scale"] * told

@@ -122,8 +122,10 @@ class StandardiseTargets(ByHand):
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         found = FeatureScale().targets_beyond(signals)
         name = variable((found[0] if found else "y").rpartition(".")[2])
+        ends = [s.detail.get("operation") for s in FeatureScale().out_of_range(signals)]
         return (
-            f"mean, std = train_{name}.mean(0), train_{name}.std(0)  # of the training set; store them with the model\n"
+            "".join(f"# forward: without the {on_one_line(end)} that the output ends in\n" for end in ends)
+            + f"mean, std = train_{name}.mean(0), train_{name}.std(0)  # of the training set; store them with the model\n"
             f"loss = criterion(output, ({name} - mean) / std)\n"
             f"prediction = output * std + mean"
         )

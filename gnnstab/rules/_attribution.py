@@ -7,7 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
-from gnnstab.records.vocabulary import LOSS_MARKED_TARGETS, OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN
+from gnnstab.records.vocabulary import (
+    LOSS_MARKED_TARGETS,
+    OPTIMIZER_INPUT_SHARE,
+    OPTIMIZER_UNDONE,
+    OPTIMIZER_UNSEEN,
+    PLACE_UNREACHED_TARGETS,
+)
 from gnnstab.rules._five_causes import status_from_configuration
 from gnnstab.rules.explanation import is_warning
 
@@ -61,7 +67,7 @@ def _how(cause: Cause, findings: Sequence[Finding]) -> str:
         return "undone"
     # GS502 names the cause of an event only where the repeat of the step has shown it; from a file it infers one.
     own = [f for f in findings if f.cause == cause.cause]
-    repeated = any((f.code == "GS502" and f.step is not None) or f.signal == LOSS_MARKED_TARGETS for f in own)
+    repeated = any((f.code == "GS502" and f.step is not None) or f.signal in _SEEN for f in own)
     return "observed" if repeated or OBSERVED.intersection(cause.codes) else "inferred"
 
 
@@ -166,6 +172,9 @@ OBSERVED = frozenset(
 )
 """Rules that see the cause itself, such as NaN in the data or a parameter that never got a gradient; what others say about
 a cause is inferred from a symptom."""
+
+_SEEN = (LOSS_MARKED_TARGETS, PLACE_UNREACHED_TARGETS)
+"""Signals of the targets themselves, of which the same holds."""
 
 CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "sum-aggregation": ("GS401", "GS404"),

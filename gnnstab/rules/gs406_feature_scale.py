@@ -8,12 +8,18 @@ from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS, LOSS_MARKED_TARGETS, LOSS_TARGET_RMS, OPTIMIZER_INPUT_SHARE
+from gnnstab.records.vocabulary import (
+    LOSS,
+    LOSS_MARKED_TARGETS,
+    LOSS_TARGET_RMS,
+    OPTIMIZER_INPUT_SHARE,
+    PLACE_UNREACHED_TARGETS,
+)
 from gnnstab.rules._by_steps import by_steps_of_inputs
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
-from gnnstab.rules.queries import Attention, attention, first_loss, measured, names
+from gnnstab.rules.queries import Attention, attention, first_loss, measured, names, percent
 
 
 @rule("GS406", "feature-scale", cause="feature-scale", severity="error", confidence="high")
@@ -29,7 +35,8 @@ class FeatureScale(Rule):
     that hold one number far away from all others are put to 0 on that copy, as a mark of missing values. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
     1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold, or three deviations away where a mask of the
     batch tells just these targets and steps for half of the rows learn the others only without them, or labels below 0 that the loss, by its gradient, takes for a class, where such steps say the same; in a run whose targets nobody saw, a loss that no mean or sum of squares of
-    smaller targets reaches. Targets that the loss scales itself are left alone, unless its gradient shows that it compares them as they are. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
+    smaller targets reaches. Where a sigmoid or tanh ends the model, times a number or not, and the loss is a squared or absolute error: targets out of its range.
+    Targets that the loss scales itself are left alone, unless its gradient shows that it compares them as they are. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
     them itself.
 
@@ -90,6 +97,10 @@ class FeatureScale(Rule):
         unit="× the spread of the others",
         source="derived: 1 of 370 normal values; a mask and steps on a copy tell the rest",
     )
+    outside: float = threshold(
+        0.25, unit="share of targets", source="derived: a few may be outliers; of whole units of another scale most are"
+    )
+    unreached: float = threshold(0.1, unit="share of the variance", source="as GS701")
     small: float = threshold(
         0.01, unit="RMS", source="derived: beside biases of the size of the weights next to nothing of it is left"
     )
@@ -100,6 +111,7 @@ class FeatureScale(Rule):
         """One finding for each tensor with a symptom, else one for the batch."""
         yield from self._of_the_loss(signals)
         yield from self._marked(signals)
+        yield from self._out_of_range(signals)
         # What is not even finite has no scale: GS407 tells.
         broken = {s.layer for s in signals.find("place.non_finite")}
         yield from self._at_places(signals, [s for s in self._places(signals) if s.layer not in broken])
@@ -143,6 +155,27 @@ class FeatureScale(Rule):
                 value=start,
                 unit="loss",
                 confidence="medium",
+            )
+
+    def out_of_range(self, signals: Signals) -> Iterator[Signal]:
+        """Targets that the last operation of the model cannot give; of a ReLU GS701 tells."""
+        for signal in signals.find(PLACE_UNREACHED_TARGETS):
+            numbers = [signal.detail.get(key) for key in ("outside", "smallest", "largest", "low", "high")]
+            # A trace may come from a stranger, and a ReLU has no upper limit.
+            known = all(isinstance(number, float) for number in numbers)
+            if known and signal.detail["outside"] > self.outside and signal.value > self.unreached:
+                yield signal
+
+    def _out_of_range(self, signals: Signals) -> Iterator[Finding]:
+        for signal in self.out_of_range(signals):
+            told = signal.detail
+            yield self.finding(
+                f"the targets lie from {told['smallest']:.4g} to {told['largest']:.4g}, and the output ends in a {told.get('operation')} and stays from "
+                f"{told['low']:.4g} to {told['high']:.4g}: {percent(told['outside'])} of them are out of its range, which leaves an error of "
+                f"{signal.value:.2g} times their variance at least. Take the function off the last layer, or scale the targets into its range.",
+                severity="warning",
+                limit=self.unreached,
+                signal=signal,
             )
 
     def _marked(self, signals: Signals) -> Iterator[Finding]:
@@ -263,7 +296,7 @@ class FeatureScale(Rule):
         """The targets that the output falls far short of; ``y`` where the loss alone shows them."""
         places = measured(signals.find("place.rms"))
         found = [str(s.layer) for s, _ in self._crossed(places, first_loss(signals)) if s.detail.get("target")]
-        return found or ["y" for _ in self._of_the_loss(signals)]
+        return found or ["y" for _ in (*self._of_the_loss(signals), *self.out_of_range(signals))]
 
     def _inputs_beyond(self, signals: Signals) -> list[Signal]:
         places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]

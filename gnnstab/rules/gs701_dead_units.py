@@ -20,7 +20,7 @@ class DeadUnits(Rule):
     The share of channels of a layer's output that are ≤ 0 on all nodes of the batch, and so exactly 0 behind a ReLU. Where the model
     ran, every ReLU on the way to the output, behind whatever module (an embedding, a linear map, a normalisation): the share of its
     channels that are closed on at least 98 % of the rows, or all its entries where parameters in front of it get no gradient. Where a ReLU
-    ends the model and the loss is a squared error, as its gradient shows: the share of the targets' variance that lies below zero.
+    ends the model and the loss is a squared or absolute error, as its gradient shows: the share of the targets' variance that lies below zero.
 
     ## Why it is unstable
     A ReLU that never opens passes no gradient, so nothing it depends on can open it again. Gradients before the layer vanish,
@@ -72,10 +72,10 @@ class DeadUnits(Rule):
     def _floor(self, signals: Signals) -> Iterator[Finding]:
         """A ReLU in front of the output, and targets below zero: where the output is zero no gradient passes either."""
         for signal in signals.find(PLACE_UNREACHED_TARGETS):
-            if signal.value > self.unreached:
+            if signal.value > self.unreached and signal.detail.get("operation") == "ReLU":
                 yield self.finding(
-                    f"the output ends in a ReLU and is never below 0, where {percent(float(signal.detail.get('below', 0)))} of the targets lie, as "
-                    f"the gradient of the squared error shows: {percent(signal.value)} of their variance are out of its reach, and no gradient "
+                    f"the output ends in a ReLU and is never below 0, where {percent(float(signal.detail.get('outside', 0)))} of the targets lie, as "
+                    f"the gradient of the loss shows: {percent(signal.value)} of their variance are out of its reach, and no gradient "
                     "passes where it is closed. Take the ReLU off the last layer.",
                     severity="warning",
                     limit=self.unreached,

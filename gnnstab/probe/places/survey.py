@@ -183,6 +183,7 @@ def _survey(
         seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs)
         found = [Place(*row) for row in (*_before_backward(seen, given), *overflows.rows(), *scores.rows())]
         found += [Place(*row) for row in made]
+        end = floors.end_of(outputs)
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
@@ -218,7 +219,7 @@ def _survey(
         answer = outputs[0] if returned is None else returned
         raw = {n for n, t in named.items() if is_target(n) and is_squared_error_of(t, answer, asked, value)}
         found = [p._replace(detail={**p.detail, "compared": True}) if p.name in raw else p for p in found]
-    found += [Place(*row) for row in floors.rows(seen, asked, value, returned)]
+    found += [Place(*row) for row in floors.rows(seen, end, asked, value, returned)]
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]

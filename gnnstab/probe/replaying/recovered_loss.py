@@ -178,6 +178,20 @@ def is_squared_error_of(targets: Tensor, output: Tensor, gradient: Tensor, value
     return abs(by_loss - by_gradient) <= CLOSE * by_loss
 
 
+def is_absolute_error_of(targets: Tensor, output: Tensor, gradient: Tensor, value: float) -> bool:
+    """True where a loss of ``value`` is the absolute error of these ``targets`` as they are, times any factor.
+
+    κ·Σ|o − y| has the gradient κ·sign(o − y), and is what that has along o − y.
+    """
+    if targets.shape != output.shape or output.shape != gradient.shape or not value > 0:
+        return False
+    gradient = gradient.detach().double().flatten()
+    apart = output.detach().double().flatten() - targets.detach().double().flatten()
+    size = float(gradient.abs().max()) if gradient.numel() else 0.0
+    alike = bool(((gradient - size * apart.sign()).abs() <= CLOSE * size).all())
+    return alike and abs(float(gradient @ apart) - value) <= CLOSE * value
+
+
 def _squares(output: Tensor, gradient: Tensor, value: float) -> tuple[Tensor, float, Tensor] | None:
     """Which entries are compared, κ, and their targets."""
     kept = gradient != 0
