@@ -200,7 +200,7 @@ SIGNALS: dict[str, SignalKind] = {
         "non-zero entries of the gradients that are at most four times the smallest number of fp16: of what lies below it nothing is left"),
     (OPTIMIZER_SLOW := "optimizer.slow"): SignalKind("× the rate",
         "smallest factor on the rate with which a few steps on a copy are calm and lower the loss by a tenth", groups=("ratio",)),
-    (OPTIMIZER_EPS_LOST := "optimizer.eps_lost"): SignalKind("parameters", "parameters held in a format in which the optimizer's eps is 0"),
+    (OPTIMIZER_EPS_LOST := "optimizer.eps_lost"): SignalKind("parameters", "parameters held in a format in which the optimizer's eps is 0, or, of an eps of exactly 0, entries with a gradient of 0"),
     (OPTIMIZER_UNDONE := "optimizer.undone"): SignalKind("share of the progress",
         "progress of a few steps on a copy, in ln(loss), that one thing takes away: a deep stack, weights, closed units, sums, wide scores or the rate"),
     (OPTIMIZER_UNSEEN := "optimizer.unseen"): SignalKind("share of the progress",

@@ -321,6 +321,7 @@ LINKS = tuple(
         # Where no neighbour has any weight, how sharp the attention is says nothing.
         ("GS503", _told_by(ATTENTION_VANISHED_SHARE), "GS406 GS301 GS302"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
+        ("GS602", _told_by(OPTIMIZER_EPS_LOST), "GS502 GS601 GS603"),
         ("GS503", _told_by(OPTIMIZER_LOST_SHARE), "GS608"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),

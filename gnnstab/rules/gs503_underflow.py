@@ -100,7 +100,7 @@ class Underflow(Rule):
         """An eps that is 0 guards no division: the first gradient of exactly 0, or too small to be squared, gives 0/0."""
         weights = [e for e in signals.events if e.kind == "non-finite" and e.stage == "weight"]
         broke = bool(weights) or any(math.isinf(s.value) for s in signals.find(OPTIMIZER_LOSS_RISE))
-        for signal in signals.find(OPTIMIZER_EPS_LOST):
+        for signal in (s for s in signals.find(OPTIMIZER_EPS_LOST) if s.detail.get("eps") != 0):
             formats = ", ".join(map(str, signal.detail.get("formats", ()))) or "their format"
             told = (
                 "updates divide 0 by 0, and the weights have become non-finite"

@@ -152,7 +152,7 @@ class LearningRateTooHigh(Rule):
 
     def _of_run(self, signals: Signals, on_copies: Sequence[Signal]) -> list[Signal]:
         """The rises of the run's own losses that no trial on one of its batches speaks against: there the batches made them, or a sum."""
-        if any("calm_as_rows" in s.detail for s in on_copies):  # Signs that flip, as the rule for norms says.
+        if any(_norms_told(s, signals) for s in on_copies):  # Signs that flip, as the rule for norms says.
             return []
         spoken = any(s.value <= LASTING or "calm_as_means" in s.detail for s in on_copies)
         return [s for s in signals.find(LOSS_FIRST_RISE) if not (spoken and s.value <= self.error_rise)]
@@ -161,7 +161,7 @@ class LearningRateTooHigh(Rule):
         moves = [s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)]
         limit = self.warn_rise
         # An operation ended steps that were calm, which GS502 names; or sums make the loss so steep, which GS401 does, or norms, which GS108 does.
-        if any(name in rise.detail for name in ("event", "calm_as_means", "calm_as_rows")):
+        if "event" in rise.detail or "calm_as_means" in rise.detail or _norms_told(rise, signals):
             return
         if moves and max(moves) < self.least_move and math.isfinite(rise.value):
             return
@@ -279,6 +279,11 @@ class LearningRateTooHigh(Rule):
             limit=self.warn_ratio,
             signal=ratio,
         )
+
+
+def _norms_told(rise: Signal, signals: Signals) -> bool:
+    """True of a rise that is gone without norms over two rows, which GS108 has seen."""
+    return "calm_as_rows" in rise.detail and bool(signals.context.get("norm_smallest"))
 
 
 def _ratio(signals: Signals) -> Signal | None:

@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import plays
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS, OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING
+from gnnstab.records.vocabulary import LOSS, OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING, OPTIMIZER_EPS_LOST
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, percent, smallest
 
 
 @rule("GS602", "adam-epsilon-dominates", cause="adam-epsilon", severity="warning", confidence="high")
 class AdamEpsilonDominates(Rule):
-    """Adam's eps is larger than most of the gradient it divides by.
+    """Adam's eps is larger than most of the gradient it divides by, or 0 where a gradient is.
 
     ## What it sees
     With a model, a batch, a loss and the optimizer: the change of the output in one real step on a copy, over that of the same
     step with an eps of 1e-20. At the default eps it is a warning where the loss falls without it in the same steps, or where that of the run stands still. From a file with the optimizer's state alone: the share of entries of the value and skip weights
-    whose root second moment √v̂ lies below eps.
+    whose root second moment √v̂ lies below eps. An eps of exactly 0, where entries of a gradient are exactly 0 and one step on a copy, or an update of the run, has made weights non-finite.
 
     ## Why it is unstable
     Adam's step is m̂/(√v̂ + eps). Where √v̂ < eps the step is proportional to the gradient, as with SGD, and shrinks with it:
@@ -59,6 +59,10 @@ class AdamEpsilonDominates(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for steps that were tried, else one per layer."""
+        broke = list(self._unguarded(signals))
+        if broke:
+            yield from broke
+            return
         tried = signals.find(OPTIMIZER_EPS_DAMPING)
         if tried:
             # Steps that were taken both ways say more than a single update.
@@ -83,6 +87,20 @@ class AdamEpsilonDominates(Rule):
                     severity="info" if usual else "warning",
                     limit=self.share,
                     signal=worst,
+                )
+
+    def _unguarded(self, signals: Signals) -> Iterator[Finding]:
+        """An eps of 0 under which weights have become non-finite, in a step on a copy or behind an update of the run, before which all was finite."""
+        broke = min((e.step for e in signals.events if e.kind == "non-finite"), default=-1)
+        for signal in signals.find(OPTIMIZER_EPS_LOST):
+            behind = broke > int(signal.detail.get("worst_step", 0)) or signals.kind == "model"
+            if signal.detail.get("eps") == 0 and signal.value > 0 and behind:
+                yield self.finding(
+                    f"the eps of {signal.detail.get('optimizer', 'the optimizer')} is 0, and {signal.value:.0f} entries of the weights get a "
+                    "gradient of exactly 0: their update divides 0 by 0, and they become NaN. Use eps=1e-8.",
+                    severity="error",
+                    limit=0.0,
+                    signal=signal,
                 )
 
     def _damped(self, signals: Signals, tried: Signal) -> Iterator[Finding]:

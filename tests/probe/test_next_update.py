@@ -143,3 +143,26 @@ def test_gradients_that_are_left_with_one_or_two_bits_of_fp16(factor: float, cau
             loss.backward()
             optimizer.step()
     assert [f.cause for f in monitor.diagnose(select=["GS503"]).findings] == cause
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.RMSprop])
+@pytest.mark.parametrize(("eps", "dead", "told"), [(0.0, True, True), (1e-8, True, False), (0.0, False, False)])
+def test_an_eps_of_0_is_told_where_a_gradient_is_0(
+    kind: type[torch.optim.AdamW], eps: float, dead: bool, told: bool
+) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    optimizer = kind(model.parameters(), lr=1e-3, eps=eps)
+    x, y = torch.randn(40, 6), torch.randn(40, 3)
+    x[:, 2] *= not dead
+
+    def loss(out: Tensor, _: Any) -> Tensor:
+        return (out - y).square().mean()
+
+    before = gnnstab.diagnose(model, batch=x, loss=loss, optimizer=optimizer)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(4):
+            take_step(optimizer, value := loss(model(x), None))
+            monitor.loss(value)
+    for diagnosis in (before, monitor.diagnose()):
+        assert [c.cause for c in diagnosis.root_causes()] == (["adam-epsilon"] if told else [])

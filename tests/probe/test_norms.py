@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -256,7 +257,7 @@ def test_signs_that_flip_in_a_norm_over_two_graphs_are_the_norms_and_not_the_rat
     graphs = [Data(x=torch.randn(6, 4), edge_index=torch.randint(0, 6, (2, 18))) for _ in range(2)]
     pair, model = Batch.from_data_list(graphs), Pairs()
     # As luck has it, the first answers are nearly right.
-    pair.y = model(pair).detach() + 0.1 * torch.tensor([1.0, -0.5])
+    pair.y = copy.deepcopy(model)(pair).detach() + 0.1 * torch.tensor([1.0, -0.5])
     told = gnnstab.diagnose(
         model, batch=pair, loss=lambda out, data: (out - data.y).square().mean(),
         optimizer=torch.optim.Adam(model.parameters(), lr=lr),

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
+from torch import nn
 
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_EPS_LOST
+
+if TYPE_CHECKING:
+    from gnnstab.probe.optimizer.optimizer_steps import Bench
 
 NO_EPS = 1e-20
 """What eps is compared with: as good as none, also of a loss that is itself far below 1."""
@@ -31,6 +37,32 @@ def eps_signals(optimizer: torch.optim.Optimizer) -> list[Signal]:
                 count, formats = count + 1, formats | {str(parameter.dtype).removeprefix("torch.")}
     detail = {"eps": eps_of(optimizer), "formats": sorted(formats), "optimizer": type(optimizer).__name__}
     return [Signal(OPTIMIZER_EPS_LOST, float(count), source="steps", detail=detail)] if count else []
+
+
+def unguarded(optimizer: torch.optim.Optimizer) -> list[Signal]:
+    """An eps of exactly 0, with how many entries of the gradients that are at hand are exactly 0: the first update divides 0 by 0 there."""
+    if type(optimizer).__name__ in MADE_OF_EPS:
+        return []
+    groups = [group for group in optimizer.param_groups if isinstance(group.get("eps"), float) and group["eps"] == 0]
+    fresh = [p.grad for group in groups for p in group["params"] if p.grad is not None and not optimizer.state]
+    zeros = sum(int((gradient == 0).sum()) for gradient in fresh)
+    return [_none(optimizer, zeros)] if groups else []
+
+
+def unguarded_signals(bench: Bench) -> list[Signal]:
+    """The entries that one step with an eps of exactly 0 makes non-finite, where one with next to none makes none so; failures as of `Bench.trial`."""
+    if not unguarded(bench.optimizer):
+        return []
+    kept: list[nn.Module] = []
+    bench.trial(1, edit=kept.append)
+    bench.trial(1, edit=kept.append, setting=shrink_eps)
+    broke, free = (sum(int((~p.isfinite()).sum()) for p in model.parameters()) for model in kept)
+    return [_none(bench.optimizer, broke)] if broke and not free else []
+
+
+def _none(optimizer: torch.optim.Optimizer, entries: int) -> Signal:
+    detail = {"eps": 0.0, "optimizer": type(optimizer).__name__}
+    return Signal(OPTIMIZER_EPS_LOST, float(entries), source="steps", detail=detail)
 
 
 def shrink_eps(optimizer: torch.optim.Optimizer) -> None:

@@ -17,7 +17,7 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
-from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
+from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps, unguarded
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
 from gnnstab.probe.optimizer._rounding import lost_share
 from gnnstab.probe.optimizer.beginning import Beginning, beginning
@@ -186,7 +186,7 @@ class UpdateWatch:
         if inputs is None or getattr(optimizer, "grad_scale", None) is not None:
             return
         first, self._next = not self._next, max(FIRST_AGAIN, 2 * step)
-        for lost in eps_signals(optimizer) if first else ():
+        for lost in (*eps_signals(optimizer), *unguarded(optimizer)) if first else ():
             self._writer.measures(
                 [Measure(step, "", inputs.mode, 0, lost.name, -1, lost.value, json.dumps(dict(lost.detail)))]
             )

@@ -20,7 +20,7 @@ from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.loss import loss_with_targets
 from gnnstab.probe.optimizer import learning
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
+from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps, unguarded_signals
 from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer._settings import setting_signals
@@ -371,6 +371,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
     yield from damping_signals(bench, trial)
+    yield from unguarded_signals(bench)
     yield from rounding_signals(bench)
     yield from far_below_usual(bench)
     yield from group_signals(bench)
