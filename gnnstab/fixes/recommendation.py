@@ -15,6 +15,7 @@ from gnnstab.records.vocabulary import (
     LOGIT_ALIGNMENT,
     OPTIMIZER_UNSEEN,
     PLACE_CONSTANT_ROWS,
+    PLACE_SHARED_ANSWERS,
     POOL_SUM_SIZE,
     SUM_BY_HAND_SIZE,
 )
@@ -166,7 +167,7 @@ def _for_lone_nodes(seen: Seen) -> list[Choice]:
 
 def _for_alike_nodes(seen: Seen) -> list[Choice]:
     """First what the layers were asked to leave out, where their kind offers it; an identity path tells nothing apart that comes alike."""
-    if "GS609" in seen.codes:
+    if "GS609" in seen.codes or any("queries" in s.detail for s in seen.signals.find(PLACE_SHARED_ANSWERS)):
         return []
     if any(layer.get("root_weight") is False for layer in seen.signals.attention_layers):
         said = "the layers were asked to leave the node's own features out"
