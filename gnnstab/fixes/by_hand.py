@@ -252,6 +252,8 @@ def _norm_of_something_else(signals: Signals) -> str:
         return "weights = scores.softmax(-1)  # over the keys, which the product with the values sums up"
     if any(s.value > SoftmaxMisused.near_zero for s in signals.find(PLACE_SIGNED_DIVISOR)):
         return "phi = F.elu(x) + 1  # above 0: weights, and the sum that divides by them, are then positive"
+    if any(str(s.detail.get("words")).startswith("keeping the lengths") for s in signals.find(OPTIMIZER_UNSEEN)):
+        return "x = x / train_x.std(0)  # a constant of the training set, in place of a division of each row by its own sum or length"
     if any(s.value < GraphNormHazard.spread for s in signals.find(PLACE_PADDED_SPREAD)):
         return "out = torch.zeros_like(h)\nout[mask] = norm(h[mask])  # mask: True for real rows, in place of norm over all of them"
     if any(s.value < GraphNormHazard.blind for s in signals.find(PLACE_SIZE_RESPONSE)):

@@ -16,6 +16,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_UNSEEN,
     PLACE_CONSTANT_ROWS,
     PLACE_LOST_DIGITS,
+    PLACE_SHARED_ANSWERS,
     POOL_SUM_SIZE,
     SUM_BY_HAND_SIZE,
 )
@@ -168,7 +169,8 @@ def _for_lone_nodes(seen: Seen) -> list[Choice]:
 
 def _for_alike_nodes(seen: Seen) -> list[Choice]:
     """First what the layers were asked to leave out, where their kind offers it; an identity path tells nothing apart that comes alike."""
-    if "GS609" in seen.codes or ("GS504" in seen.codes and "GS704" not in seen.codes):
+    same_queries = any("queries" in s.detail for s in seen.signals.find(PLACE_SHARED_ANSWERS))
+    if "GS609" in seen.codes or same_queries or ("GS504" in seen.codes and "GS704" not in seen.codes):
         return []
     if any(layer.get("root_weight") is False for layer in seen.signals.attention_layers):
         said = "the layers were asked to leave the node's own features out"

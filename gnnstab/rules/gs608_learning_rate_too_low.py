@@ -141,6 +141,8 @@ class LearningRateTooLow(Rule):
             raise NotApplicable("a rate is too low for a run that does not move")
         for slow in tried:
             told = slow.detail
+            if "usual" not in told:  # Of a run, and tried at its end.
+                continue
             own, better = (float(fell) for fell in told["fell"])
             fresh = told["over_zeros"] >= self.untrained and told["moved"] <= self.hardly
             if slow.value >= self.factor and fresh and better > max(self.linear * own, self.learns):

@@ -167,13 +167,20 @@ class Oversmoothing(Rule):
                 if signal.detail.get("layers"):
                     why = f"what {signal.layer} is given is the same for every node, and so is what the layers that pass messages give back ({rows} rows), "
                     why += "whatever the weights are: they tell nothing of the graph"
+                if queries := signal.detail.get("queries"):
+                    why = f"the {queries} queries of a set that {signal.layer} is given are one and the same, whatever the weights are, so that all of them "
+                    why += f"get one answer ({rows} rows, {answers} answers)"
                 if signal.layer == "output":
                     tables = [str(name) for name in signal.detail.get("tables", ())]
                     why = f"all nodes that edges join get the same answer ({rows} nodes, {answers} answers): nothing that the forward is given "
                     why += "tells them apart" + (f", and all look up one row of {names(tables)}" if tables else "")
                 yield self.finding(
-                    f"{why}: {percent(signal.value)} of the spread of the targets lies among nodes that are indistinguishable. Give the nodes features of "
-                    "their own, or encodings of their place.",
+                    f"{why}: {percent(signal.value)} of the spread of the targets lies among {'them' if queries else 'nodes that are indistinguishable'}. Give "
+                    + (
+                        "each query a row of its own of a parameter."
+                        if queries
+                        else "the nodes features of their own, or encodings of their place."
+                    ),
                     severity="warning",
                     limit=self.shared,
                     signal=signal,

@@ -323,4 +323,13 @@ def test_rows_that_lose_a_length_which_the_answers_need(
     torch.manual_seed(0)
     told = said(Unit(divide), spendings(by_size), squared, 1e-2)
     assert [cause for cause, _ in told] == (["normalization-misuse"] if named else [])
-    assert all("divides 120 rows of the input by their own length (line" in message for _, message in told)
+    assert all("divides 120 rows of the input by their own sum or length (line" in message for _, message in told)
+
+
+def test_a_constant_is_proposed_in_place_of_a_row_s_own_sum() -> None:
+    torch.manual_seed(0)
+    model = Unit(by_sum)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    found = gnnstab.diagnose(model, batch=spendings(True), loss=squared, optimizer=optimizer)
+    (cause,) = found.root_causes()
+    assert [fix.fix for fix in cause.fixes] == ["undo-normalisation"] and "own sum" in cause.fixes[0].change

@@ -32,7 +32,7 @@ def row_lengths(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspec
         line = f" ({look.line})" if look.line else ""
         yield Suspect(
             "normalization-misuse", (), "keeping the lengths of these rows",
-            f"the forward divides {look.rows} rows of the input by their own length{line}, and how large a row is beside the others is lost",
+            f"the forward divides {look.rows} rows of the input by their own sum or length{line}, and how large a row is beside the others is lost",
             _as_it_is, _Lengths(),
         )  # fmt: skip
 

@@ -15,7 +15,7 @@ from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._states import reached_by_edges
-from gnnstab.probe.places._zeros import SMALL
+from gnnstab.probe.places._zeros import moved
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -103,20 +103,9 @@ def _alike_entries(
     first = _first(calls)
     if first is None or not _enter_alike(calls, first):
         return None
-    own = [p for p in model.parameters() if p.is_floating_point() and p.numel()]
-    before = [p.detach().clone() for p in own]
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in own:
-            parameter.add_(SMALL * torch.randn(parameter.shape, generator=generator).to(parameter))
-    try:
-        with watched(model) as moved:
-            again()
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(own, before, strict=True):
-                parameter.copy_(value)
-    return (first, min(_leave_alike(calls, seen), _leave_alike(moved, seen))) if _enter_alike(moved, first) else None
+    with moved(model), watched(model) as other:
+        again()
+    return (first, min(_leave_alike(calls, seen), _leave_alike(other, seen))) if _enter_alike(other, first) else None
 
 
 def _leave_alike(calls: Calls, seen: ForwardView) -> int:

@@ -1,8 +1,8 @@
-"""Nodes that nothing tells apart: all of a component get one answer, and the loss asks for others."""
+"""Nodes, or queries of a set, that nothing tells apart: all of a component get one answer, and the loss asks for others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _numbers as numbers
+from gnnstab.probe.places._calls import Calls, watched
+from gnnstab.probe.places._zeros import moved
 from gnnstab.records.vocabulary import PLACE_SHARED_ANSWERS
 
 if TYPE_CHECKING:
@@ -56,6 +58,49 @@ def rows(seen: ForwardView, gradient: Tensor | None) -> Iterator[tuple[str, str,
             if isinstance(call.module, nn.Embedding) and _one_row(call.leaving, nodes)
         ]
         yield PLACE_SHARED_ANSWERS, "output", within, {"answers": len(distinct), "nodes": nodes, "tables": tables}
+
+
+def alike_queries(
+    model: nn.Module, again: Callable[[], Any], seen: ForwardView, gradient: Tensor | None
+) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """Share of the spread of ``gradient`` (sets, queries, …) within sets, where attention is given one and the same query several times.
+
+    Only where all answers of a set are one, those of sets differ, and queries and answers stay alike with random numbers added to all parameters.
+    """
+    if len(seen.outputs) != 1 or gradient is None or seen.outputs[0].shape != gradient.shape or gradient.dim() < 2:
+        return
+    answers, shape = seen.outputs[0].detach(), gradient.shape[:2]
+    spread = (answers - answers[:1]).abs().max() * _DIGITS > answers.abs().max()
+    if shape[1] < _FEWEST or not _alike(answers) or not bool(spread):
+        return
+    name = _queried(seen.calls, shape)
+    if not name:
+        return
+    with moved(model), watched(model) as calls:
+        again()
+    ends = [t for call in calls.all for t in call.leaving if t.dim() > 2 and t.shape[:2] == shape]
+    if _queried(calls, shape) != name or not ends or not _alike(ends[-1]):
+        return
+    asked = gradient.detach().double()
+    total = float((asked - asked.mean((0, 1))).square().sum())
+    if total > 0:
+        within = float((asked - asked.mean(1, keepdim=True)).square().sum()) / total
+        yield PLACE_SHARED_ANSWERS, name, within, {"answers": shape[0], "rows": shape.numel(), "queries": shape[1]}
+
+
+def _queried(calls: Calls, shape: torch.Size) -> str:
+    """The first module that is given one query for all of a set beside keys that differ; queries (sets, queries, width)."""
+    for call in calls.all:
+        first = getattr(call.module, "batch_first", True)
+        given = [t if first else t.transpose(0, 1) for t in call.entering if t.dim() == 3]
+        if len(given) > 1 and given[0].shape[:2] == shape and _alike(given[0]) and not _alike(given[1]):
+            return call.name
+    return ""
+
+
+def _alike(sets: Tensor) -> bool:
+    """True where all rows of a set are one, up to rounding; (sets, rows, …)."""
+    return bool(((sets - sets[:, :1]).abs() * _DIGITS <= sets.abs().max()).all())
 
 
 def _differs(tensor: Tensor, group: Tensor) -> bool:

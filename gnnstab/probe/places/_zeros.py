@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,23 @@ from gnnstab.layers.lazy import unwritten
 
 SMALL = 0.1
 """Standard deviation of the entries that are put in the place of zeros."""
+
+
+@contextmanager
+def moved(model: nn.Module) -> Iterator[None]:
+    """Within the block random numbers are added to all parameters of a copy: a table of zeros is then no table of zeros."""
+    own = [p for p in model.parameters() if p.is_floating_point() and p.numel()]
+    before = [p.detach().clone() for p in own]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in own:
+            parameter.add_(SMALL * torch.randn(parameter.shape, generator=generator).to(parameter))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(own, before, strict=True):
+                parameter.copy_(value)
 
 
 def rows(model: nn.Module, again: Callable[[], Sequence[Tensor]]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:

@@ -221,6 +221,8 @@ def _survey(
         found = [p._replace(detail={**p.detail, "compared": True}) if p.name in raw else p for p in found]
     found += [Place(*row) for row in floors.rows(seen, end, asked, value, returned)]
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
+    with torch.no_grad():
+        found += [Place(*row) for row in slots.alike_queries(twin, again, seen, asked)]
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]
 
