@@ -100,7 +100,7 @@ class SoftmaxMisused(Rule):
         for signal in measured(signals.find(PLACE_SIGNED_DIVISOR)):
             if signal.value > self.near_zero:
                 yield self.finding(
-                    f"behind {signal.layer} rows are divided by a sum of their own weights that takes both signs ({percent(float(signal.detail['rarer']))} of "
+                    f"behind {signal.layer} rows are divided by a sum of their own weights that takes both signs ({percent(float(signal.detail.get('rarer', 0.0)))} of "
                     f"these divisors have the rarer one) and passes through 0: the smallest is {signal.value:.3g} times closer to it than the median, and "
                     "its row that much larger. Take weights that are positive: a softmax, or a feature map above 0 such as elu(x) + 1.",
                     limit=self.near_zero,
