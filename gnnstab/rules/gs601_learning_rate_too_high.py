@@ -282,8 +282,8 @@ class LearningRateTooHigh(Rule):
 
 
 def _norms_told(rise: Signal, signals: Signals) -> bool:
-    """True of a rise that is gone without norms over two rows, which GS108 has seen."""
-    return "calm_as_rows" in rise.detail and bool(signals.context.get("norm_smallest"))
+    """True of a rise that is gone without norms over two rows, which GS108 has seen, or will: while a run goes on, nothing of them is known."""
+    return "calm_as_rows" in rise.detail and (not signals.context or bool(signals.context.get("norm_smallest")))
 
 
 def _ratio(signals: Signals) -> Signal | None:
