@@ -132,7 +132,7 @@ def test_an_index_that_is_named_some_times_is_no_reason(tmp_path: Path) -> None:
     Trace.open(tmp_path / "run.gnnstab").close()
 
 
-def test_rows_of_several_ranks_are_counted_within_the_limits(tmp_path: Path) -> None:
+def test_rows_without_end_of_several_ranks_are_refused(tmp_path: Path) -> None:
     for rank in range(2):
         endless_table(tmp_path / f"run.rank{rank}.gnnstab", "step", 6)
     started = time.process_time()
