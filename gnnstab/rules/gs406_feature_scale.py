@@ -145,7 +145,7 @@ class FeatureScale(Rule):
         # Of the first loss alone: the ones that come after an update may be what a rate that is too high has made of them.
         start, entries = first_loss(signals), int(output[0].detail.get("entries", 0))
         limit = entries * (self.target + output[0].value) * (self.target + output[0].value)
-        if entries and output[0].value < self.target / self.short and start > limit:
+        if entries and output[0].value < self.target / self.short and math.inf > start > limit:
             yield self.finding(
                 f"the loss starts at {start:.3g} while the {entries} entries of the output have RMS {output[0].value:.2g}: what it compares them "
                 f"with is larger than {self.target:g}, whether it takes the mean or the sum of their squares. Standardise the targets.",
