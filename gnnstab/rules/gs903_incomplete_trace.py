@@ -47,8 +47,7 @@ class IncompleteTrace(Rule):
             seen = f" with {steps} steps recorded" if isinstance(steps, int) else ""
             yield self._finding(
                 f"the trace was not closed{seen}: the run was killed, or is still going on; at most the last flush is missing.",
-                steps if isinstance(steps, int) else 0,
-                unit="steps",
+                0,
             )
         unseen = signals.context.get("steps_unseen")
         if isinstance(unseen, (int, float)) and unseen > 0:

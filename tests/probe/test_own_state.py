@@ -36,6 +36,7 @@ class Counts(nn.Module):
 
 
 def test_reading_is_allowed_and_gradients_are_refused_afterwards() -> None:
+    elsewhere()  # The run has filled the cache: what a trial is the first to put there is thrown away.
     twin = replica(Reads())
     with torch.no_grad():
         assert eager(twin)(torch.ones(2, 4)).shape == (2, 4)
