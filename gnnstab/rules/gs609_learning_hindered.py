@@ -35,7 +35,7 @@ class LearningHindered(Rule):
     ## What it sees
     With the optimizer and the loss at hand: 30 steps on a copy that lower the loss of one batch by less than e², and at a tenth, a third,
     three and ten times the rate by less than e³. Each suspect is then undone on a copy of its own, and the same steps are taken at the
-    same rate: weights whose size is more than three times off what their layer draws, or whose rows are all alike, are drawn anew; ReLUs
+    same rate: weights whose size is more than three times off what their layer draws, or whose rows are all alike, are drawn anew (queries and keys of torch's own attention are scores that are too large, not a fault of the draw); ReLUs
     with channels that are closed on all rows let a part of what is negative through; sums that follow the number of their terms are divided by it; scores
     that spread by more than 1 within a target are softened; nodes of a kind that all come with one vector get one each; clamps of the model with an upper limit
     let everything through, which counts where it gets a factor e further than at the rate, and further than at any; weights do not decay, where the loss falls by less than e. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than

@@ -205,11 +205,8 @@ def test_a_gain_that_keeps_a_model_from_learning_is_the_root() -> None:
 
 def test_a_gain_within_a_fused_layer_that_keeps_a_model_from_learning_is_the_root() -> None:
     for diagnosis in said(drawn(lambda: Fused(300.0)), crowd).values():
-        # The weight that is named holds queries, keys and values: to draw it anew undoes the same, and either may get further.
-        (root,) = [cause.cause for cause in diagnosis.root_causes()]
-        assert root in ("attention-explosion", "unsuitable-init")
-        assert any("keeps the model from learning" in f.message for f in diagnosis.findings if f.code == "GS301")
-        assert all("attend.in_proj_weight" in f.message for f in diagnosis.findings if f.cause == "unsuitable-init")
+        assert [cause.cause for cause in diagnosis.root_causes()] == ["attention-explosion"]
+        assert "keeps the model from learning" in diagnosis.findings[0].message
     for diagnosis in said(drawn(lambda: Fused(1.0)), crowd).values():
         assert not diagnosis.at_least("warning")
 

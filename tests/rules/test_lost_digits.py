@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import gnnstab
+from digits import asked, lost, watched
 from gnnstab.probe.places._casts import _stored
-from gnnstab.records import Diagnosis, Finding
 from gnnstab.rules.gs504_lost_digits import LostDigits
 
 Encode = Callable[[Tensor], Tensor]
@@ -65,23 +64,6 @@ class Calendar(nn.Module):
 
 def batch(shift: float = 20_000.0) -> Tensor:
     return torch.arange(128.0).view(64, 2) % 23 + shift
-
-
-def asked(model: nn.Module, days: Tensor, precision: str = "fp32") -> Diagnosis:
-    return gnnstab.diagnose(model, batch=(days,), loss=lambda out, _: out.square().mean(), precision=precision)
-
-
-def watched(model: nn.Module, days: Tensor) -> Diagnosis:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(3):
-            model(days).square().mean().backward()
-            optimizer.step()
-    return monitor.diagnose()
-
-
-def lost(diagnosis: Diagnosis) -> list[Finding]:
-    return [f for f in diagnosis.findings if f.code == "GS504"]
 
 
 @pytest.mark.parametrize("face", [asked, watched])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gnnstab
-from gnnstab.records import Diagnosis, Finding
+from digits import asked, lost, watched
 
 ROWS = 96
 Read = Callable[["Shelf", Tensor], Tensor]
@@ -96,23 +96,6 @@ def standard() -> Tensor:
 
 def accounts(first: int, kept: torch.dtype) -> Tensor:
     return batch(first + torch.randperm(ROWS, generator=torch.Generator().manual_seed(0)), kept)
-
-
-def asked(model: nn.Module, x: Tensor) -> Diagnosis:
-    return gnnstab.diagnose(model, batch=(x,), loss=lambda out, _: out.square().mean())
-
-
-def watched(model: nn.Module, x: Tensor) -> Diagnosis:
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(3):
-            model(x).square().mean().backward()
-            optimizer.step()
-    return monitor.diagnose()
-
-
-def lost(diagnosis: Diagnosis) -> list[Finding]:
-    return [f for f in diagnosis.findings if f.code == "GS504"]
 
 
 @pytest.mark.parametrize("face", [asked, watched])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.probe.operations.source_lines import Modules, caller_place
-from gnnstab.probe.optimizer._suspects import Suspect
+from gnnstab.probe.optimizer._suspects import Suspect, unchanged
 
 _VARIES = 0.1
 """Standard deviation of ln(length) over the rows from which on lengths differ."""
@@ -33,12 +33,8 @@ def row_lengths(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspec
         yield Suspect(
             "normalization-misuse", (), "keeping the lengths of these rows",
             f"the forward divides {look.rows} rows of the input by their own sum or length{line}, and how large a row is beside the others is lost",
-            _as_it_is, _Lengths(),
+            unchanged, _Lengths(),
         )  # fmt: skip
-
-
-def _as_it_is(model: nn.Module) -> None:
-    """The mode around the trial does it."""
 
 
 class _Lengths(TorchFunctionMode):

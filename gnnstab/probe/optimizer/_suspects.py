@@ -68,6 +68,8 @@ def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:
         names = tuple(drawn)
         # Biases that close ReLUs are what dead units are made of.
         cause = "dead-units" if closed.names and all(new.dim() == 1 for new in drawn.values()) else "unsuitable-init"
+        if all(_of_scores(model, name, new) for name, new in drawn.items()):
+            cause = "attention-explosion"
         yield Suspect(
             cause, names, f"drawing {listed(names)} anew", f"{listed(names)}: {_differs(model, drawn)}",
             partial(_set, drawn),
@@ -78,7 +80,7 @@ def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:
             "dead-units", names, f"letting a part of what is negative through the ReLU behind {listed(names)}",
             f"the ReLU behind {listed(names)} is closed on every row, in up to {100 * max(closed.names.values()):.0f} % of its channels "
             "before the first step",
-            _nothing, _Opened(),
+            unchanged, _Opened(),
         )  # fmt: skip
     sums = Divided()
     with sums.mode():
@@ -104,7 +106,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _nothing(model: nn.Module) -> None:
+def unchanged(model: nn.Module) -> None:
     """What a mode around the trial does needs no change of the model."""
 
 
@@ -126,6 +128,16 @@ def _drawn_anew(model: nn.Module) -> dict[str, Tensor]:
 
 def _arrives(gradient: Tensor | None) -> bool:
     return gradient is not None and bool(gradient.any())
+
+
+def _of_scores(model: nn.Module, name: str, new: Tensor) -> bool:
+    """True where a weight of torch's own attention makes queries or keys, and its part for the values, where it has one, is of the size of ``new``."""
+    owner, _, key = name.rpartition(".")
+    if not isinstance(model.get_submodule(owner), nn.MultiheadAttention):
+        return False
+    if key != "in_proj_weight":
+        return key in ("q_proj_weight", "k_proj_weight")
+    return not _deviates(model.get_parameter(name).detach().chunk(3)[2], new.chunk(3)[2])
 
 
 def _reset(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

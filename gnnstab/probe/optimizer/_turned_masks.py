@@ -17,7 +17,7 @@ from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations.source_lines import Modules, caller_place
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer._suspects import Suspect
+from gnnstab.probe.optimizer._suspects import Suspect, unchanged
 from gnnstab.probe.optimizer.learning import seen
 from gnnstab.probe.replaying.replica import forked_rng, mapped, rng_snapshot
 
@@ -86,7 +86,7 @@ def by_numbers(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect
         yield Suspect(
             "masking", (), "taking that mask away",
             f"a mask lets each node see those of a {look.found} number alone, as in a text{line}, and the numbers of nodes say nothing: edges of the "
-            "batch lead both ways", _same, _Triangles(),
+            "batch lead both ways", unchanged, _Triangles(),
         )  # fmt: skip
 
 
@@ -144,13 +144,13 @@ def _tried(bench: Bench, name: str) -> Iterator[tuple[Suspect, Bench]]:
         return
     if not read and moves:
         yield Suspect(
-            "masking", (name,), f"using the mask `{name}` the other way round", f"the mask `{name}` seems to be used the wrong way round", _same
+            "masking", (name,), f"using the mask `{name}` the other way round", f"the mask `{name}` seems to be used the wrong way round", unchanged
         ), other  # fmt: skip
     elif not read and mask.dim() == 1:
         for kept, which in ((True, "is not set"), (False, "is set")):
             yield Suspect(
                 "masking", (name,), f"leaving out the edges for which it {which}",
-                f"the mask `{name}` of edges is handed over and changes nothing in the output", _same,
+                f"the mask `{name}` of edges is handed over and changes nothing in the output", unchanged,
             ), _changed(bench, name, partial(_without, kept))[0]  # fmt: skip
 
 
@@ -178,10 +178,6 @@ def _without(kept: bool, mask: Tensor, tensor: Any) -> Any:
     if tensor.dim() == 2 and tensor.shape == (2, len(mask)) and not tensor.is_floating_point():
         return tensor[:, mask == kept]
     return tensor[mask == kept] if tensor.dim() and len(tensor) == len(mask) else tensor
-
-
-def _same(model: nn.Module) -> None:
-    """The arguments are changed, and not the model."""
 
 
 def _read_by_loss(bench: Bench, other: Bench, turned: Any, mask: Tensor) -> tuple[bool, bool]:

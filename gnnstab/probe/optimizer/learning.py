@@ -16,7 +16,7 @@ from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._large_inputs import large_inputs
 from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._stacks import stacks
-from gnnstab.probe.optimizer._suspects import Suspect, suspects
+from gnnstab.probe.optimizer._suspects import Suspect, suspects, unchanged
 from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
 from gnnstab.probe.replaying.replica import forked_rng
@@ -238,7 +238,7 @@ def _rate(bench: Bench, factor: float) -> Suspect:
     """A rate at which the model learns less than at ``factor`` times it."""
     rate = max(float(group["lr"]) for group in bench.optimizer.param_groups)
     words = f"at a rate of {factor * rate:.3g}"
-    return Suspect("learning-rate", (), words, f"the learning rate is {rate:.3g}", lambda model: None)
+    return Suspect("learning-rate", (), words, f"the learning rate is {rate:.3g}", unchanged)
 
 
 def _decay(bench: Bench) -> Suspect:
@@ -246,7 +246,7 @@ def _decay(bench: Bench) -> Suspect:
     groups = bench.optimizer.param_groups
     decay, rate = max((float(group.get("weight_decay", 0.0)), float(group["lr"])) for group in groups)
     what = f"the weight decay is {decay:.3g} at a learning rate of {rate:.3g}"
-    return Suspect("learning-rate", (), "without it", what, lambda model: None, setting="weight_decay")
+    return Suspect("learning-rate", (), "without it", what, unchanged, setting="weight_decay")
 
 
 def _undone(

@@ -88,16 +88,8 @@ def _merged(bench: Bench, name: str, labels: Tensor) -> _Merged | None:
     """
     if not is_target(name) or not labels_below_zero(labels):
         return None
-    model, _ = twins(bench.model, bench.optimizer)
-    try:
-        with forked_rng(), torch.enable_grad():
-            output = bench.forward(model, 0)[0].detach().requires_grad_()
-            bench.loss(output, bench.batches[0]).backward()  # type: ignore[no-untyped-call]
-    except Exception as error:
-        let_through(error)
-        return None
-    gradient, label = output.grad, int(labels.min())
-    if gradient is None or output.dim() != 2 or len(output) != len(labels) or output.shape[1] < 2:
+    gradient, label = _returned(bench), int(labels.min())
+    if gradient is None or gradient.dim() != 2 or len(gradient) != len(labels) or gradient.shape[1] < 2:
         return None
     below, read = labels < 0, (gradient != 0).any(-1)
     asked = gradient.argmin(-1)
@@ -113,7 +105,7 @@ def _merged(bench: Bench, name: str, labels: Tensor) -> _Merged | None:
         others = _named(bench, number).get(name)
         if others is None or others.dim() != 1:
             return None
-        certain = torch.full((len(others), output.shape[1]), -CERTAIN, device=output.device)
+        certain = torch.full((len(others), gradient.shape[1]), -CERTAIN, device=gradient.device)
         certain[:, taken_for] = CERTAIN
         known.append(_Known(certain, (others < 0)[:, None].expand_as(certain)))
     return _Merged(label, taken_for, known)
@@ -211,6 +203,12 @@ def _known(bench: Bench, number: int, target: str, mask: str) -> _Known:
 
 def _compared(bench: Bench, known: _Known) -> bool:
     """True where a gradient comes back to most outputs whose targets are marks."""
+    gradient = _returned(bench)
+    return gradient is not None and float((gradient.view_as(known.marks)[known.marks] != 0).double().mean()) > 0.5
+
+
+def _returned(bench: Bench) -> Tensor | None:
+    """The gradient that the loss of the first batch gives the output; None where it gives none, or the output is no tensor."""
     model, _ = twins(bench.model, bench.optimizer)
     try:
         with forked_rng(), torch.enable_grad():
@@ -218,6 +216,6 @@ def _compared(bench: Bench, known: _Known) -> bool:
             bench.loss(output, bench.batches[0]).backward()  # type: ignore[no-untyped-call]
     except Exception as error:
         let_through(error)
-        return False
-    gradient = output.grad
-    return gradient is not None and float((gradient.view_as(known.marks)[known.marks] != 0).double().mean()) > 0.5
+        return None
+    gradient: Tensor | None = output.grad
+    return gradient
