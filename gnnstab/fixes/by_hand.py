@@ -176,9 +176,8 @@ class LowerDecay(ByHand):
     where = "what the optimizer is given"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
-        name = variable(str(signals.context.get("optimizer", "AdamW")))
-        decay = 1e-2 if name == "AdamW" else 5e-4
-        return f"torch.optim.{name}(model.parameters(), lr=lr, weight_decay={decay:g})"
+        decay = 1e-2 if signals.context.get("optimizer") == "AdamW" else 5e-4
+        return f'for group in optimizer.param_groups:\n    group["weight_decay"] = {decay:g}'
 
 
 def decays(signals: Signals) -> bool:

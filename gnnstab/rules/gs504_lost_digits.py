@@ -81,11 +81,12 @@ class LostDigits(Rule):
         if weight in never and max(steps, default=0) + 1 >= self.steps:
             yield self.finding(
                 f"all {signal.detail['columns']} columns of {signal.layer} that {signal.detail['module']} is given are 0 in all {signal.detail['before']} rows, "
-                f"in whole numbers, and {weight} got a gradient of exactly 0 in every step: nodes that differ in what they stood for are alike. A cast to "
-                "whole numbers makes every value below 1 a 0: cast the columns of ids alone.",
+                f"in whole numbers, and {weight} got a gradient of exactly 0 in every step: the nodes are alike in them. If they "
+                "held values below 1 before the table was cast to whole numbers, cast the columns of ids alone; if they are meant to be empty, leave them out.",
                 limit=self.lost,
                 signal=signal,
                 cause="indistinguishable-nodes",
+                confidence="medium",
             )
 
     def _scaled(self, signal: Signal) -> Finding:

@@ -52,6 +52,7 @@ def test_a_decay_of_too_much_is_the_cause_and_its_fix_is_no_lower_rate(optimizer
     assert [cause.cause for cause in roots] == ["learning-rate"] * bool(codes)
     assert [advice.fix for cause in roots for advice in cause.fixes] == ["lower-decay"] * bool(codes)
     assert all("decay" in f.message for f in found.findings if f.code in codes)
+    assert all('group["weight_decay"] = ' in advice.change for cause in roots for advice in cause.fixes)
 
 
 def test_a_rate_that_is_too_high_has_no_fix_for_its_decay() -> None:
