@@ -196,10 +196,9 @@ class MultiheadAttentionLayer(GenericLayer):
             if not isinstance(part, torch.Tensor):
                 part.reset_parameters()
                 continue
-            fresh, rows = nn.init.xavier_uniform_(torch.empty_like(part)), len(part)
-            rows = rows * 2 // 3 if name == "in_proj_weight" else rows
+            rows = score_rows(module, name, len(part)) or slice(None)
             with torch.no_grad():
-                part[:rows] = fresh[:rows]
+                part[rows] = nn.init.xavier_uniform_(torch.empty_like(part))[rows]
         return len(found)
 
     def redraw(self, module: Any) -> None:
@@ -216,6 +215,18 @@ class MultiheadAttentionLayer(GenericLayer):
             if part in self.vectors
             else super().reinit_line(owner, part)
         )
+
+
+def score_rows(module: nn.Module, parameter: str, rows: int) -> slice | None:
+    """Rows of a weight of torch's own attention that make queries or keys, out of as many; None where it makes neither.
+
+    Nobody calls a softmax there that could be watched, so that these weights are all that shows the scores.
+    """
+    from torch import nn
+
+    if not isinstance(module, nn.MultiheadAttention) or parameter not in MultiheadAttentionLayer.roles["score"]:
+        return None
+    return slice(rows * 2 // 3 if parameter == "in_proj_weight" else rows)
 
 
 _QUERY = ("in_proj_weight", "in_proj_bias", "q_proj_weight")

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
 from gnnstab.layers.lazy import unwritten
+from gnnstab.layers.multihead_attention import score_rows
 from gnnstab.probe.optimizer._sums import Divided
 from gnnstab.probe.optimizer.softening import Softened, Spreads
 
@@ -133,11 +134,8 @@ def _arrives(gradient: Tensor | None) -> bool:
 def _of_scores(model: nn.Module, name: str, new: Tensor) -> bool:
     """True where a weight of torch's own attention makes queries or keys, and its part for the values, where it has one, is of the size of ``new``."""
     owner, _, key = name.rpartition(".")
-    if not isinstance(model.get_submodule(owner), nn.MultiheadAttention):
-        return False
-    if key != "in_proj_weight":
-        return key in ("q_proj_weight", "k_proj_weight")
-    return not _deviates(model.get_parameter(name).detach().chunk(3)[2], new.chunk(3)[2])
+    rows = score_rows(model.get_submodule(owner), key, len(new))
+    return rows is not None and not _deviates(model.get_parameter(name).detach()[rows.stop :], new[rows.stop :])
 
 
 def _reset(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
