@@ -16,7 +16,7 @@ from gnnstab.rules.queries import percent
 
 @rule("GS608", "learning-rate-too-low", cause="learning-rate", severity="warning", confidence="high")
 class LearningRateTooLow(Rule):
-    """The learning rate is so small that the network stays as it was initialised.
+    """The learning rate, or a limit of the gradient, is so small that the network stays as it was initialised.
 
     ## What it sees
     A schedule that has taken the rate below a hundredth of its largest, or to 0, for more than half of the run, in which little was learned, or less than twenty steps at the largest rate would add; or,
@@ -25,6 +25,8 @@ class LearningRateTooLow(Rule):
     Where all updates of the run together, whatever its schedule, moved the output by less than its spread, and the loss has fallen by less than a fifth and is
     still near that of an output of zeros: twenty steps at a hundred times the largest rate of the run that lower the loss by a tenth and get more than 25
     times as far as those at that rate, and twice as far as the whole run.
+    Of gradients that stayed below a tenth of the norm of the first one on a copy, so that the run limits them: twenty steps without the limit that are
+    calm, lower the loss by a tenth and get more than 25 times as far.
     Before a run, of a rate that is a hundredth or less of the default of its optimizer's class, or of what its schedule warms up to: where a step moves the output by less than a thousandth of its spread and
     the loss is near that of an output of zeros, twenty steps at that default which are calm, lower the loss by a tenth and get more than 25 times as far.
 
@@ -33,10 +35,10 @@ class LearningRateTooLow(Rule):
 
     ## What it looks like
     The rate of a recipe for fine-tuning, 2e-7, in a network that starts from scratch: 80 steps lower the loss by 0.03 %, and all is finite.
-    A schedule that is meant for epochs and stepped per batch. The .001 of Adam handed to Adadelta, whose rate is a factor of 1.
+    A limit of .001 on the norm of gradients of norm 0.6, under SGD. A schedule that is meant for epochs and stepped per batch. The .001 of Adam handed to Adadelta, whose rate is a factor of 1.
 
     ## Fix
-    Use the rate that is named, or the optimizer's default.
+    Use the rate that is named, or the optimizer's default; a limit near the norms that you log.
 
     ## When it is wrong
     Where the run was meant to leave the weights as they are.
@@ -87,6 +89,7 @@ class LearningRateTooLow(Rule):
         if signals.kind != "trace":
             yield from self._before(signals)
             return
+        yield from self._clipped(signals)
         told = next((s.detail for s in signals.find(LOSS) if "best" in s.detail), {})
         rates = next((jump.detail for jump in signals.find(OPTIMIZER_LR_JUMP)), {})
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
@@ -98,6 +101,8 @@ class LearningRateTooLow(Rule):
         if not (came_down or stood or crawled) or told["steps"] < self.run:
             return
         for slow in signals.find(OPTIMIZER_SLOW):
+            if "clip" in slow.detail:
+                continue
             own, better = (-math.expm1(-float(fell)) for fell in slow.detail["fell"])
             lr = float(slow.detail["lr"])
             rate = float(slow.detail.get("rate", slow.value * lr))
@@ -132,6 +137,20 @@ class LearningRateTooLow(Rule):
                     f"Raise the rate.",
                     limit=self.factor,
                     signal=replace(slow, value=self.factor),
+                )
+
+    def _clipped(self, signals: Signals) -> Iterator[Finding]:
+        """One finding where the gradients of a run were limited to next to nothing, and more of them gets anywhere."""
+        for slow in (s for s in signals.find(OPTIMIZER_SLOW) if "clip" in s.detail):
+            told = slow.detail
+            own, free = (float(fell) for fell in told["fell"])
+            if told["over_zeros"] >= self.untrained and free > max(self.linear * own, self.learns):
+                yield self.finding(
+                    f"no gradient of the run had a norm above {told['clip']:.3g}, where the loss gives one of {told['norm']:.3g}: a limit, or a "
+                    f"factor, takes 1/{slow.value:.3g} of it. On a copy {told['steps']} steps of {told['optimizer']} limited so lower the loss by "
+                    f"{-100 * math.expm1(-own):.2g} %, others by {percent(-math.expm1(-free))}, calmly. Raise the limit.",
+                    limit=self.factor,
+                    signal=slow,
                 )
 
     def _before(self, signals: Signals) -> Iterator[Finding]:
