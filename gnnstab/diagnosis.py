@@ -24,6 +24,7 @@ def diagnose(
     loss: Any = None,
     optimizer: Any = None,
     precision: str = "fp32",
+    clip: float | None = None,
     heads: int | None = None,
     activation: str | None = None,
     verify: bool = False,
@@ -49,6 +50,7 @@ def diagnose(
         optimizer: An optimizer of ``model`` whose state and settings are judged too. ``verify`` trains with its rate and eps;
             without one, with those of the Adam that the checkpoint holds.
         precision: ``fp32``, ``fp16`` or ``bf16``: the forward runs under autocast to it.
+        clip: Limit of the norm of all gradients, where the training has one (`clip_grad_norm_`): trial steps of the optimizer keep to it.
         heads: Number of heads where a file cannot show it.
         activation: ``relu`` or ``tanh``: activation between the layers, where a file cannot show it.
         verify: Prove every recommended fix on a copy of the model (needs a model and a batch).
@@ -68,7 +70,10 @@ def diagnose(
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
-    request = Request(model, batch, loss, optimizer, precision, heads, activation, unsafe, progress or (lambda _: None))
+    if clip is not None and not clip > 0:
+        raise UsageError(f"clip is the limit of the gradient's norm, a number above 0, not {clip!r}")
+    told = progress or (lambda _: None)
+    request = Request(model, batch, loss, optimizer, precision, clip, heads, activation, unsafe, told)
     seen = observe(target, request)
     diagnosis = evaluate(
         seen.target, seen.signals, select=select, ignore=ignore, thresholds=thresholds, overrides=overrides

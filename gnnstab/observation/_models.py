@@ -56,7 +56,14 @@ def model_signals(
 
 
 def _scale_tried(
-    signals: Signals, model: nn.Module, batch: Any, loss: Any, optimizer: Any, precision: str, lr: float = 1e-3
+    signals: Signals,
+    model: nn.Module,
+    batch: Any,
+    loss: Any,
+    optimizer: Any,
+    precision: str,
+    lr: float = 1e-3,
+    clip: float | None = None,
 ) -> Signals:
     """The signals with what steps on copies say of inputs that are badly scaled: without the user's own, of those that saturate nothing."""
     rule = FeatureScale()
@@ -65,7 +72,7 @@ def _scale_tried(
         return signals
     from gnnstab.probe.optimizer.optimizer_steps import with_input_trial
 
-    return with_input_trial(signals, chosen, model, batch, loss, optimizer, lr, precision)
+    return with_input_trial(signals, chosen, model, batch, loss, optimizer, lr, precision, clip)
 
 
 def observe_model(model: Any, request: Request) -> Observed:
@@ -95,12 +102,12 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     request.progress("running forward and backward")
     target = replace(seen.target, notes=(*seen.target.notes, *_kept(model)))
     dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
-    dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
+    dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision, request.clip)
     if request.optimizer is not None:
         dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
     rate = live.training.get("lr", 1e-3)
     joined = join(dynamic, seen.signals)
-    joined = _scale_tried(joined, model, batch, loss, request.optimizer, request.precision, rate)
+    joined = _scale_tried(joined, model, batch, loss, request.optimizer, request.precision, rate, request.clip)
     if not joined.find(WEIGHT_RMS):
         # No update was looked at, as where the loss is not finite: what the weights hold may be why.
         joined = replace(joined, values=(*joined.values, *_sizes(model)))

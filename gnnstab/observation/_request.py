@@ -24,6 +24,7 @@ class Request:
     loss: Any = None
     optimizer: Any = None
     precision: str = "fp32"
+    clip: float | None = None
     heads: int | None = None
     activation: str | None = None
     unsafe: bool = False

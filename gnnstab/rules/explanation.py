@@ -11,6 +11,7 @@ from gnnstab.records.vocabulary import (
     LOSS_OVER_ZERO,
     OPTIMIZER_EPS_LOST,
     OPTIMIZER_INPUT_SHARE,
+    OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LOST_SHARE,
     OPTIMIZER_UNDONE,
     PLACE_COPIED_UNITS,
@@ -96,7 +97,10 @@ def _behind(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
 
 
 def _only_by_scale(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """The sum would be small if the features were: divide their scale out and look again."""
+    """The sum would be small if the features were: divide their scale out and look again, or take steps on a copy without it."""
+    if symptom.signal == OPTIMIZER_LOSS_RISE:
+        told = signals.find(OPTIMIZER_INPUT_SHARE)
+        return any(s.value > FeatureScale.taken and explanation.layer in s.detail.get("names", ()) for s in told)
     rms = measured(signals.find("aggregation.rms", layer=symptom.layer))
     scale = measured(signals.find("feature.rms"))
     if not rms or not scale:
@@ -312,10 +316,9 @@ LINKS = tuple(
         ("GS502", _scale_that_was_undone, "GS301 GS302 GS601"),
         ("GS502", _undefined_there, "GS301"),
         # Memory that was never initialised, before everything that its size brings about.
-        ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
+        ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704 GS601 GS603 GS604"),
         ("GS605", _same_layer, "GS201"),
         ("GS605", _behind, "GS301"),
-        ("GS605", _always, "GS601 GS603 GS604"),
         # What is divided by Inf is 0 for every node: units behind it are closed, and nothing comes back.
         ("GS501", _told_by(PLACE_OVERFLOW), "GS701 GS604 GS704 GS301 GS302"),
         # Where no neighbour has any weight, how sharp the attention is says nothing.

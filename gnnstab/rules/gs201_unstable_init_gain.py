@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS, LOSS_OVER_ZERO, OPTIMIZER_UNDONE
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS_OVER_ZERO
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
-from gnnstab.rules.queries import fresh, measured, names, need_depth, smallest
+from gnnstab.rules.queries import came_down, fresh, measured, names, need_depth, smallest
 
 
 @rule("GS201", "unstable-init-gain", cause="unsuitable-init", severity="warning", confidence="medium")
@@ -96,7 +95,7 @@ class UnstableInitGain(Rule):
             known = signal.detail.get("drawn") or far_off
             tied = bool(signal.detail.get("tied"))
             drawn = (fresh(signals) and not tied) or (known and signals.context.get("trained") is not True)
-            if tied and (not far_off or _came_down(signals)):  # Small states, or ones divided by √d, make up for it.
+            if tied and (not far_off or came_down(signals)):  # Small states, or ones divided by √d, make up for it.
                 continue
             if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):
                 what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
@@ -178,10 +177,3 @@ def _judged_elsewhere(signals: Signals, module: str) -> bool:
             judged = [role for role in ("score", "value", "skip", "gate") if own in roles.get(role, ())]
             return bool(judged) and (judged != ["score"] or bool(signals.find(LOGIT_FROBENIUS, layer=layer.name)))
     return False
-
-
-def _came_down(signals: Signals) -> bool:
-    """True where the run, or steps on a copy, have brought the loss down to less than 1/e² of that of an output of zeros."""
-    over = max((s.value for s in signals.find(LOSS_OVER_ZERO)), default=math.nan)
-    told = [s.detail for name in (LOSS, OPTIMIZER_UNDONE) for s in signals.find(name) if "best" in s.detail]
-    return any(float(one["best"]) < math.exp(-2) * float(one["first"]) / over for one in told if "first" in one)

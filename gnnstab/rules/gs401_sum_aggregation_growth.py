@@ -17,7 +17,7 @@ from gnnstab.records.vocabulary import (
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
-from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
+from gnnstab.rules.queries import Attention, attention, came_down, largest, measured, names, smallest
 
 
 @rule("GS401", "sum-aggregation-growth", cause="sum-aggregation", severity="error", confidence="high")
@@ -137,9 +137,10 @@ class SumAggregationGrowth(Rule):
         )
 
     def _far_off(self, signals: Signals) -> Signal | None:
-        """The loss of a fresh network beside that of zeros, where its output is far off, and no divisor near 0 has made it so."""
+        """The loss of a fresh network beside that of zeros, where its output is far off, no divisor near 0 has made it so, and it is not learned away."""
         divided = any(s.value > SoftmaxMisused.near_zero for s in signals.find(PLACE_SIGNED_DIVISOR))
-        found = [] if divided or signals.context.get("trained") else signals.find(LOSS_OVER_ZERO)
+        explained = divided or signals.context.get("trained") or came_down(signals)
+        found = () if explained else signals.find(LOSS_OVER_ZERO)
         return next((s for s in found if s.value > self.far_off), None)
 
     def _pooled(self, signals: Signals) -> Iterator[Finding]:

@@ -86,10 +86,10 @@ class LearningRateTooLow(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for the run."""
+        yield from self._clipped(signals)
         if signals.kind != "trace":
             yield from self._before(signals)
             return
-        yield from self._clipped(signals)
         told = next((s.detail for s in signals.find(LOSS) if "best" in s.detail), {})
         rates = next((jump.detail for jump in signals.find(OPTIMIZER_LR_JUMP)), {})
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
@@ -145,8 +145,13 @@ class LearningRateTooLow(Rule):
             told = slow.detail
             own, free = (float(fell) for fell in told["fell"])
             if told["over_zeros"] >= self.untrained and free > max(self.linear * own, self.learns):
+                limited = (
+                    "no gradient of the run had a norm above"
+                    if signals.kind == "trace"
+                    else "gradients are limited to a norm of"
+                )
                 yield self.finding(
-                    f"no gradient of the run had a norm above {told['clip']:.3g}, where the loss gives one of {told['norm']:.3g}: a limit, or a "
+                    f"{limited} {told['clip']:.3g}, where the loss gives one of {told['norm']:.3g}: a limit, or a "
                     f"factor, takes 1/{slow.value:.3g} of it. On a copy {told['steps']} steps of {told['optimizer']} limited so lower the loss by "
                     f"{-100 * math.expm1(-own):.2g} %, others by {percent(-math.expm1(-free))}, calmly. Raise the limit.",
                     limit=self.factor,
@@ -160,7 +165,7 @@ class LearningRateTooLow(Rule):
             raise NotApplicable("a rate is too low for a run that does not move")
         for slow in tried:
             told = slow.detail
-            if "usual" not in told:  # Of a run, and tried at its end.
+            if "usual" not in told:  # Of a run, and tried at its end, or of a limit.
                 continue
             own, better = (float(fell) for fell in told["fell"])
             fresh = told["over_zeros"] >= self.untrained and told["moved"] <= self.hardly

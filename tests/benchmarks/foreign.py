@@ -68,7 +68,12 @@ def ask(path: Path, fixed: bool) -> dict[str, Answer]:
             train(case, how, model, optimizer, monitor, batches)
         file = f"{folder}/checkpoint.pt"
         torch.save({"model_state_dict": model.state_dict(), "optimizer_state_dict": optimizer.state_dict()}, file)
-        given = {"loss": case.loss, "optimizer": make(fresh.parameters()), "precision": how.get("precision", "fp32")}
+        given = {
+            "loss": case.loss,
+            "optimizer": make(fresh.parameters()),
+            "precision": how.get("precision", "fp32"),
+            "clip": how.get("grad_clip"),
+        }
         faces: dict[str, Callable[[], Any]] = {
             "monitor": monitor.diagnose,
             "diagnose": lambda: gnnstab.diagnose(fresh, batch=batches[how.get("look_at", 0)], **given),

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from faults.rates import Program, build, loss, programs
+from gnnstab.probe.optimizer._eps import damping_signals
 from gnnstab.probe.optimizer._groups import group_signals
-from gnnstab.probe.optimizer.optimizer_steps import bench_for, damping_signals
+from gnnstab.probe.optimizer.optimizer_steps import bench_for
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.records import Signals
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GATv2Conv
 
 import gnnstab
+from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer.optimizer_steps import MOST_STEPS, STEPS, optimizer_signals, steps_of
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
@@ -218,6 +220,23 @@ def test_a_limit_says_nothing_of_an_optimizer_that_knows_no_size() -> None:
             optimizer.step()
             monitor.loss(value)
     assert not monitor.diagnose(select=["GS608"]).findings
+
+
+@pytest.mark.parametrize(
+    ("size", "clip", "told"), [(30, None, ["GS601"]), (30, 1.0, []), (1, 1e-4, ["GS608"]), (1, 1.0, [])]
+)
+def test_before_a_run_steps_keep_to_its_limit_of_the_gradient(size: float, clip: float | None, told: list[str]) -> None:
+    model, data = crossings()
+    data.y = size * data.y
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+    found = gnnstab.diagnose(model, batch=data, loss=squared, optimizer=optimizer, clip=clip, select=["GS601", "GS608"])
+    assert [f.code for f in found.findings if f.severity != "info"] == told
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0, math.nan])
+def test_a_limit_that_is_none_is_refused(clip: float) -> None:
+    with pytest.raises(UsageError, match="clip is the limit"):
+        gnnstab.diagnose(crossings()[0], clip=clip)
 
 
 def test_a_rate_that_warms_up_is_not_called_too_small() -> None:

@@ -84,6 +84,20 @@ def test_features_come_before_the_sum_they_make_large() -> None:
     assert found["sum-aggregation"].status == "contributing"
 
 
+@pytest.mark.parametrize(("share", "follows"), [(0.9, True), (0.1, False)])
+def test_steps_that_sums_make_steep_follow_from_features_without_which_steps_learn(share: float, follows: bool) -> None:
+    steep = Signal("optimizer.loss_rise", 3.1, source="steps", detail={
+        "optimizer": "Adam", "lr": 0.005, "first": 4e6, "above": 4, "peak": 1, "calm_as_means": ["embed"]})  # fmt: skip
+    told = {"names": ["x"], "learns": False, "first": 4e6, "best": 70.0, "undone": 0.5, "zeros": 1.5, "steps": 17}
+    large = Signal("place.rms", 2e5, "x", source="batch", detail={"arrives": True})
+    tried = Signal(
+        "optimizer.input_share", share, source="steps", detail={"optimizer": "Adam", "objective": "it", **told}
+    )
+    found, explained = judge(model(1, steep, large, tried, others=("embed",)))
+    assert explained["GS401"] == ("GS406" if follows else None)
+    assert ("sum-aggregation" in roots(found)) is not follows
+
+
 def test_no_identity_path_explains_vanishing() -> None:
     found, explained = judge(model(16, Signal("gradient.ratio", 1.4e-5)))
     assert roots(found) == ["no-residual"]

@@ -92,6 +92,38 @@ def test_differences_that_a_cast_takes_away(face: Callable[..., Any], encode: En
         assert finding.layer == "days"
 
 
+class Clock(nn.Module):
+    """How long after the first of eight each entry of a log was made, in minutes."""
+
+    def __init__(self, since: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.since, self.enter = since, nn.Linear(1, 4)
+
+    def forward(self, seconds: Tensor) -> Tensor:
+        return self.enter(self.since(seconds, seconds[torch.arange(len(seconds)) // 8 * 8]).view(-1, 1) / 60).cos()
+
+
+@pytest.mark.parametrize("face", [asked, watched])
+@pytest.mark.parametrize(
+    ("since", "start", "named"),
+    [
+        (lambda one, other: one.float() - other.float(), 1_718_000_000, True),
+        (lambda one, other: one.to(torch.float32) - other.to(torch.float32), 1_718_000_000, True),
+        (lambda one, other: (one - other).float(), 1_718_000_000, False),
+        (lambda one, other: (one.double() - other.double()).float(), 1_718_000_000, False),
+        (lambda one, other: one.float() - other.float(), 16_000_000, False),  # float32 holds these exactly.
+    ],
+)
+def test_whole_numbers_that_are_cast_before_their_difference_is_taken(
+    face: Callable[..., Any], since: Callable[[Tensor, Tensor], Tensor], start: int, named: bool
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    seconds = start + torch.arange(128) // 8 * 400 + torch.randint(0, 90, (128,), generator=g)
+    found = lost(face(Clock(since), seconds))
+    assert [f.layer for f in found] == (["seconds"] if named else [])
+
+
 class Line(nn.Module):
     """Multiplies what it is given."""
 

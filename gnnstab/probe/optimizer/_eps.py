@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from gnnstab.records import Signal
-from gnnstab.records.vocabulary import OPTIMIZER_EPS_LOST
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_EPS_LOST
 
 if TYPE_CHECKING:
-    from gnnstab.probe.optimizer.optimizer_steps import Bench
+    from gnnstab.probe.optimizer.optimizer_steps import Bench, Trial
 
 NO_EPS = 1e-20
 """What eps is compared with: as good as none, also of a loss that is itself far below 1."""
+
+WHOLE = 0.9
+"""Share of an update from which on it counts as taken whole."""
 
 MADE_OF_EPS = ("Adadelta",)
 """Optimizers whose first steps are made of eps: a smaller one is no other setting but another method."""
@@ -70,3 +75,16 @@ def shrink_eps(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if isinstance(group.get("eps"), float):
             group["eps"] = NO_EPS
+
+
+def damping_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
+    """What eps leaves of a step, and, where it takes much, of the progress of several; failures as of `Bench.trial`."""
+    eps = eps_of(bench.optimizer)
+    if eps is None:
+        return
+    free = bench.trial(1, setting=shrink_eps).moved
+    if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
+        detail: dict[str, Any] = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
+        if trial.moved / free < WHOLE:
+            detail["fell"] = [trial.fall, bench.trial(setting=shrink_eps).fall]
+        yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)

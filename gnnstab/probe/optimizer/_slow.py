@@ -89,7 +89,12 @@ def unclipped(bench: Bench, clip: float) -> Iterator[Signal]:
 
 
 def far_below_usual(bench: Bench) -> Iterator[Signal]:
-    """What the default rate of the optimizer's class makes of a few steps, where the one in use, and the highest that its schedule has in store, is a hundredth of it or less; nothing where those are not calm."""
+    """What the default rate of the optimizer's class makes of a few steps, where the one in use, and the highest that its schedule has in store, is a hundredth of it or less; nothing where those are not calm.
+
+    The same of steps without the limit of the gradient's norm, where there is one.
+    """
+    if bench.clip is not None:
+        yield from unclipped(replace(bench, clip=None), bench.clip)
     told = [float(group.get(name, 0.0)) for group in bench.optimizer.param_groups for name in ("lr", *_IN_STORE)]
     now, usual = max(told), _usual(bench.optimizer)
     if not 0 < now <= usual / HUNDRED:

@@ -17,11 +17,11 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
-from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps, unguarded
+from gnnstab.probe.optimizer._eps import WHOLE, eps_of, eps_signals, shrink_eps, unguarded
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
 from gnnstab.probe.optimizer._rounding import lost_share
 from gnnstab.probe.optimizer.beginning import Beginning, beginning
-from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
+from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import rows_of, run_trial
 from gnnstab.probe.optimizer.softening import outputs_and_wide
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in

@@ -20,7 +20,7 @@ from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.loss import loss_with_targets
 from gnnstab.probe.optimizer import learning
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps, unguarded_signals
+from gnnstab.probe.optimizer._eps import damping_signals, eps_signals, unguarded_signals
 from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer._settings import setting_signals
@@ -46,9 +46,6 @@ MOST_STEPS = 20
 
 MOST_BATCHES = 4
 """Batches that a trial goes round; each one costs a forward per step."""
-
-WHOLE = 0.9
-"""Share of an update from which on it counts as taken whole."""
 
 _SCALES = tuple(2.0**power for power in (16, 12, 8, 4, 0))
 """Factors of the loss under fp16, as a GradScaler would choose: the largest that leaves the gradients finite."""
@@ -306,11 +303,12 @@ def with_trial_steps(
     loss: Loss | None,
     optimizer: torch.optim.Optimizer | None,
     precision: str = "fp32",
+    clip: float | None = None,
 ) -> Signals:
     """``signals`` with those of trial steps and the operation that ended them, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     sharp = sharp_layers(signals.values)
-    values, missing = optimizer_signals(model, batch, loss, optimizer, precision=dtype, sharp=sharp)
+    values, missing = optimizer_signals(model, batch, loss, optimizer, precision=dtype, clip=clip, sharp=sharp)
     own = [Event(s.detail["steps"], "non-finite", **s.detail["event"]) for s in values if "event" in s.detail]
     events = signals.events if any(e.kind == "non-finite" for e in signals.events) else (*signals.events, *own)
     return replace(signals, values=(*signals.values, *values), events=events, missing={**signals.missing, **missing})
@@ -325,6 +323,7 @@ def with_input_trial(
     optimizer: torch.optim.Optimizer | None,
     lr: float,
     precision: str = "fp32",
+    clip: float | None = None,
 ) -> Signals:
     """``signals`` with what the scale of ``chosen`` takes from steps of the optimizer, else of Adam at ``lr``; as they are where nothing could be tried.
 
@@ -337,7 +336,7 @@ def with_input_trial(
     loss, named = (loss, "the loss of one batch") if usual is None else usual
     mover = torch.optim.Adam(model.parameters(), lr=lr) if optimizer is None else optimizer
     try:
-        bench = bench_for(model, batch, loss, mover, dtype)
+        bench = bench_for(model, batch, loss, mover, dtype, clip)
         return replace(signals, values=(*signals.values, *learning.input_signals(bench, chosen, named)))
     except UsageError:
         return signals
@@ -381,19 +380,6 @@ def _judged(bench: Bench) -> Iterator[Signal]:
         yield from marked_signals(bench)
 
 
-def damping_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
-    """What eps leaves of a step, and, where it takes much, of the progress of several; failures as of `Bench.trial`."""
-    eps = eps_of(bench.optimizer)
-    if eps is None:
-        return
-    free = bench.trial(1, setting=shrink_eps).moved
-    if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
-        detail: dict[str, Any] = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
-        if trial.moved / free < WHOLE:
-            detail["fell"] = [trial.fall, bench.trial(setting=shrink_eps).fall]
-        yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)
-
-
 def norm_of(gradients: Iterable[Tensor | None]) -> float:
-    """L2 norm over all gradients."""
+    """L2 norm of all gradients together."""
     return math.sqrt(sum(float(g.detach().abs().double().square().sum()) for g in gradients if g is not None))

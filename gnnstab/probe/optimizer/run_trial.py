@@ -12,10 +12,11 @@ from torch import nn
 
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
+from gnnstab.probe.optimizer._eps import damping_signals
 from gnnstab.probe.optimizer._slow import slow_signals, unclipped
 from gnnstab.probe.optimizer.learning import input_signals, learning_signals
 from gnnstab.probe.optimizer.marked import marked_signals
-from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
+from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals

@@ -24,7 +24,9 @@ _MULTIPLIES = frozenset({F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul_
 _SUBTRACTS = frozenset({torch.sub, Tensor.sub, Tensor.__sub__})
 _TURNS = frozenset({torch.cos, torch.sin, Tensor.cos, Tensor.sin})
 
-_LOOKED_AT = _CASTS | _MULTIPLIES | _SUBTRACTS | _TURNS
+_GATHERS = frozenset({Tensor.__getitem__, torch.index_select, Tensor.index_select})
+
+_LOOKED_AT = _CASTS | _MULTIPLIES | _SUBTRACTS | _TURNS | _GATHERS
 
 _WHOLE = 1e-3
 """Rounding over the spread up to which a cast is not worth a row."""
@@ -52,6 +54,8 @@ class Casts(TorchFunctionMode):
         self._leaves = {leaf.untyped_storage().data_ptr(): n for leaf, n in leaves}
         with without_torch_function():
             self._indices = Indices(model, {leaf.untyped_storage().data_ptr(): (n, leaf) for leaf, n in leaves}, named)
+        # What is gathered and cast from whole numbers has no graph; it is kept, so that no other tensor gets its memory.
+        self._gathered: dict[int, tuple[str, Tensor]] = {}
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
         self._error: Exception | None = None
         with without_torch_function(), torch.no_grad():
@@ -72,7 +76,9 @@ class Casts(TorchFunctionMode):
                         return output
                     if func in _SUBTRACTS or func in _TURNS:
                         self._computed(func, args, output)
-                    for before in args[:2] if func not in _SUBTRACTS and func not in _TURNS else ():
+                    if func in _CASTS or func in _GATHERS:
+                        self._follow(args[0], output)
+                    for before in args[:2] if func in _CASTS or func in _MULTIPLIES else ():
                         self._look(before, _cast(func, before, output))
             except Exception as error:  # It is none of the forward that runs here.
                 let_through(error)
@@ -97,13 +103,29 @@ class Casts(TorchFunctionMode):
         found = _difference(operands, output) if func in _SUBTRACTS else _phase(operands[0], func.__name__)
         if found is None or found[0] <= _WHOLE:
             return
+        exact = 2 / torch.finfo(output.dtype).eps
+        if func in _SUBTRACTS and all(self._whole(t) and float(t.abs().max()) <= exact for t in operands):
+            return
         leaves = [self._leaves.get(leaf.untyped_storage().data_ptr(), "") for leaf in autograd.leaves(operands)]
+        leaves += [name for name in map(self._whole, operands) if name]
         # What a weight has gone into may be learned to be as small as it likes.
         if not leaves or (func in _SUBTRACTS and "" in leaves):
             return
         name = next((name for name in leaves if name), "")
         if name and found[0] > self._worst.get(name, (0.0,))[0]:
             self._worst[name] = found
+
+    def _follow(self, source: Any, output: Any) -> None:
+        """Keep the name of whole numbers of the batch that are gathered or cast."""
+        if not _plain(source) or source.is_floating_point() or not isinstance(output, Tensor):
+            return
+        name = self._names.get(source.untyped_storage().data_ptr(), self._whole(source))
+        if name:
+            self._gathered[output.untyped_storage().data_ptr()] = name, output
+
+    def _whole(self, tensor: Tensor) -> str:
+        """Name of the whole numbers of the batch that a tensor was gathered or cast from, or ``""``."""
+        return self._gathered.get(tensor.untyped_storage().data_ptr(), ("",))[0]
 
     def _look(self, before: Any, after: Tensor | None) -> None:
         if after is None or after.shape != before.shape or not before.numel():
