@@ -44,12 +44,16 @@ class FeatureScale(Rule):
     What only comes down from a far-off first output has not learned; entries that hold one number far away from all
     others are put to 0 on that copy.
 
-    Warnings by themselves: an RMS above 1000 that reaches a weight; targets of an RMS above 1000 that the output falls
-    30 times short of, or, where nobody saw them, a loss that no mean or sum of squares of smaller ones reaches; targets
-    out of the range of a sigmoid or tanh that ends the model under a squared or absolute error; one number far away
-    from all others that several targets of a squared error hold, or, where a mask of the batch tells just these
-    targets, or labels below 0 that the loss takes for a class, steps for half of the rows that learn the others only
-    without them.
+    Warnings by themselves:
+
+    - an RMS above 1000 that reaches a weight;
+    - targets of an RMS above 1000 that the output falls 30 times short of; where nobody saw them, a first loss that no
+      mean or sum of squares of smaller ones reaches;
+    - targets out of the range of a sigmoid or tanh that ends the model (times a number or not), under a squared or
+      absolute error;
+    - one number far away from all others that several targets of a squared error hold. Three deviations are enough
+      where a mask of the batch tells just these targets, and labels below 0 count that the loss takes for a class,
+      where steps for half of the rows learn the others only without them.
 
     ## When it is silent
     For whole numbers (ids, indices, counts, masks, one-hot columns), unless a weight multiplies a column of them with

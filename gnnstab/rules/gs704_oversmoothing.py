@@ -39,7 +39,8 @@ class Oversmoothing(Rule):
       nodes and graphs);
     - inputs that are the same for every node, where the few answers that the edges alone tell apart are given to nodes
       with other targets;
-    - layers that are given one row for every node and give one back; one query for all slots of a set.
+    - layers that are given one row for every node and give one back; one query for all slots of a set; nodes that edges
+      join, get one answer, and differ in nothing that the forward is given.
 
     ## When it is silent
     Nodes without incoming edges and those that hear of them, padded rows and entries that a mask has written over are
