@@ -82,12 +82,10 @@ def _text(rule: type[Rule]) -> tuple[str, str]:
 
 
 def _thresholds(rule: type[Rule]) -> str:
-    """The thresholds as a table, or an empty text; the names are those that a configuration may set."""
+    """The thresholds as a list, or an empty text; the names are those that a configuration may set."""
     rows = [
-        f"| `{field.name}` | {field.default:g} | {field.metadata['unit']} | {field.metadata['source']} |"
+        f"- `{field.name}`: {field.default:g} [{field.metadata['unit']}], {field.metadata['source']}"
         for field in dataclasses.fields(rule)
         if "unit" in field.metadata
     ]
-    if not rows:
-        return ""
-    return "\n".join(["## Thresholds", "", "| name | value | unit | source |", "| --- | --- | --- | --- |", *rows])
+    return "\n".join(["## Thresholds", "", *rows]) if rows else ""
