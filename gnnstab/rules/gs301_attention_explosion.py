@@ -51,10 +51,9 @@ class AttentionExplosion(Rule):
     alone: GS302. The size of a logit is no error in fp32: healthy networks had up to 59.
 
     Without a batch: ‖M_h‖_F, M_h = Q̃ᵀK̃/√C, is the typical spread of logits within one target at RMS 1, and the input
-    RMS at which a head saturates is (8 ln d)^¼ / √‖M_h‖_F. It is judged for heads that training has sharpened, by the
-    alignment √C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F), 1 for independent matrices of any gain. Beside a batch, a wide ‖M_h‖_F
-    *without* alignment counts where an input of RMS 1 is saturated by it, or the batch is by weights and input
-    together.
+    RMS at which a head saturates is (8 ln d)^¼ / √‖M_h‖_F. It is judged for heads that training has sharpened: their
+    alignment √C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F) is 1 for independent matrices of any gain. Beside a batch, a wide ‖M_h‖_F
+    *without* alignment counts where it saturates an input of RMS 1, or the batch together with the input.
 
     With model, loss and optimizer, steps on two copies decide, one of them with softer scores: sharpness that takes a
     quarter of the progress is a warning even where its origin is unknown.

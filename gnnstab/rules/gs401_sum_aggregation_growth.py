@@ -25,10 +25,10 @@ class SumAggregationGrowth(Rule):
     """A sum over neighbours grows with in-degree and saturates the attention behind it.
 
     ## Why it matters
-    The largest of n logits of a softmax grows like √(2 ln n), a sum of n messages like n, and the logits behind it like
-    n²: 5.2, 9.5, 272, 1052, 4500 for 7 to 200 nodes of a complete graph (with a LayerNorm inside the message 4.9 to
-    402, behind a mean .16 and falling). The same weights were healthy at in-degree 4.5 and 42 % one-hot at 9.4.
-    Clipping, dropout, the beta gate and residuals leave that untouched.
+    A sum of n messages grows like n, and the logits behind it like n²: 5.2, 9.5, 272, 1052, 4500 for 7 to 200 nodes of
+    a complete graph (with a LayerNorm inside the message 4.9 to 402, behind a mean .16 and falling). The same weights
+    were healthy at in-degree 4.5 and 42 % one-hot at 9.4. Clipping, dropout, the beta gate and residuals leave that
+    untouched.
 
     ## What to do
     Mean instead of sum **and** a term of the node itself: `super().__init__(aggr="mean")` and `h = h +

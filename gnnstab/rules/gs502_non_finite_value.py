@@ -24,11 +24,10 @@ class NonFiniteValue(Rule):
     to pass: `Monitor(loss=fn)`.
 
     ## How it is measured
-    The first non-finite value of the run: layer, stage (input, query, key, value, edge, score, attention, aggregate,
-    skip, gate, output, gradient, weight, loss), step, nodes and edges, and whether it came in or was made there. The
-    step is repeated with every operation watched, which gives the operation, the line of your code, the sizes of its
-    operands and the tensor of the batch that carried the value in. Where the events of a run were lost, the first row
-    of a layer or loss; in a checkpoint, parameters with NaN or Inf. The cause is what is seen:
+    The first non-finite value of the run, by layer, stage, step, nodes and edges, and whether it came in or was made
+    there. The step is repeated with every operation watched, which gives the operation, the line of your code, the
+    sizes of its operands and the tensor of the batch that carried the value in. Where the events of a run were lost,
+    the first row of a layer or loss; in a checkpoint, parameters with NaN or Inf. The cause is what is seen:
 
     - NaN in a tensor of the batch: `non-finite-data`;
     - an operation that is undefined for its finite operands (log 0, 0/0, ∞ − ∞, exp without a shift, the derivative of

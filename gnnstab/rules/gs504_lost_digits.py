@@ -25,11 +25,10 @@ class LostDigits(Rule):
     encodings of time and place with `torch.autocast(device_type, enabled=False)`.
 
     ## How it is measured
-    Each tensor of the batch that the forward casts, by `.to`, `.half` and the like or under autocast at a matrix
-    product; differences of such tensors, and angles made of them for a sine or cosine: the RMS of what the cast rounds
-    away over the standard deviation of its column, and how many distinct values remain. Columns whose spread is below
-    three steps of the format that they are stored in, where a step is a quarter or more, or, in 16 bits beyond the
-    whole numbers, which are one number.
+    The RMS of what a cast (`.to`, `.half`, autocast at a matrix product) rounds away of a tensor of the batch, of
+    differences of such tensors, or of angles made of them for a sine or cosine, over the standard deviation of its
+    column, and how many distinct values remain. Columns whose spread is below three steps of the format that they are
+    stored in, where a step is a quarter or more, or, in 16 bits beyond the whole numbers, which are one number.
 
     Columns that are cast to whole numbers and looked up in a table or given on as numbers (cause: indistinguishable
     nodes): values between -1 and 1, or of mean 0 and deviation 1, most of them no whole ones, of which at most 3 whole

@@ -31,9 +31,9 @@ class LearningRateTooHigh(Rule):
 
     ## Why it matters
     A step that changes the output by many times its spread leaves the region in which the slope means anything: the
-    loss rises, the next gradients are larger, and attention scores run into saturation, from which small gradients do
-    not bring them back. GATConv of three layers under Adam at 5e-2: the loss rises from 0.7 to 2.7, the output moves by
-    13 times its spread, and the run ends above its start; at 2e-2 it moves by 6 and the loss falls.
+    loss rises, gradients grow, and attention scores run into saturation and stay there. Three layers of GATConv under
+    Adam: at 5e-2 the output moves by 13 times its spread and the loss rises from 0.7 to 2.7, at 2e-2 it moves by 6 and
+    the loss falls.
 
     ## What to do
     Take the rate at which the same steps are calm: the first of lr/3, lr/9, … that was tried so, or lr/3 where none
@@ -41,19 +41,18 @@ class LearningRateTooHigh(Rule):
 
     ## How it is measured
     With model, batch, loss and optimizer: six real steps on a copy (with momentum up to twenty, until updates have
-    their full size), by the optimizer's own class, groups, settings and state; the largest loss over the first, and the
-    change of the output in the first step over its spread over nodes or graphs. The rate is the cause where a lower one
-    makes them calm. Of several parameter groups, each whose rate is ten times the lowest is tried at the lowest; one
-    that takes a quarter of the progress of 30 steps is a finding of its own.
+    their full size); the largest loss over the first, and the change of the output in the first step over its spread.
+    The rate is the cause where a lower one makes them calm. Each parameter group whose rate is ten times the lowest is
+    tried at the lowest; one that takes a quarter of the progress of 30 steps is a finding of its own.
 
     In a run: the losses of the first steps over that of step 0, unless the same steps on a copy are calm; the loss,
     when it ends far above what it had reached; and, while the rate rises beyond all before (after the first 50 steps,
     under SGD 10), rate times curvature, the slope along each update after it over that before. This counts while the
     loss does not fall, or under SGD while the rate rises faster than any warm-up.
 
-    Without steps, the rate over the RMS of the weight matrices is a hint, no more (it depends on the width of the
-    input, and large weights of a failed run make it small), unless weights that an optimizer has made saturate the
-    attention: trial steps from there are calm.
+    Without steps, the rate over the RMS of the weight matrices is a hint (it depends on the width of the input, and
+    large weights of a failed run make it small); it counts where weights that an optimizer has made saturate the
+    attention, from where trial steps are calm.
 
     ## When it is silent
     Where something else makes the loss rise: the sums, if it is calm with them divided by the in-degree (GS401); a

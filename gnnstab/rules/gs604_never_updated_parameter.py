@@ -25,8 +25,8 @@ class NeverUpdatedParameter(Rule):
     """A trainable parameter never received a gradient.
 
     ## Why it matters
-    The layer keeps its initial weights while everything around it moves. It is a wiring mistake far more often than an
-    intention: a module that the forward pass skips, a `detach()`, a parameter created after the optimizer.
+    It keeps its initial value while everything around it moves. That is a wiring mistake far more often than an
+    intention: a module that the forward skips, a `detach()`, a parameter created after the optimizer.
 
     ## What to do
     Wire it into the forward pass, pass it to the optimizer, or freeze it on purpose with `requires_grad_(False)` and

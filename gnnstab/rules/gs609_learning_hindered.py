@@ -55,9 +55,9 @@ class LearningHindered(Rule):
       loss falls by less than e;
     - where there is none of these, a third or a tenth of the rate, unless a schedule changes it.
 
-    A batch can be learned by heart. So, where the loss falls by less than e² and nothing is named, steps for one half
-    of the rows that the loss reads, at your rate, a third, three and ten times it, judged by the loss of all (a further
-    factor e):
+    Where the loss falls by less than e² and nothing is named, steps for one half of the rows that the loss reads, at
+    your rate, a third, three and ten times it, are judged by the loss of all rows, which cannot be learned by heart (a
+    further factor e):
 
     - a term of the node itself in layers over a graph that have none;
     - a mask of edges or scores that the loss does not read the other way round, the edges of a mask left out that
