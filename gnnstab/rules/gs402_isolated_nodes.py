@@ -33,7 +33,7 @@ class IsolatedNodes(Rule):
     Warnings: no attention layer is given an edge in any call; of the nodes that the loss reads none hears of another
     (their answers stay when all other numbers change), or three of four have no neighbour and the others one; all edges
     of a batch of several graphs lie within the rows of one, and repeat one another; no edge brings anything to 95 % of
-    the nodes that the loss reads, and it falls by less than a factor e, in a run or in steps on a copy.
+    the nodes that the loss reads, and the loss falls by less than a factor e, in a run or in steps on a copy.
 
     ## When it is silent
     Otherwise it is information: with a linear skip such nodes keep a path that trains (in the fault benchmark as well
