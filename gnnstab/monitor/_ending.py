@@ -22,7 +22,7 @@ from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS, LEARNS_WELL, MARGIN
 from gnnstab.probe.optimizer.marked import may_hold_marks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
-from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, undone_trial
+from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_trial, undone_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
@@ -30,6 +30,7 @@ from gnnstab.records import Diagnosis, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
+    GRADIENT_NORM,
     INVESTIGATION,
     LOSS,
     LOSS_OVER_ZERO,
@@ -198,6 +199,10 @@ class Ending:
                     # What a schedule has not come down from, or never came up to, is judged by the most that it had.
                     start = (model, self._optimizers[0]) if spent or rates.get("constant") else self._start(largest)
                     self._writer.measures(slow_trial(*start, inputs, loss, row.step, largest))
+            if hindered:
+                norms = (float(s.detail.get("worst", 0.0)) for s in diagnosis.signals if s.name == GRADIENT_NORM)
+                start = self._start(largest)
+                self._writer.measures(clipped_trial(*start, inputs, loss, row.step, max(norms, default=0.0)))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
             sharp = [f.layer for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.signal in _SHARP]

@@ -16,19 +16,20 @@ from gnnstab.rules.queries import percent
 
 @rule("GS608", "learning-rate-too-low", cause="learning-rate", severity="warning", confidence="high")
 class LearningRateTooLow(Rule):
-    """The learning rate is so small that the network stays as it was initialised.
+    """The learning rate, or a limit of the gradient, is so small that the network stays as it was initialised.
 
     ## Why it matters
     Nothing is unstable, and nothing is learned: at 2e-7, meant for fine-tuning, 80 steps from scratch lower the loss by
-    0.03 %. In 16 bits such updates are rounded away altogether (GS503).
+    0.03 %. A limit of .001 on the norm of gradients of norm 0.6 does the same under SGD. In 16 bits such updates are
+    rounded away altogether (GS503).
 
     ## What to do
-    Use the rate that is named, or the optimizer's default (Adam's .001 is no rate for Adadelta, whose default is 1).
-    Step a schedule that is meant for epochs per epoch.
+    Use the rate that is named, or the optimizer's default (Adam's .001 is no rate for Adadelta, whose default is 1); a
+    limit near the norms that you log. Step a schedule that is meant for epochs per epoch.
 
     ## How it is measured
-    Whether twenty steps of your optimizer on a copy, at a higher rate, are calm and lower the loss by a tenth, where
-    one of these holds:
+    Whether up to twenty steps of your optimizer on a copy, at a higher rate or without the limit, are calm and lower
+    the loss by a tenth, where one of these holds:
 
     - the schedule has taken the rate below a hundredth of its largest for more than half of the run, in which little
       was learned, or less than twenty steps at the largest rate would add;
@@ -37,6 +38,8 @@ class LearningRateTooLow(Rule):
     - all updates of the run together moved the output by less than its spread, and the loss is still near that of an
       output of zeros: a hundred times its largest rate must get more than 25 times as far as that rate, and twice as
       far as the run;
+    - the gradients of a run stayed below a tenth of the norm of the first one on a copy, so that the run limits them:
+      steps without the limit must get more than 25 times as far;
     - before a run, the rate is a hundredth or less of the default of its optimizer's class, or of what its schedule
       warms up to, and a step hardly moves the output: the default must get more than 25 times as far.
 
@@ -89,6 +92,7 @@ class LearningRateTooLow(Rule):
         if signals.kind != "trace":
             yield from self._before(signals)
             return
+        yield from self._clipped(signals)
         told = next((s.detail for s in signals.find(LOSS) if "best" in s.detail), {})
         rates = next((jump.detail for jump in signals.find(OPTIMIZER_LR_JUMP)), {})
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
@@ -100,6 +104,8 @@ class LearningRateTooLow(Rule):
         if not (came_down or stood or crawled) or told["steps"] < self.run:
             return
         for slow in signals.find(OPTIMIZER_SLOW):
+            if "clip" in slow.detail:
+                continue
             own, better = (-math.expm1(-float(fell)) for fell in slow.detail["fell"])
             lr = float(slow.detail["lr"])
             rate = float(slow.detail.get("rate", slow.value * lr))
@@ -134,6 +140,20 @@ class LearningRateTooLow(Rule):
                     f"Raise the rate.",
                     limit=self.factor,
                     signal=replace(slow, value=self.factor),
+                )
+
+    def _clipped(self, signals: Signals) -> Iterator[Finding]:
+        """One finding where the gradients of a run were limited to next to nothing, and more of them gets anywhere."""
+        for slow in (s for s in signals.find(OPTIMIZER_SLOW) if "clip" in s.detail):
+            told = slow.detail
+            own, free = (float(fell) for fell in told["fell"])
+            if told["over_zeros"] >= self.untrained and free > max(self.linear * own, self.learns):
+                yield self.finding(
+                    f"no gradient of the run had a norm above {told['clip']:.3g}, where the loss gives one of {told['norm']:.3g}: a limit, or a "
+                    f"factor, takes 1/{slow.value:.3g} of it. On a copy {told['steps']} steps of {told['optimizer']} limited so lower the loss by "
+                    f"{-100 * math.expm1(-own):.2g} %, others by {percent(-math.expm1(-free))}, calmly. Raise the limit.",
+                    limit=self.factor,
+                    signal=slow,
                 )
 
     def _before(self, signals: Signals) -> Iterator[Finding]:

@@ -196,6 +196,30 @@ def test_a_rate_that_is_far_too_small_is_told_at_the_end(lr: float, told: bool) 
     assert [(f.cause, f.value >= 1e4) for f in found] == ([("learning-rate", True)] if told else [])
 
 
+@pytest.mark.parametrize(("loss", "clip", "told"), [(squared, 1e-4, True), (None, 1e-4, True), (squared, 1.0, False)])
+def test_a_limit_that_leaves_next_to_nothing_of_the_gradient_is_told_at_the_end(
+    loss: Any, clip: float, told: bool
+) -> None:
+    _, monitor, *_ = run(0.05, loss=loss, steps=60, clip=clip)
+    found = monitor.diagnose()
+    assert [cause.cause for cause in found.root_causes()] == (["learning-rate"] if told else [])
+    assert (f"had a norm above {clip:.3g}" in str(found.findings)) is told
+
+
+def test_a_limit_says_nothing_of_an_optimizer_that_knows_no_size() -> None:
+    model, data = crossings()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, eps=1e-12)
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=squared) as monitor:
+        for _ in range(60):
+            optimizer.zero_grad()
+            value = squared(model(data), data)
+            value.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1e-4)
+            optimizer.step()
+            monitor.loss(value)
+    assert not monitor.diagnose(select=["GS608"]).findings
+
+
 def test_a_rate_that_warms_up_is_not_called_too_small() -> None:
     model, data = crossings()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)

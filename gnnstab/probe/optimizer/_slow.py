@@ -1,4 +1,4 @@
-"""Whether a rate is far too small: the same steps at ten, a hundred, … times it, or at the optimizer's default, on a copy."""
+"""Whether a rate, or a limit of the gradient, is far too small: the same steps at ten, a hundred, … times it, at the optimizer's default, or without the limit, on a copy."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ _IN_STORE = ("initial_lr", "max_lr")
 
 FALLS = 0.1
 """Fall of ln(loss) that counts as learning."""
+
+TIGHT = 10.0
+"""Norm of the first gradient over the largest of a run from which on the run is taken to have limited it to next to nothing."""
 
 HUNDRED = 100.0
 """Factor at which the steps are taken in full, beside those at the rate as it is."""
@@ -65,6 +68,24 @@ def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
             }
             yield Signal(OPTIMIZER_SLOW, factor, source="steps", detail=detail)
             return
+
+
+def unclipped(bench: Bench, clip: float) -> Iterator[Signal]:
+    """What a few steps get to with the gradient's norm limited to ``clip`` and without a limit; nothing where its norm is less than `TIGHT` times that, or they are not calm."""
+    norm = bench.gradient_norm()
+    if not 0 < TIGHT * clip <= norm:
+        return
+    own, free = (one.trial(STEPS, setting=hold_rates) for one in (replace(bench, clip=clip), bench))
+    if free.calm:
+        detail = {
+            "clip": clip,
+            "norm": norm,
+            "steps": STEPS,
+            "fell": [own.fall, free.fall],
+            "over_zeros": own.losses[0] / of_zeros(bench),
+            "optimizer": type(bench.optimizer).__name__,
+        }
+        yield Signal(OPTIMIZER_SLOW, norm / clip, source="steps", detail=detail)
 
 
 def far_below_usual(bench: Bench) -> Iterator[Signal]:

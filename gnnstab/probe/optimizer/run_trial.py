@@ -12,7 +12,7 @@ from torch import nn
 
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
-from gnnstab.probe.optimizer._slow import slow_signals
+from gnnstab.probe.optimizer._slow import slow_signals, unclipped
 from gnnstab.probe.optimizer.learning import input_signals, learning_signals
 from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
@@ -95,6 +95,14 @@ def slow_trial(
     with forked_rng(inputs.rng):
         bench = bench_of(model, optimizer, inputs, loss)
         return _rows([*damping_signals(bench, bench.trial()), *slow_signals(bench, largest)], inputs, step)
+
+
+def clipped_trial(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, step: int, norm: float
+) -> list[Measure]:
+    """What a few steps from here get to without the limit of a run whose gradients had at most this ``norm``, as rows for the trace; failures as of `run_trial`."""
+    with forked_rng(inputs.rng):
+        return _rows(unclipped(bench_of(model, optimizer, inputs, loss), norm), inputs, step)
 
 
 def softer_trial(
