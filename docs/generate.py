@@ -39,14 +39,13 @@ def index() -> str:
     lines = [
         "# Rules",
         "",
-        "Every rule, generated from its docstring. `gnnstab explain CODE` prints the same page.",
+        "Every rule, generated from its docstring, with its highest severity. `gnnstab explain CODE -v` prints the same page.",
         "",
-        "| code | name | meaning | points to | severity | confidence |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| rule | meaning | severity |",
+        "| --- | --- | --- |",
     ]
     lines += [
-        f"| [{rule.code}]({rule.code}.md) | {rule.name} | {summary(rule.code)} | {rule.cause or '(the observation itself)'} | {rule.severity} | {rule.confidence} |"
-        for rule in RULES
+        f"| [{rule.code}]({rule.code}.md) {rule.name} | {summary(rule.code)} | {rule.severity} |" for rule in RULES
     ]
     toctree = ["", "```{toctree}", ":hidden:", "", *(rule.code for rule in RULES), "```", ""]
     return "\n".join(lines + toctree)

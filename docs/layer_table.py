@@ -11,15 +11,19 @@ MEASURED = Path(__file__).resolve().parent / "layers.json"
 
 
 def rows() -> str:
-    """The table, one row per kind."""
+    """The table, one row per kind; what is the same for every kind stands in the page's text."""
     measured = json.loads(MEASURED.read_text(encoding="utf-8"))
-    columns = list(measured[LAYERS[0].kind])
+    columns = [name for name in measured[LAYERS[0].kind] if len({row[name] for row in measured.values()}) > 1]
     head = ["kind", "softmax in", *columns[:-1], "static spread or bound of the scores", columns[-1]]
-    lines = [head, ["---"] * len(head), *(_row(kind, measured[kind.kind]) for kind in LAYERS)]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *(_row(kind, [measured[kind.kind][name] for name in columns]) for kind in LAYERS),
+    ]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _row(kind: Layer, measured: dict[str, str]) -> list[str]:
-    *cells, fixes = measured.values()
+def _row(kind: Layer, measured: list[str]) -> list[str]:
+    *cells, fixes = measured
     where = ", ".join(f"`{place}`" for place in kind.softmax_in) or "fused; computed once more from the inputs"
     return [f"`{kind.kind}`", where, *cells, kind.static.replace("|", "\\|"), fixes]

@@ -16,7 +16,7 @@ from gnnstab.report.numbers import number
 _SIGNS = str.maketrans({"-": "−"})
 _WORDS = {"nan": "NaN", "inf": "∞", "-inf": "−∞"}
 
-PAGE_PARTS = ("Why it is unstable", "When it is wrong")
+PAGE_PARTS = ("Why it matters", "When it is silent")
 """The headings of a rule's page that a reader of findings needs."""
 
 

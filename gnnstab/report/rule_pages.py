@@ -54,9 +54,9 @@ def rule_list(codes: Sequence[str], *, by_subject: bool, width: int = 80, color:
 
 def rule_page(code: str, *, width: int = 80, color: str | None = None) -> str:
     """One rule's page, opened by what it is, why it matters and what to do; by code or name. Raises `UsageError` when there is none."""
-    from gnnstab.rules.pages import brief, page
+    from gnnstab.rules.pages import page
 
-    return printed([labelled(brief(code)), Text(), Markdown(page(code), hyperlinks=False)], width, color)
+    return printed([Markdown(page(code), hyperlinks=False)], width, color)
 
 
 def labelled(lines: Iterable[tuple[str, str]]) -> Table:

@@ -59,7 +59,7 @@ def _rule(code: str) -> Iterator[_Line]:
     yield from brief(code)
     if fixes := _fixes_of(rule.cause):
         yield "Fixes", f"{', '.join(fixes)}. gnnstab explain {fixes[0]} tells more."
-    yield "More", f"gnnstab explain {code} -v shows the whole page: thresholds, examples, when it is wrong."
+    yield "More", f"gnnstab explain {code} -v shows the whole page: how it is measured, thresholds, when it is silent."
 
 
 def _cause(cause: str) -> Iterator[_Line]:

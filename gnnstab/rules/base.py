@@ -23,8 +23,8 @@ class Rule(ABC):
     """One pattern of instability.
 
     A subclass, declared with `rule`, is a frozen dataclass whose fields are its thresholds (see `threshold`), so that a
-    configuration can replace them. Its docstring is the rule's page: *What it sees / Why it is unstable / What it looks like /
-    Fix / When it is wrong / References*.
+    configuration can replace them. Its docstring is the rule's page: *Why it matters / What to do / How it is measured /
+    When it is silent / Sources*.
     """
 
     code: ClassVar[str]

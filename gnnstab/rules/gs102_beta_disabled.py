@@ -14,29 +14,26 @@ from gnnstab.rules.queries import count, need_depth, need_fact, worst_gradient_r
 class BetaDisabled(Rule):
     """The beta gate is off in a network whose gradients explode with depth.
 
-    ## What it sees
-    `beta=False` in the attention layers of a network of at least 5 layers whose node-state gradient grows by more than
-    100 from the last to the first layer. Without that growth the rule stays silent.
+    ## Why it matters
+    The gate mixes the linear skip and the message, `β·skip + (1−β)·message`; without it the two add up. At
+    initialisation β ≈ 0.5 halves both, which damps an explosion: on weights of gain √2 and 16 layers the slope of the
+    log gradient went from +0.76 to −0.49 per layer. The same halving makes vanishing worse: with PyG's default the
+    gradient ratio over 16 layers fell from 1.4e-5 to 2.0e-10.
 
-    ## Why it is unstable
-    The gate mixes the linear skip and the message, `β·skip + (1−β)·message`; without it the two add up. With β ≈ 0.5 at
-    initialisation it halves both, which damps an explosion: measured on weights of gain √2 and 16 layers, the slope of the
-    log gradient went from +0.76 to −0.49 per layer. The same halving makes vanishing worse: with PyG's default
-    initialisation the gradient ratio over 16 layers fell from 1.4e-5 to 2.0e-10. The gate is a brake, not a stabiliser.
-
-    ## What it looks like
-    Gradients of the first layers are hundreds of times those of the last, with `beta=False` throughout.
-
-    ## Fix
+    ## What to do
     First the cause of the growth (GS204): a gain of 1, or normalisation before the layer and a residual of weight 1.0.
-    `TransformerConv(..., beta=True)` is a valid brake here, and only here. It needs `root_weight=True`.
+    `TransformerConv(..., beta=True)`, which needs `root_weight=True`, is a valid brake here, and only here.
 
-    ## When it is wrong
-    A network whose gradients do not grow needs no gate; networks without it train well at up to 10 layers.
+    ## How it is measured
+    `beta=False` in the attention layers of a deep network whose node-state gradient grows from the last to the first
+    layer.
 
-    ## References
-    Shi et al. 2021, *Masked Label Prediction* (UniMP), arXiv 2009.03509, for the gate. Measured: random graphs of degree 8,
-    width 64, ReLU, fresh weights, 3 seeds.
+    ## When it is silent
+    Where gradients do not grow; networks without the gate train well at up to 10 layers.
+
+    ## Sources
+    Shi et al. 2021, *Masked Label Prediction* (UniMP), arXiv 2009.03509, for the gate. Measured: random graphs of
+    degree 8, width 64, ReLU, fresh weights, 3 seeds.
     """
 
     min_layers: float = threshold(ExplodingGradient.min_layers, unit="attention layers", source="as GS204")

@@ -16,29 +16,26 @@ from gnnstab.rules.queries import largest, measured, need_layers, percent, stops
 class GateSaturated(Rule):
     """The beta gate stands at 0 or 1 for most nodes because its input or its weights are large.
 
-    ## What it sees
-    The share of nodes whose gate lies below 0.05 or above 0.95, together with what can drive it there: the RMS of the layer's
-    input, and the gain of the gate's own weights, RMS(W_β)·√fan_in. A saturated gate of ordinary weights behind an input of
-    ordinary size is information: the network may have learned it. Where the model ran, also every sigmoid, clamp to [0, 1] or tanh on the way that
-    hands no gradient on at any entry, and one of a parameter alone that hands less than a millionth on; if its bias was filled with one number, or it never trained, it was so before training, which is said. What
-    a step on a copy draws anew of the gate itself is a part of it; weights elsewhere that were drawn too wide explain it.
+    ## Why it matters
+    The gate is a sigmoid of the features, β = σ(W·[skip, message, skip − message]). Where the features are large, size
+    alone decides: the message or the skip is cut off, and its gradient with it.
 
-    ## Why it is unstable
-    The gate is a sigmoid of the features themselves, β = σ(W·[skip, message, skip − message]). With features that are not
-    normalised, or with weights far beyond any initialisation, it is decided by size alone: either the message or the skip is
-    cut off, and with it its gradient.
+    ## What to do
+    Normalise before the layer: `x = conv(norm(x), edge_index)`; or find what makes the input large (GS401, GS406).
+    Where the gate's weights are large: draw its map anew (the fix `reinit-gate` prints the call).
 
-    ## What it looks like
-    At an input of RMS 30, 87 % of the gates were saturated at initialisation; at RMS 1, none.
+    ## How it is measured
+    The share of nodes whose gate lies below 0.05 or above 0.95, with the RMS of the layer's input and the gain
+    RMS(W_β)·√fan_in of the gate's weights. Where the model ran, also every sigmoid, clamp to [0, 1] or tanh on the way
+    that hands no gradient on at any entry, and one of a parameter alone that hands less than a millionth on; that a
+    bias was filled with one number, or never trained, is said. Weights elsewhere that were drawn too wide explain the
+    gate.
 
-    ## Fix
-    Normalise before the layer: `x = conv(norm(x), edge_index)`; or find what makes the input large (GS401, GS406). When its
-    weights are: draw its map anew (the fix `reinit-gate` prints the call).
+    ## When it is silent
+    A saturated gate of ordinary weights behind an input of ordinary size is information: the network may have learned
+    it.
 
-    ## When it is wrong
-    Trained gates may be open or shut for good reasons.
-
-    ## References
+    ## Sources
     Shi et al. 2021, *Masked Label Prediction* (UniMP), arXiv 2009.03509. Measured: fresh layers, inputs of RMS 1 to 30.
     """
 

@@ -14,27 +14,24 @@ from gnnstab.rules.queries import largest, names, need_fact, need_measured, perc
 class DropoutOnSparseNeighbourhood(Rule):
     """Attention dropout is on and many nodes have one neighbour at most.
 
-    ## What it sees
-    `dropout > 0` in an attention layer and more than 20 % of the nodes with in-degree 0 or 1 (those of in-degree 0 have no
-    message to lose and count only beside others). Where the run was seen in train and in eval mode, the RMS of what those
-    layers return decides: a difference above 10 % is a warning, a smaller one is nothing. Where only one mode was seen the
-    configuration is information: whether it harms was not measured.
+    ## Why it matters
+    Dropout acts on the weights of single edges. A node with one neighbour has one weight, 1: with probability p it gets
+    no message in this step (all H heads with p^H), else 1/(1 − p) of it. The training loss gets noisy, and train and
+    eval mode differ most at the leaves.
 
-    ## Why it is unstable
-    Dropout acts on the attention weights of single edges. A node with one neighbour has one weight, 1; with probability p
-    it is dropped and the node gets no message at all in this step, otherwise its message is multiplied by 1/(1 − p). Heads are
-    dropped one by one: all H of them with probability p^H.
-
-    ## What it looks like
-    The training loss is noisier than the batch size explains, and train and eval mode differ most at the leaves.
-
-    ## Fix
+    ## What to do
     `dropout=0`, or self-loops, so that every node keeps something.
 
-    ## When it is wrong
-    When the leaves do not matter for the loss.
+    ## How it is measured
+    `dropout > 0` in an attention layer, and the share of nodes with in-degree 0 or 1 (those of in-degree 0 have no
+    message to lose and count only beside others). Where train and eval mode were seen, the RMS of what the layers
+    return decides.
 
-    ## References
+    ## When it is silent
+    Where the two modes hardly differ, or the leaves do not matter for the loss. Where one mode was seen the
+    configuration is information.
+
+    ## Sources
     Srivastava et al. 2014, *Dropout*, JMLR 15. Derived; the in-degree 1 case was measured.
     """
 

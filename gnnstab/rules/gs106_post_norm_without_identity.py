@@ -16,31 +16,28 @@ from gnnstab.rules.queries import count, largest, measured, names, need_depth, n
 class PostNormWithoutIdentity(Rule):
     """A normalisation follows each layer, no identity path goes around, and gradients grow with depth.
 
-    ## What it sees
-    At least 8 normalisations that stand after the residual sum (post-norm) in a network whose gradient vanishes
-    or explodes over depth, or in a run whose loss does not fall. Or at least 8 attention layers, most of them followed by a normalisation and without an identity path, and a log gradient that
-    grows by more than 0.15 per layer backwards.
+    ## Why it matters
+    The norm holds the forward pass at RMS 1, so everything looks well; backwards it multiplies by the inverse of what
+    it took away, once per layer. Behind GraphNorm the gradient grows × 1.25 per layer with PyG's default weights and ×
+    1.6 with gain √2 (3e6 over 32 layers); R² fell from .98 to .80 to .95 at up to 8 layers and to 0 at 16.
 
-    With the optimizer and the loss at hand: at least 6 normalisations behind residual sums in a model that hardly learns in up to 30
-    steps on a copy, and learns several times as fast with the same normalisations in front of the layers.
-
-    ## Why it is unstable
-    The norm holds the forward pass at RMS 1, so everything looks well. Backwards it multiplies by the inverse of what it took
-    away, once per layer. Without an identity path nothing carries the gradient past it.
-
-    ## What it looks like
-    Measured behind GraphNorm: the forward RMS is 1.0 at every depth, the gradient grows × 1.25 per layer with PyG's default
-    weights and × 1.6 with gain √2, which is 3e6 over 32 layers. R² fell from .98 to .80 to .95 at up to 8 layers and to 0 at 16.
-
-    ## Fix
+    ## What to do
     Move the norm before the layer and add the identity: `x = x + act(conv(norm(x), edge_index))`.
 
-    ## When it is wrong
-    Below 8 layers it costs accuracy but does not blow up. A LayerNorm after the layer is milder (× 1.08 per layer).
+    ## How it is measured
+    Normalisations behind the residual sum (post-norm) in a network whose gradient vanishes or explodes over depth, or
+    in a run whose loss does not fall. Or attention layers, most of them followed by a normalisation and without an
+    identity path, and the growth of the log gradient per layer backwards. With optimizer and loss: at least 6
+    normalisations behind residual sums in a model that hardly learns in up to 30 steps on a copy, and learns several
+    times as fast with the same normalisations in front of the layers.
 
-    ## References
-    Yang et al. 2019, *A Mean Field Theory of Batch Normalization*, arXiv 1902.08129; Cai et al. 2020, *GraphNorm*, arXiv
-    2009.03294. Measured: random graphs of degree 8, width 64, 3 seeds.
+    ## When it is silent
+    Below 8 layers, where it costs accuracy but does not blow up. A LayerNorm after the layer is milder (× 1.08 per
+    layer).
+
+    ## Sources
+    Yang et al. 2019, *A Mean Field Theory of Batch Normalization*, arXiv 1902.08129; Cai et al. 2020, *GraphNorm*,
+    arXiv 2009.03294. Measured: random graphs of degree 8, width 64, 3 seeds.
     """
 
     min_layers: float = threshold(8, unit="attention layers", source="measured: at 8 layers R² falls from .98 to .85")

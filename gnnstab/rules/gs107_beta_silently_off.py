@@ -13,23 +13,19 @@ from gnnstab.rules.queries import need_fact
 class BetaSilentlyOff(Rule):
     """The beta gate was asked for and is not there.
 
-    ## What it sees
-    `beta=True` together with `root_weight=False`.
+    ## Why it matters
+    The gate mixes the message with the linear skip; without the skip PyG drops it, without a word.
 
-    ## Why it is unstable
-    It is not. The gate mixes the message with the linear skip; without the skip PyG drops it, without a word. Whoever counts
-    on the gate does not have it.
+    ## What to do
+    `TransformerConv(..., beta=True, root_weight=True)`, or remove the argument where no gate is wanted.
 
-    ## What it looks like
-    The state dict has no weights of a gate.
+    ## How it is measured
+    `beta=True` together with `root_weight=False`; the state dict has no weights of a gate.
 
-    ## Fix
-    `TransformerConv(..., beta=True, root_weight=True)`.
+    ## When it is silent
+    Never where both arguments are so: it is information.
 
-    ## When it is wrong
-    When the argument was left over and the gate is not wanted: remove it.
-
-    ## References
+    ## Sources
     PyTorch Geometric, source of `TransformerConv.__init__`: `self.beta = beta and root_weight`.
     """
 

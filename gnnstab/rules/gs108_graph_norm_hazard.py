@@ -22,33 +22,36 @@ _NORMALISED = re.compile(
 class GraphNormHazard(Rule):
     """A normalisation over the nodes of a graph is used where it divides by almost nothing.
 
-    ## What it sees
-    GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
-    `batch` on several graphs; a BatchNorm that is trained on batches of one or two rows, as behind a pooling of two graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
-    follow it, or which is all that the pooling takes; a BatchNorm that is given padded rows so far from the real ones that these hardly differ
-    behind it; one behind which all graphs are equally large where the error follows their size, or their number of nodes; a LayerNorm over a single number, or over the nodes of a set in place of their channels; values that are divided by their own size one by
-    one, of which the sign alone is left; rows of scores brought to one norm before a cross-entropy; or such a norm beside an attention
-    layer whose channels do not vary over the nodes.
+    ## Why it matters
+    It divides each channel by its standard deviation over the nodes of a graph: with one node the output is the bias,
+    with two the sign alone, and a nearly constant channel gets its gradient multiplied by up to 1/√eps = 316 (measured:
+    single entries × 548). Without `batch` graphs see each other. Scores of C classes whose row has norm R differ by
+    R·√(C/(C−1)) at most, so that cross-entropy cannot fall below ln(1 + (C−1)·exp(−that)).
 
-    ## Why it is unstable
-    It divides each channel by its standard deviation over the nodes of a graph. With one node that is 0 and the output is the
-    bias, exactly; with two it is ±1, the sign alone. A nearly constant channel gets its gradient multiplied by up to 1/√eps
-    = 316. Without `batch` the mean is taken over all graphs of the batch, so that graphs see each other. Scores of C classes whose row has
-    norm R differ by R·√(C/(C−1)) at most: cross-entropy cannot fall below ln(1 + (C−1)·exp(−that)).
+    ## What to do
+    `LayerNorm` over the channels instead; or pass `batch`: `norm(x, batch)`. Divide a single column by a constant of
+    the training set. Hand scores to the loss as they are, or times a learned temperature.
 
-    ## What it looks like
-    Measured: single gradient entries × 548; outputs that depend on what else is in the batch, by −1.0 in one case.
+    ## How it is measured
+    Each of these where it is met:
 
-    ## Fix
-    `LayerNorm` over the channels instead; or pass `batch`: `norm(x, batch)`. Divide a single column by a constant of the training set. Hand
-    scores to the loss as they are, or times a learned temperature.
+    - GraphNorm, InstanceNorm or PairNorm on a graph of one or two nodes, without `batch` on several graphs, or beside
+      an attention layer whose channels do not vary over the nodes;
+    - a norm that takes away the mean of every graph, which the pooling behind it needs since the targets follow it, or
+      which is all that the pooling takes; one behind which all graphs are equally large where the error follows their
+      size or their number of nodes;
+    - a BatchNorm trained on batches of one or two rows, or given padded rows so far from the real ones that these
+      hardly differ behind it;
+    - a LayerNorm over a single number, or over the nodes of a set in place of their channels;
+    - values divided by their own size one by one, of which the sign is left; rows of scores brought to one norm before
+      a cross-entropy.
 
-    ## When it is wrong
-    When graphs of one node occur in a test batch only.
+    ## When it is silent
+    When graphs of one node occur in a test batch only, it is a false alarm.
 
-    ## References
-    Cai et al. 2020, *GraphNorm*, arXiv 2009.03294 (InstanceNorm-like norms degrade on regular graphs). Measured: graphs of 1, 2
-    and more nodes, constant channels.
+    ## Sources
+    Cai et al. 2020, *GraphNorm*, arXiv 2009.03294 (InstanceNorm-like norms degrade on regular graphs). Measured: graphs
+    of 1, 2 and more nodes, constant channels.
     """
 
     smallest: float = threshold(2, unit="nodes", source="derived: with two nodes a normalised channel is ±1")

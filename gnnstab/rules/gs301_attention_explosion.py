@@ -34,55 +34,43 @@ from gnnstab.rules.queries import (
 class AttentionExplosion(Rule):
     """Attention is saturated, or close to it, because of the query and key weights.
 
-    ## What it sees
-    Per layer, the attention entropy Ĥ divided by ln(in-degree), averaged over heads and targets, and the share of node-heads
-    with Ĥ < 0.1, on the batch and once more with the layer's input scaled to RMS 1. Saturated in both: the weights did it.
-    Saturated on the batch alone: the scale of the input did it, which is GS302.
+    ## Why it matters
+    A saturated softmax passes one neighbour on. The gradients behind it get sharp: the scale-free sensitivity of W_q
+    and W_k rose 17-fold while the logits rose 36-fold. A small step then swaps neighbours, and in fp16 the product q·k
+    nears 65 504 long before the division by √C.
 
-    Without a batch the weights speak for themselves, through ‖M_h‖_F, M_h = Q̃ᵀK̃/√C: the typical spread of the logits
-    within one target at an input of RMS 1. Logits grow with the square of the input's RMS, so there is an input RMS at
-    which a head saturates, (8 ln d)^¼ / √‖M_h‖_F at in-degree d. A head that training has sharpened so far that this is
-    2 or less is reported. *Sharpened* is measured by the alignment √C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F), which is 1 for
-    independent matrices of any initialisation and gain, and rises as query and key agree on a few directions.
+    ## What to do
+    Scale the query weight and bias of a saturated head down until its largest score is 3·√(2 ln d) at in-degree d
+    (`qk-clip` computes the factor), or use layer normalisation of queries and keys inside `message`. Caps known from
+    language models do nothing: at in-degree 10, Ĥ is .16 at max|s| = 44 already. Subtract the mean within each target
+    before any cap.
 
-    Beside a batch the weights still count where nobody has learned them: ‖M_h‖_F above 4 *without* alignment is no sharpness
-    that training found, it was put there. It is reported when an input of RMS 1 is saturated by it as well, even though
-    smaller inputs hide that on this batch, or when the batch is saturated by weights and input together. Of a trained model
-    whose attention is soft on your data the weights are not judged.
+    ## How it is measured
+    The attention entropy Ĥ over ln(in-degree), averaged over heads and targets, and the share of node-heads with Ĥ <
+    0.1, on the batch and with the layer's input scaled to RMS 1. Saturated in both: the weights did it; on the batch
+    alone: GS302. The size of a logit is no error in fp32: healthy networks had up to 59.
 
-    Of a layer whose formula is not known, sharp attention is information, with the cause not established, where it was not looked at with
-    an input of RMS 1, or is there not below the limit of an error (fresh weights may make it as sharp), or where the scores are cosines
-    times a temperature, which somebody chose; unless something that makes scores large was measured: a wide map within it, large
-    features, or dense scores that are more than 4 times q·k/√d.
+    Without a batch: ‖M_h‖_F, M_h = Q̃ᵀK̃/√C, is the typical spread of logits within one target at RMS 1, and the input
+    RMS at which a head saturates is (8 ln d)^¼ / √‖M_h‖_F. It is judged for heads that training has sharpened: their
+    alignment √C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F) is 1 for independent matrices of any gain. Beside a batch, a wide ‖M_h‖_F
+    *without* alignment counts where it saturates an input of RMS 1, or the batch together with the input.
 
-    Over a folder of checkpoints a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with the step at which it gets there (± 2 standard errors).
+    With model, loss and optimizer, steps on two copies decide, one of them with softer scores: sharpness that takes a
+    quarter of the progress is a warning even where its origin is unknown.
 
-    ## Why it is unstable
-    A saturated softmax passes one neighbour on and ignores the rest. Its gradients do not vanish, they get sharp: measured,
-    the scale-free sensitivity of W_q and W_k rose 17-fold while the logits rose 36-fold. A small step in the weights then
-    swaps neighbours, and in fp16 the product q·k approaches 65 504 long before the division by √C.
+    ## When it is silent
+    Of a trained model whose attention is soft on your data the weights are not judged; nor are layers with fewer than 3
+    neighbours, or by weights alone a wide first layer (words, counts). Sharp can be right (the best small networks
+    reached .35), so it is information where softer scores make the loss worse, or the best loss of the steps twice as
+    large; in a run whose loss ended at its best; for a file alone on generated graphs; as a trend over a folder of
+    checkpoints (± 2 standard errors); and for a layer whose formula is not known, unless something that makes scores
+    large was measured: a wide map, large features, scores above 4 times q·k/√d (cosines times a temperature are a
+    choice).
 
-    ## What it looks like
-    Healthy trained networks were measured at Ĥ from .35 to .98 with single logits up to 59: the size of a logit alone is no error in fp32. Failed ones
-    had Ĥ from 0 to .03. Alignment and ‖M_h‖_F: at most 1.4 and .65 in two healthy actors, 2.2 and 1.65, 1.6 and 1.55 in two ruined by their rate.
-
-    ## Fix
-    Without changing code: scale the query weight and bias of a saturated head down, until its largest score is 3·√(2 ln d) at
-    in-degree d; `qk-clip` computes the factor. With a subclass: layer normalisation of queries and keys inside `message`. Caps known from language models do
-    nothing here: at in-degree 10, Ĥ is .16 at max|s| = 44 already, below a cap of 50. Subtract the mean within each target before any cap.
-
-    ## When it is wrong
-    With a model, a loss and the optimizer, steps on two copies decide, one of them with softer scores: sharpness that takes a quarter
-    of the progress is sure, and a warning where its origin is unknown; that without which their best loss is twice as large is information.
-    Attention can be sharp and right: the best small networks reached Ĥ = .35. Sharpness that training has found is therefore
-    information where a file alone is judged on generated graphs, and in a run whose loss ended at its best; with a batch and a
-    loss, softer scores on a copy decide. With fewer than 3 neighbours Ĥ says little, and such layers are left out. Judged by
-    weights alone the real input may be smaller than assumed; a first layer of more than 256 columns (words, counts) is not
-    judged so.
-
-    ## References
-    Zhai et al. 2023, *Stabilizing Transformer Training by Preventing Attention Entropy Collapse*, arXiv 2303.06296; Dehghani
-    et al. 2023, *ViT-22B*, arXiv 2302.05442; Kimi K2, arXiv 2507.20534 (QK-clip). Measured: d = 7 to 200, widths 16 and 64.
+    ## Sources
+    Zhai et al. 2023, *Stabilizing Transformer Training by Preventing Attention Entropy Collapse*, arXiv 2303.06296;
+    Dehghani et al. 2023, *ViT-22B*, arXiv 2302.05442; Kimi K2, arXiv 2507.20534 (QK-clip). Measured: d = 7 to 200,
+    widths 16 and 64.
     """
 
     warn_entropy: float = threshold(0.35, unit="fraction of ln(in-degree)", source="measured: good fits had .35 to .98")

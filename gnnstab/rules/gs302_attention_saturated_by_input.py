@@ -16,33 +16,28 @@ from gnnstab.rules.queries import Attention, attention, large_gain, need_layers,
 class AttentionSaturatedByInput(Rule):
     """Attention is saturated because the layer's input is large.
 
-    ## What it sees
-    Attention entropy Ĥ below .35 of ln(in-degree), or more than a quarter of the node-heads with Ĥ < 0.1, on the batch;
-    and a healthy Ĥ when the same layer sees the same input scaled to RMS 1. Silent where query and key weights are out of
-    all proportion, which is GS301: at an input of moderate size both are needed to saturate, and the weights are the odd ones.
+    ## Why it matters
+    Logits are a product of two projections of the input: ten times the input took them from 31 to 3113, and Ĥ from .99
+    to .04. Clipping or rescaling the innocent weights breaks on the next, denser graph. A real 7-agent network behind a
+    sum (input RMS 6.1, in-degree 9.4) had Ĥ = .23, with the input at RMS 1 .99.
 
-    ## Why it is unstable
-    Logits are a product of two projections of the input: ten times the input gives a hundred times the logits, measured from 31
-    to 3113, and Ĥ from .99 to .04. The weights are innocent; clipping or rescaling them
-    treats the symptom and breaks on the next, denser graph.
+    ## What to do
+    Look for the source first: a sum aggregation (GS401), unscaled features (GS406), or an initialisation whose gain
+    grows the states. Then `nn.LayerNorm` before the layer: `x = conv(norm(x), edge_index)`.
 
-    ## What it looks like
-    On a real 7-agent network behind a sum aggregation (input RMS 6.1, mean in-degree 9.4): Ĥ = .23, 42 % of the node-heads
-    one-hot, logit std 26. With the input at RMS 1: Ĥ = .99, none one-hot. The same weights on a sparser graph are healthy.
+    ## How it is measured
+    Ĥ and the share of one-hot node-heads, as in GS301, saturated on the batch and healthy when the same layer sees the
+    same input scaled to RMS 1. On fresh weights the limits are stricter, since training can still undo a mild
+    saturation.
 
-    ## Fix
-    Look for the source first: a sum aggregation (GS401), unscaled features (GS406), or a gain that grows the states from layer
-    to layer, in which case the cause is the initialisation. Then `nn.LayerNorm` before the layer:
-    `x = conv(norm(x), edge_index)`.
+    ## When it is silent
+    Where query and key weights are out of all proportion (GS301); with fewer than 3 neighbours. A sharp attention may
+    be what the task needs: where steps with softer scores on a copy end at no less than 0.8 × the loss, it is
+    information.
 
-    ## When it is wrong
-    A sharp attention may be what the task needs: with a loss and the optimizer, steps with softer scores on a copy decide, as for GS301; here it is information unless they end at less than 0.8 × the loss. With fewer than 3 neighbours Ĥ
-    says little, and such layers are left out. On fresh weights the limits are stricter (Ĥ < .21), since training can still
-    undo a mild saturation.
-
-    ## References
-    Zhai et al. 2023, arXiv 2303.06296; Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*, arXiv
-    2002.04745. Measured: features × 1 to × 100; a real multi-agent actor with its own batches.
+    ## Sources
+    Zhai et al. 2023, arXiv 2303.06296; Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*,
+    arXiv 2002.04745. Measured: features × 1 to × 100; a real multi-agent actor with its own batches.
     """
 
     warn_entropy: float = threshold(

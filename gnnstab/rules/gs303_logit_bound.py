@@ -14,29 +14,25 @@ from gnnstab.rules.queries import ASSUMED_DEGREE, degree_of, head_words, largest
 class LogitBound(Rule):
     """The weights alone allow logits that freeze the attention.
 
-    ## What it sees
-    Per head two static numbers at an input of RMS 1: the typical spread of the logits within one target, ‖M_h‖_F with the
-    key-bias column left out, and the hard bound ‖M_h‖₂·(D+1). The truth lies between them. It reports only when the *lower*
-    one crosses √(2 ln d), where a random-energy model freezes (ρ = 1).
+    ## Why it matters
+    Beyond the limit the largest logit of a target wins by more than the number of its neighbours can outweigh.
 
-    ## Why it is unstable
-    Beyond that point the largest logit of a target wins by more than the number of its neighbours can outweigh.
+    ## What to do
+    Nothing on this evidence alone: pass a batch and let GS301 judge the attention itself.
 
-    ## What it looks like
-    ‖M_h‖_F is 1/3 for PyG's default at any width, 1 for Xavier or orthogonal of gain 1, 2 for gain √2, 2.8 for gain 5/3. The
-    limit is 2.1 at in-degree 10. The bound was measured 6.4 to 15 times too loose at initialisation and 3.4 to 7.3 times on
-    trained networks; the typical spread was right to within 8 % in trained first layers and up to 8 times too small in
-    second layers, whose inputs are aligned with M.
+    ## How it is measured
+    Per head at an input of RMS 1: the typical spread of the logits within one target, ‖M_h‖_F without the key-bias
+    column, and the hard bound ‖M_h‖₂·(D+1). The truth lies between; the *lower* one must cross √(2 ln d), 2.1 at
+    in-degree 10. ‖M_h‖_F is 1/3 for PyG's default, 1 for gain 1, 2 for √2, 2.8 for 5/3. The bound is 6.4 to 15 times
+    too loose at initialisation and 3.4 to 7.3 times on trained networks; the spread right to 8 % in trained first
+    layers, up to 8 times too small in second ones.
 
-    ## Fix
-    None on this evidence alone: pass a batch and let GS301 judge the attention itself.
+    ## When it is silent
+    It is information only: inputs of RMS below 1 make it too strict, a sum aggregation before the layer far too lax.
 
-    ## When it is wrong
-    It is information. Inputs of RMS below 1 make it too strict, a sum aggregation before the layer far too lax.
-
-    ## References
-    Emadi 2026, *Rank-Aware Spectral Bounds on Attention Logits*; Derrida 1981 for the random-energy model. Measured: 30-node
-    networks and 10 to 1000 nodes at initialisation.
+    ## Sources
+    Emadi 2026, *Rank-Aware Spectral Bounds on Attention Logits*; Derrida 1981 for the random-energy model. Measured:
+    30-node networks and 10 to 1000 nodes at initialisation.
     """
 
     freezing: float = threshold(1.0, unit="× √(2 ln d)", source="random-energy model: freezing at ρ = 1")

@@ -14,24 +14,21 @@ from gnnstab.rules.queries import attention
 class AttentionUnused(Rule):
     """After training the attention is still uniform.
 
-    ## What it sees
-    Ĥ above 0.99 of ln(in-degree) in every head of a layer, on trained weights and the user's own data, at in-degree 3 or more.
+    ## Why it matters
+    It is a mean over the neighbours at the price of attention. Often the node states hardly differ, so there is nothing
+    to attend to (GS404).
 
-    ## Why it is unstable
-    It is not unstable; it is a mean over the neighbours at the price of attention. Often the node states behind the layer's
-    input hardly differ, so there is nothing to attend to (GS404).
+    ## What to do
+    Do not sharpen the scores: add a term of the node itself before the attention, or use a mean, which is cheaper.
 
-    ## What it looks like
-    At initialisation it is normal: Ĥ was measured at .97 to .99 for PyG's default with inputs of RMS 1.
+    ## How it is measured
+    Ĥ over ln(in-degree) in every head of a layer, on trained weights and your own data.
 
-    ## Fix
-    Do not sharpen the scores. Give the nodes something to differ in: a term of the node itself before the attention. Or use a
-    mean, which is cheaper.
+    ## When it is silent
+    At initialisation, where it is normal. It is information: the right answer may be the mean, and a last layer is
+    often nearly uniform (.991 on a real actor).
 
-    ## When it is wrong
-    When the right answer is the mean. A last layer is often nearly uniform in healthy networks (.991 on a real actor).
-
-    ## References
+    ## Sources
     Zhai et al. 2023, arXiv 2303.06296, for the other end. Measured: fresh and trained layers at in-degree 7 to 500.
     """
 

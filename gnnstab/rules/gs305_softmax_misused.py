@@ -25,37 +25,41 @@ _PICKS = re.compile(r"(?<=← )(?:index|index_select|select|slice|gather) ← ")
 class SoftmaxMisused(Rule):
     """A softmax is given what is no score, or a mask that does not mask: products, small or large constants, the wrong half.
 
-    ## What it sees
-    In the graph of a forward: a softmax whose scores are multiplied by a tensor of zeros and ones that differs within its rows, or
-    replaced by a constant amid the scores or above them, or lowered by a small constant (−1 in place of −∞), and the weight that it leaves to those entries; attention that closes the keys
-    that differ and leaves open those that all hold the same, as padding does, or that reads what a mask of the batch closes by its name
-    (`blocked`, `padding`, or all but `adj`, `valid`, `edge_index`); the weight of real rows on padding, where a mask or lengths of the batch
-    tell it; weight that a mask takes away behind the softmax, where nothing divides by the rest; a constant that a mask writes into the
-    output above everything else, where the loss is of its size. Weights whose softmax runs over another axis,
-    or over the edges of another end, than the sum with the values, or that one number shrinks behind the softmax: those of a target do not sum up to 1. Rows divided by a sum of their own weights, as in linear attention, that takes both signs and comes near 0. In the graph of the loss: a softmax or sigmoid directly behind another one,
-    or a log_softmax of a tanh. Of dense attention: a view that moves the axis of the nodes without a transpose, so that each row holds numbers of several.
+    ## Why it matters
+    exp(0) is 1: an entry that was to be masked keeps the weight of a score of 0, and many of them take most of it. A
+    mask the wrong way round leaves padding alone. A softmax of probabilities lies between 1 and e, so that the loss
+    stands still (above 2 for 20 classes) while nothing is NaN.
 
-    ## Why it is unstable
-    exp(0) is 1, not 0: an entry that was to be masked keeps the weight of a score of 0, and with many of them most of the weight. A mask
-    the wrong way round, or with the wrong sign, leaves nothing but padding or forbidden entries: nodes hear of no other node. A
-    softmax of probabilities lies between 1 and e: the loss cannot fall below a bound far from 0, and its gradient is weak.
+    ## What to do
+    Write `scores.masked_fill(~mask, -torch.inf)` in place of `scores * mask`, with one entry open in every row.
+    `key_padding_mask` of `nn.MultiheadAttention` is True where a key is to be ignored, a boolean `attn_mask` of
+    `scaled_dot_product_attention` True where it is to be read. Hand scores to `cross_entropy`, or the logarithm of
+    probabilities to `nll_loss`.
 
-    ## What it looks like
-    A loss that stands still above that of a mean over everything; no NaN, attention that is nearly uniform. With a second softmax over
-    20 classes the loss ends above 2.
+    ## How it is measured
+    In the graph of a forward and of the loss:
 
-    ## Fix
-    `scores.masked_fill(~mask, -torch.inf)` in place of `scores * mask`, with one entry open in every row. `key_padding_mask` of
-    `nn.MultiheadAttention` is True where a key is to be ignored, a boolean `attn_mask` of `scaled_dot_product_attention` True where it is
-    to be read. Hand the scores to `cross_entropy`, or the logarithm of the probabilities to `nll_loss`.
+    - scores multiplied by zeros and ones that differ within a row, replaced by a constant amid or above them, or
+      lowered by a small constant (−1 for −∞), and the weight that those entries keep; a constant that a mask writes
+      into the output above everything else, where the loss is of its size;
+    - attention that closes the keys that differ and leaves open those that hold the same, as padding does, or reads
+      what a mask of the batch closes by its name (`blocked`, `padding`, or all but `adj`, `valid`, `edge_index`); the
+      weight of real rows on padding that a mask or lengths tell;
+    - weight that a mask takes away behind the softmax where nothing divides by the rest; weights of a target that do
+      not sum up to 1, since the softmax runs over another axis or end than the sum with the values, or one number
+      shrinks them;
+    - rows divided by a sum of their own weights, as in linear attention, that takes both signs and comes near 0;
+    - a softmax or sigmoid directly behind another one, or a log_softmax of a tanh, in front of the loss;
+    - dense attention whose view moves the axis of the nodes without a transpose, so that rows mix several.
 
-    ## When it is wrong
-    Weights that are multiplied by the mask again and divided by their sum are right, and are not reported; nor are constants that limit
-    the scores as a clamp does, weights that share out rows among clusters, or a softmax for each relation. Scores of 0 may
-    be meant where the factor is no mask.
+    ## When it is silent
+    Weights multiplied by the mask again and divided by their sum, constants that limit the scores as a clamp does,
+    weights that share out rows among clusters, a softmax for each relation. Scores of 0 may be meant where the factor
+    is no mask.
 
-    ## References
-    Vaswani et al. 2017, arXiv 1706.03762: illegal connections are set to −∞ before the softmax. Measured: networks of dense attention.
+    ## Sources
+    Vaswani et al. 2017, arXiv 1706.03762: illegal connections are set to −∞ before the softmax. Measured: networks of
+    dense attention.
     """
 
     weight: float = threshold(0.1, unit="share of the weight", source="heuristic: closed entries have no weight at all")

@@ -24,40 +24,35 @@ from gnnstab.rules.queries import Attention, attention, came_down, largest, meas
 class SumAggregationGrowth(Rule):
     """A sum over neighbours grows with in-degree and saturates the attention behind it.
 
-    ## What it sees
-    For every sum whose weights no softmax and no in-degree normalises: the exponent p in RMS(output) ∝ in-degree^p, from the
-    batch with all edges and with half of them, less what the messages themselves lose over nodes of larger in-degree, and the
-    RMS of its output. Both large, and attention behind it sharpened by that (Ĥ below 0.6, and
-    by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
+    ## Why it matters
+    A sum of n messages grows like n, and the logits behind it like n²: 5.2, 9.5, 272, 1052, 4500 for 7 to 200 nodes of
+    a complete graph (with a LayerNorm inside the message 4.9 to 402, behind a mean .16 and falling). The same weights
+    were healthy at in-degree 4.5 and 42 % one-hot at 9.4. Clipping, dropout, the beta gate and residuals leave that
+    untouched.
 
-    Such sums, poolings by a sum, and sums of features in the model's own code, by an index or by a matrix that is sparse or holds counts,
-    also count where the loss of a fresh network is more than 4 times that of an output of zeros, on the batch or in one of the first 10
-    steps of a run. Where the first steps of the optimizer raise the loss, and do not with the mean in the place of the sums, on a copy,
-    the sums are the cause. A sum of the model's own code beside attention that the size of its input saturates is information, and what
-    it is shown to be where it can be undone.
+    ## What to do
+    Mean instead of sum **and** a term of the node itself: `super().__init__(aggr="mean")` and `h = h +
+    self.lin_root(x)`; or a LayerNorm after the sum and the same term. The mean alone heals the logits and ruins the
+    task, since each node's own part drops to 1/n: R² −.04 against .92 at 50 nodes.
 
-    ## Why it is unstable
-    Softmax attention itself is safe: its weights sum to 1 and the largest of n logits grows like √(2 ln n). A sum of n
-    messages grows like n, and the logits of the attention layer behind it like n². Clipping, dropout, the beta gate and
-    residuals leave that untouched.
+    ## How it is measured
+    For every sum whose weights no softmax and no in-degree normalises: the exponent p in RMS(output) ∝ in-degree^p,
+    from all edges and from half of them, less what the messages lose over nodes of larger in-degree, and the RMS of its
+    output. Both large, and attention behind it sharpened by that: a warning.
 
-    ## What it looks like
-    Measured largest logit of the first attention layer behind a sum, for 7, 10, 50, 100 and 200 nodes of a complete graph:
-    5.2, 9.5, 272, 1052, 4500 (exponent 2.0); with a LayerNorm inside the message 4.9, 8.9, 47, 117, 402 (1.3); behind a
-    mean 0.16 and falling. On a real network: healthy at in-degree 4.5, 42 % of node-heads one-hot at 9.4, the same weights.
+    Such sums, poolings by a sum, and sums in the model's own code, by an index or a matrix that is sparse or holds
+    counts, also count where the loss of a fresh network is far above that of an output of zeros, on the batch or in one
+    of the first 10 steps; and where the first steps of the optimizer raise the loss, and do not with the mean in their
+    place, on a copy.
 
-    ## Fix
-    Mean instead of sum **and** a term of the node itself: `super().__init__(aggr="mean")` and `h = h + self.lin_root(x)`;
-    or a LayerNorm after the sum and the same term. Mean alone heals the logits and ruins the task, since each node's own
-    identity drops to 1/n: R² −.04 against .92 with the root term at 50 nodes.
+    ## When it is silent
+    Without a symptom, as at constant in-degree, where a sum is a mean with another weight, it is information; so is a
+    sum of the model's own code beside attention that the size of its input saturates, until it is undone.
 
-    ## When it is wrong
-    On data of constant in-degree a sum is a mean with another weight. The exponent is then real and harmless, and without a
-    symptom the finding stays information.
-
-    ## References
-    Xu et al. 2019, *How Powerful are Graph Neural Networks?*, arXiv 1810.00826, for what a sum can do that a mean cannot.
-    Measured: complete graphs, 16 channels, 3 heads; training over 250 steps, up to 6 seeds; a real multi-agent actor.
+    ## Sources
+    Xu et al. 2019, *How Powerful are Graph Neural Networks?*, arXiv 1810.00826, for what a sum can do that a mean
+    cannot. Measured: complete graphs, 16 channels, 3 heads; training over 250 steps, up to 6 seeds; a real multi-agent
+    actor.
     """
 
     exponent: float = threshold(0.4, unit="power of in-degree", source="measured: sum 1 to 2, mean and √deg at most .1")

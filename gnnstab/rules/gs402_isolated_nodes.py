@@ -16,33 +16,33 @@ from gnnstab.rules.queries import largest, measured, names, need_measured, perce
 class IsolatedNodes(Rule):
     """Nodes without incoming edges get no message.
 
-    ## What it sees
-    The share of nodes of in-degree 0. In a layer with `root_weight=False` around which no identity path leads any share is an
-    error, where a backward shows that the loss reads those nodes. So are more than 15 % of the nodes that get one and the same output
-    whatever the batch holds, which a copy shows that runs again with other numbers, where the loss reads them; and more than 5 % of
-    them in layers without self-loops or any other term of the node itself where all rows of the output are alike. It is a warning
-    where no attention layer is given an edge in any call; where none of the nodes that the loss reads hears of another: their answers stay when all other numbers change; and where three of four
-    that it reads have no neighbour and the others one; where all edges of a batch of several graphs lie within the rows of one, and repeat one another; and where no edge brings anything to 95 % of
-    those that it reads and the loss falls by less than a factor e, in a run or in steps on a copy. Otherwise, and with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
+    ## Why it matters
+    Such a node's output is the linear skip alone (with the beta gate ×.51 of it). With `root_weight=False` the output
+    is exactly 0 and carries no gradient, so everything behind it sees a constant, and a normalisation divides by almost
+    nothing.
 
-    ## Why it is unstable
-    Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
-    `root_weight=False` it is exactly 0 and carries no gradient, so everything behind it sees a constant, and a
-    normalisation behind it divides by almost nothing.
-
-    ## What it looks like
-    Nodes that never react to their surroundings; rows of exact zeros; a batch whose `edge_index` is empty.
-
-    ## Fix
+    ## What to do
     `root_weight=True` (the default), or self-loops: `torch_geometric.utils.add_self_loops`.
 
-    ## When it is wrong
-    In dynamic graphs a node may be alone for a while, and half of the nodes of a directed tree always are. The real actors of
-    the project's tests have 0.5 % and 0.7 % and are healthy. In the fault benchmark, networks with a linear skip trained as
-    well with 5 to 20 % isolated nodes as without, which is why that is no warning.
+    ## How it is measured
+    Errors: any node of in-degree 0 in a layer with `root_weight=False` around which no identity path leads, where a
+    backward shows that the loss reads it; nodes that the loss reads and that get one and the same output whatever the
+    batch holds, which a copy with other numbers shows; nodes of in-degree 0 in layers without self-loops or another
+    term of the node itself, where all rows of the output are alike.
 
-    ## References
-    PyTorch Geometric, documentation of `TransformerConv`. Measured: empty edge lists and isolated nodes, beta on and off.
+    Warnings: no attention layer is given an edge in any call; of the nodes that the loss reads none hears of another
+    (their answers stay when all other numbers change), or three of four have no neighbour and the others one; all edges
+    of a batch of several graphs lie within the rows of one, and repeat one another; no edge brings anything to 95 % of
+    the nodes that the loss reads, and the loss falls by less than a factor e, in a run or in steps on a copy.
+
+    ## When it is silent
+    Otherwise it is information: with a linear skip such nodes keep a path that trains (in the fault benchmark as well
+    with 5 to 20 % of them as without), half of the nodes of a directed tree always are alone, and healthy real actors
+    have 0.5 % and 0.7 %.
+
+    ## Sources
+    PyTorch Geometric, documentation of `TransformerConv`. Measured: empty edge lists and isolated nodes, beta on and
+    off.
     """
 
     share: float = threshold(0.05, unit="share of nodes", source="heuristic: ten times the share in healthy real data")

@@ -13,24 +13,21 @@ from gnnstab.rules.queries import degree_of, largest, measured, need_measured, s
 class HubDilution(Rule):
     """The messages to hubs are far weaker than their own skip.
 
-    ## What it sees
-    The largest in-degree above 20 times the median, and an RMS of the messages to the top 1 % of targets below a fifth of the RMS
-    of the linear skip.
+    ## Why it matters
+    Attention weights sum to 1, so a hub gets an average, and averages of independent messages shrink like 1/√n: what
+    reaches the hub is its own state.
 
-    ## Why it is unstable
-    It is not an explosion but its opposite. Attention weights sum to 1, so a hub gets an average of many messages, and averages
-    of independent messages shrink like 1/√n. What reaches the hub is its own state.
-
-    ## What it looks like
-    Measured at a hub of in-degree 399: message RMS .039 against .261 at the other nodes and .57 of the skip.
-
-    ## Fix
+    ## What to do
     The logarithm of the in-degree as a node feature, or messages scaled by √degree.
 
-    ## When it is wrong
-    When hubs carry no label.
+    ## How it is measured
+    The largest in-degree over the median, and the RMS of the messages to the top 1 % of targets over that of the linear
+    skip; at a hub of in-degree 399 .039 against .261 elsewhere and .57 of the skip.
 
-    ## References
+    ## When it is silent
+    Where in-degrees are even. It is information: hubs may carry no label.
+
+    ## Sources
     Corso et al. 2020, *Principal Neighbourhood Aggregation*, arXiv 2004.05718, for degree scalers. Measured: one hub.
     """
 

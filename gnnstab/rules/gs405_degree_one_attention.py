@@ -13,23 +13,20 @@ from gnnstab.rules.queries import largest, need_measured, percent
 class DegreeOneAttention(Rule):
     """Nearly every node has one neighbour at most, so there is nothing to attend to.
 
-    ## What it sees
-    More than 90 % of the nodes with in-degree 0 or 1.
+    ## Why it matters
+    A softmax over one score is 1 whatever the score is: the gradient of the query and key weights is exactly 0
+    (measured), and they stay as they were initialised (GS604 may list them).
 
-    ## Why it is unstable
-    It is not. A softmax over one score is 1 whatever the score is; the gradient of the query and key weights is exactly 0
-    (measured), and they stay as they were initialised.
-
-    ## What it looks like
-    GS604 may list the query and key maps as never updated.
-
-    ## Fix
+    ## What to do
     Self-loops, or a layer without attention.
 
-    ## When it is wrong
-    On trees, where this is meant; the layer then acts as a linear map of the parent.
+    ## How it is measured
+    The share of nodes with in-degree 0 or 1.
 
-    ## References
+    ## When it is silent
+    It is information: on trees it is meant, and the layer acts as a linear map of the parent.
+
+    ## Sources
     PyTorch Geometric, documentation of `TransformerConv`. Measured: in-degree 1.
     """
 

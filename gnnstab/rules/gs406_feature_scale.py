@@ -26,39 +26,44 @@ from gnnstab.rules.queries import Attention, attention, first_loss, measured, na
 class FeatureScale(Rule):
     """Input features are unscaled, and something behind them saturates.
 
-    ## What it sees
-    The RMS of the input features above 10, or one column more than 20 times the median column; where the model ran, of every tensor
-    of the batch by its name (node and edge features, time deltas, encodings) whose size reaches a weight, no normalisation in between. With
-    a symptom that scale explains (attention saturated that is healthy at an input of RMS 1, or by such edge features; a saturated
-    gate) a warning; without, the same steps are taken on two copies, one of them given the tensor standardised: where that one learns
-    and the other hardly does, a warning too; else information. So it is with a tensor of an RMS below 0.01, of which nothing is said otherwise. What only comes down from a far-off first output has not learned, and entries
-    that hold one number far away from all others are put to 0 on that copy, as a mark of missing values. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
-    1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold, or three deviations away where a mask of the
-    batch tells just these targets and steps for half of the rows learn the others only without them, or labels below 0 that the loss, by its gradient, takes for a class, where such steps say the same; in a run whose targets nobody saw, a loss that no mean or sum of squares of
-    smaller targets reaches. Where a sigmoid or tanh ends the model, times a number or not, and the loss is a squared or absolute error: targets out of its range.
-    Targets that the loss scales itself are left alone, unless its gradient shows that it compares them as they are. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
-    a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
-    them itself.
+    ## Why it matters
+    Features ten times as large make the logits of the first attention layer a hundred times as large (from 31 to 3113,
+    Ĥ from .99 to .04). A single large column (positions in millimetres, time stamps, counts) does the same and drowns
+    the others.
 
-    ## Why it is unstable
-    Features ten times as large make the logits of the first attention layer a hundred times as large: measured, from 31 to 3113, and
-    Ĥ from .99 to .04. A single large column does the same and drowns the others.
+    ## What to do
+    Standardise the columns with the statistics of the training set, or `nn.BatchNorm1d(in_channels)` on the input; a
+    LayerNorm mixes the columns, so that one that is much larger makes every row the same. Look up integer ids in an
+    `nn.Embedding`.
 
-    ## What it looks like
-    Positions in millimetres beside probabilities, time stamps, counts. The first layer's attention is one-hot before any
-    training.
+    ## How it is measured
+    The RMS of the input features, and of one column over the median column; where the model ran, of every tensor of the
+    batch by its name whose size reaches a weight without a normalisation in between. A warning needs a symptom that
+    scale explains (attention that is healthy at an input of RMS 1, a saturated gate) or steps on two copies, one with
+    the tensor standardised: that one learns and the other hardly does. So it is with a tensor of an RMS below 0.01.
+    What only comes down from a far-off first output has not learned; entries that hold one number far away from all
+    others are put to 0 on that copy.
 
-    ## Fix
-    Standardise the columns with the statistics of the training set, or `nn.BatchNorm1d(in_channels)` on the input; a LayerNorm
-    mixes the columns, and one that is much larger than the others makes every row the same. Look up
-    integer ids in an `nn.Embedding` instead of feeding them as numbers.
+    Warnings by themselves:
 
-    ## When it is wrong
-    An id column that the model looks up in an embedding is large and harmless, as are one-hot columns; without a symptom the
-    finding stays information, and so does one whose tensor, standardised on a copy, lets your optimizer's steps learn no better.
+    - an RMS above 1000 that reaches a weight;
+    - targets of an RMS above 1000 that the output falls 30 times short of; where nobody saw them, a first loss that no
+      mean or sum of squares of smaller ones reaches;
+    - targets out of the range of a sigmoid or tanh that ends the model (times a number or not), under a squared or
+      absolute error;
+    - one number far away from all others that several targets of a squared error hold. Three deviations are enough
+      where a mask of the batch tells just these targets, and labels below 0 count that the loss takes for a class,
+      where steps for half of the rows learn the others only without them.
 
-    ## References
-    LeCun et al. 1998, *Efficient BackProp*, on standardised inputs. Measured: Gaussian features × 1 to × 100, complete graphs.
+    ## When it is silent
+    For whole numbers (ids, indices, counts, masks, one-hot columns), unless a weight multiplies a column of them with
+    an RMS above 10 as it is; for targets beside which the loss is small or that it scales itself, unless its gradient
+    compares them as they are. Without a symptom, or where steps with the tensor standardised learn no better, it is
+    information.
+
+    ## Sources
+    LeCun et al. 1998, *Efficient BackProp*, on standardised inputs. Measured: Gaussian features × 1 to × 100, complete
+    graphs.
     """
 
     column_ratio: float = threshold(

@@ -14,24 +14,23 @@ from gnnstab.rules.queries import largest, measured, percent
 class ConstantOrNonFiniteFeature(Rule):
     """The input holds NaN or Inf, or columns that never change.
 
-    ## What it sees
-    NaN and Inf entries in the input node features, and in any other tensor of the batch by its name: an error. Where output and loss
-    are finite all the same, as with targets that a mask leaves out, information. Columns without variance over the batch: information.
+    ## Why it matters
+    One NaN reaches every node within as many layers as the graph is wide, and every weight with the next step. A
+    constant column is a second bias; behind a normalisation over nodes it divides by almost nothing.
 
-    ## Why it is unstable
-    One NaN reaches every node within as many layers as the graph is wide, and every weight with the next step. A constant column
-    is a second bias; behind a normalisation over nodes it divides by almost nothing.
+    ## What to do
+    Find the source of the NaN, which `torch.nan_to_num` only hides. Drop constant columns, or add eps where they are
+    divided by their deviation.
 
-    ## What it looks like
-    The first non-finite value of the run lies in the input (GS502 says so with the node).
+    ## How it is measured
+    NaN and Inf entries in any tensor of the batch by its name: an error. Columns of the input features without variance
+    over the batch: information.
 
-    ## Fix
-    `torch.nan_to_num` hides it: find the source. Drop constant columns, or add eps where they are divided by their deviation.
+    ## When it is silent
+    NaN is information where output and loss are finite all the same, as with targets that a mask leaves out. A column
+    may be constant in one batch only, or meant as a bias.
 
-    ## When it is wrong
-    A column may be constant in one batch only; a column of ones may be meant as a bias.
-
-    ## References
+    ## Sources
     IEEE 754. Measured: constant columns into GraphNorm, single gradient entries × 548.
     """
 

@@ -16,34 +16,31 @@ _PASS = "Pass batch to every layer, norm and pooling"
 class BatchDependence(Rule):
     """The answer for a graph depends on the other graphs of its batch, on padding, or on chance.
 
-    ## What it sees
-    A copy in evaluation mode runs the smallest graph of a batch in its batch and alone, and compares its output: graphs that a `batch`
-    vector describes, or sets of rows that a mask or lengths tell from padding, which then runs without its padding. Where the output
-    moves, or the model takes no graph alone, the numbers of all other graphs are changed, to tell whether the graph hears them or the padding. Where the
-    forward was told of no graphs and something in it asks for them (`batch`), blocks of consecutive nodes that no edge leaves stand for graphs. And the same
-    batch twice, from other states of the generators.
+    ## Why it matters
+    Attention, sums and norms over all rows mix what does not belong together, and padding that nothing masks takes
+    weight from real rows. In training that is noise which no rate removes; in use, answers that nobody can repeat.
+    Measured: PyG's GPSConv moves by 1e-7, its SGFormer, normalised over the batch, by 1.6 %, attention over padded rows
+    by 8 %.
 
-    ## Why it is unstable
-    Attention, sums and norms over all rows that there are mix what does not belong together: a graph hears others, and its answer
-    changes with the batch that chance has put it into. Padding that nothing masks takes weight from real rows, as much as there is of
-    it. In training that is noise which no rate removes; in use, answers that nobody can repeat.
+    ## What to do
+    Pass `batch` to every layer, norm and pooling that takes it. Mask padded rows: `dense, real = to_dense_batch(x,
+    batch)` and `key_padding_mask=~real`; take means over real rows only. `F.dropout(x, p, self.training)`, where
+    `F.dropout(x)` drops in use as well.
 
-    ## What it looks like
-    A loss that stands still above that of the same model at a batch of one; a validation score that depends on the batch size.
-    Measured: PyG's GPSConv moves by 1e-7, its SGFormer, whose attention is normalised over the batch, by 1.6 %, attention over padded rows
-    without a mask by 8 % before training.
+    ## How it is measured
+    A copy in evaluation mode runs the smallest graph of a batch (by `batch`, or a set of rows that a mask or lengths
+    tell from padding) in its batch and alone. Where the output moves, or the model takes no graph alone, the numbers of
+    all other graphs are changed. Where the forward was told of no graphs and something in it asks for `batch`, blocks
+    of consecutive nodes that no edge leaves stand for graphs. And the same batch twice, from other states of the
+    generators.
 
-    ## Fix
-    Pass `batch` to every layer, norm and pooling that takes it. Mask padded rows: `dense, real = to_dense_batch(x, batch)` and
-    `key_padding_mask=~real`; take means over real rows only. `F.dropout(x, p, self.training)`, where `F.dropout(x)` drops in use as well.
+    ## When it is silent
+    Graphs may be meant to see each other, as in retrieval within a batch. Sets that are padded to one fixed width with
+    one constant, and models that draw random numbers on purpose, are information.
 
-    ## When it is wrong
-    Where graphs are meant to see each other, as in retrieval within a batch. Sets that are padded to one fixed width with one constant are
-    information: their answers depend on the padding, and not on the batch. So is a model that draws random numbers on purpose.
-
-    ## References
-    PyTorch Geometric, *Advanced Mini-Batching*: graphs of a batch are disjoint. Measured: padded and disjoint batches, 90 programs that
-    train well move by 2e-6 at most.
+    ## Sources
+    PyTorch Geometric, *Advanced Mini-Batching*: graphs of a batch are disjoint. Measured: padded and disjoint batches,
+    90 programs that train well move by 2e-6 at most.
     """
 
     told: float = threshold(

@@ -21,31 +21,31 @@ UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 2.
 class PrecisionHeadroom(Rule):
     """The logits are too large for the number format of the run.
 
-    ## What it sees
-    u·max|s|, the rounding of the largest logit in the number format of its layer: at 0.1 a warning, at 1 an error. For fp16 also the
-    headroom: 65 504 over the largest q·k *before* the division by √C; and every operation of the forward that gives Inf of finite numbers. In an fp32 run the fp16 headroom is information,
-    given when it is small. While a run goes on, the largest entry of every result of a training forward, in a few steps: what has come six tenths of
-    the way to the largest number of its format (in logarithms; the exponent itself of an `exp`), and reaches it within 20 steps at a pace that does not slow down, is a warning. So are divisors
-    that shrink towards the smallest number, and in fp16 the gradients, unless a GradScaler guards them.
+    ## Why it matters
+    The relative error of an attention weight is about e^(u·|s|) − 1; measured at |s| = 131: .063 in bf16, .014 in fp16,
+    at 1 180 .49 and .06. An fp16 run overflows earlier, since q·k is √C times as large (at 64 channels at |s| = 8 188):
+    the softmax makes Inf − Inf of it and the target becomes NaN. A GradScaler guards gradients, not the forward pass.
 
-    ## Why it is unstable
-    The relative error of an attention weight is about e^(u·|s|) − 1. fp16 overflows earlier than the logits suggest, since
-    q·k is √C times as large: at 64 channels at |s| = 8 188. The overflow is +Inf, the softmax makes Inf − Inf of it, and the
-    whole target becomes NaN. A GradScaler cannot help: it guards gradients, not the forward pass.
+    ## What to do
+    Keep query, key and softmax in fp32: `with torch.autocast("cuda", enabled=False): conv(x.float(), edge_index)`. Then
+    find out why the logits are that large (GS301, GS302, GS401).
 
-    ## What it looks like
-    Limits for a warning: |s| = 25 in bf16, 205 in fp16, 1.7 million in fp32. Measured error of attention weights at |s| =
-    131: .063 in bf16, .014 in fp16; at 1 180: .49 and .06. At |s| = 13 000 in fp16, 20 % of the outputs were non-finite.
+    ## How it is measured
+    u·max|s|, the rounding of the largest logit in the number format of its layer: the limit for a warning is |s| = 25
+    in bf16, 205 in fp16, 1.7 million in fp32. For fp16 also the headroom, 65 504 over the largest q·k *before* the
+    division by √C, and every operation of the forward that gives Inf of finite numbers.
 
-    ## Fix
-    Keep query, key and softmax in fp32: `with torch.autocast("cuda", enabled=False): conv(x.float(), edge_index)`. Then find
-    out why the logits are that large (GS301, GS302, GS401).
+    While a run goes on, in a few steps, the largest entry of every result of a training forward (in logarithms; of an
+    `exp` the exponent itself): what has come near the end of its format, and reaches it soon at a pace that does not
+    slow down, is a warning. So are divisors that shrink towards the smallest number, and in fp16 the gradients, unless
+    a GradScaler guards them.
 
-    ## When it is wrong
-    A size that stops growing just before the end of its format is warned about all the same. A part of the logits that all keys of a target share cancels in exact arithmetic but still costs precision here. In a run
-    whose loss has ended at its best a warning is information: it trains in spite of the rounding.
+    ## When it is silent
+    The fp16 headroom of an fp32 run is information, and so is a warning in a run whose loss has ended at its best. A
+    size that stops growing just before the end of its format is warned about all the same. What all keys of a target
+    share cancels in exact arithmetic and still costs precision here.
 
-    ## References
+    ## Sources
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Derived, and measured on CPU.
     """
 

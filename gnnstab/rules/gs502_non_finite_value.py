@@ -14,40 +14,38 @@ from gnnstab.rules.base import Rule, rule
 class NonFiniteValue(Rule):
     """A value became NaN or infinite.
 
-    ## What it sees
-    The first non-finite value of the run: layer, stage (input, query, key, value, edge, score, attention, aggregate, skip,
-    gate, output, gradient, weight, loss), step, the nodes and edges, and whether it came in from outside or was made there.
-    The step is repeated with every operation watched: the finding names the operation, the line of your code, the sizes of its
-    operands and the tensor of the batch that carried the value in. Where the events of a run were lost, the first row of a layer or loss. In a checkpoint: parameters with NaN or Inf.
+    ## Why it matters
+    One +Inf among the logits of a target makes NaN in the softmax, the sum over neighbours spreads it by one hop per
+    layer, the loss carries it into every weight with the next step. Only the *first* place tells the cause.
 
-    ## Why it is unstable
-    One +Inf among the logits of a target makes Inf − Inf = NaN in the softmax, the sum over neighbours spreads it by one hop
-    per layer, the loss carries it into every weight with the next step. Only the *first* place tells the cause.
+    ## What to do
+    Write what the finding says: `logsigmoid`, `log_softmax`, a subtracted maximum, `clamp_min` before `log`, eps inside
+    `sqrt`, `masked_fill` in place of a product, the loss in float32. Where no cause was measured the finding says what
+    to pass: `Monitor(loss=fn)`.
 
-    ## What it looks like
-    - A tensor of the batch: NaN in features, edge features, targets or masked slots (`non-finite-data`).
-    - An operation on finite operands that is undefined there: log 0, 0/0, ∞ − ∞, exp without a shift, the derivative of a root
-      at zero (`undefined-operation`); a softmax in which everything is masked, a mask that is multiplied (`masking`).
-    - An overflow of fp16 that float32 does not have (`precision`): q·k past 65 504, squares in a loss.
-    - An overflow that is gone when a badly scaled input is standardised (`feature-scale`).
-    - Weights first, after a growth that was recorded over steps (`learning-rate`).
-    - Weights from the first step, or few parameters of a file: memory that was never initialised.
-    - A file that is mostly NaN: too late to show why.
+    ## How it is measured
+    The first non-finite value of the run, by layer, stage, step, nodes and edges, and whether it came in or was made
+    there. The step is repeated with every operation watched, which gives the operation, the line of your code, the
+    sizes of its operands and the tensor of the batch that carried the value in. Where the events of a run were lost,
+    the first row of a layer or loss; in a checkpoint, parameters with NaN or Inf. The cause is what is seen:
 
-    ## Fix
-    The finding says what to write instead: `logsigmoid`, `log_softmax`, a subtracted maximum, `clamp_min` before `log`, eps inside
-    `sqrt`, `masked_fill` in place of a product, the loss in float32. Where no cause was measured it says what to pass:
-    `Monitor(loss=fn)`.
+    - NaN in a tensor of the batch: `non-finite-data`;
+    - an operation that is undefined for its finite operands (log 0, 0/0, ∞ − ∞, exp without a shift, the derivative of
+      a root at zero): `undefined-operation`; a softmax in which everything is masked, or a mask that is multiplied:
+      `masking`;
+    - an overflow of fp16 that float32 does not have: `precision`; one that is gone when a badly scaled input is
+      standardised: `feature-scale`;
+    - weights first, after a growth that was recorded over steps: `learning-rate`; weights from the first step, or few
+      parameters of a file: memory that was never initialised; a file that is mostly NaN is too late to show why.
 
-    ## When it is wrong
-    Non-finite *gradients* in the first steps of a GradScaler are normal: the step is skipped and the scale lowered. Such
-    steps are not reported. Nor are those that a loop of your own skips under fp16; elsewhere they are, with their number. What
-    the code takes away again (the weights of rows in which everything is masked, set to 0) is information where output, loss and
-    gradients of the step are finite.
+    ## When it is silent
+    Non-finite *gradients* in the first steps of a GradScaler, or skipped by a loop of your own under fp16, are normal;
+    elsewhere skipped steps are told with their number. What the code takes away again (weights of rows in which
+    everything is masked, set to 0) is information where output, loss and gradients of the step are finite.
 
-    ## References
-    Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Measured: fp16 training of a real actor,
-    first non-finite value in q·k of the third layer with all weights finite.
+    ## Sources
+    Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Measured: fp16 training of a real
+    actor, first non-finite value in q·k of the third layer with all weights finite.
     """
 
     def check(self, signals: Signals) -> Iterator[Finding]:

@@ -22,30 +22,32 @@ from gnnstab.rules.queries import largest, measured, percent
 class Underflow(Rule):
     """Values fall below the smallest normal number of the format.
 
-    ## What it sees
-    The share of non-zero entries of a layer's output that are smaller than the dtype's smallest normal number. In a run whose weights are
-    held in 16 bits: the share of their entries that an update leaves as they are, since it is less than half of the distance to the next
-    number (the median over steps 0, 50, 100, 200, …; at a constant rate the latest of them as well), or one step of your optimizer on a copy. The share of
-    the non-zero entries of the gradients that are one to four times the smallest number of fp16. And an eps of the optimizer that is 0 in the format of the weights, as 1e-8 is in fp16:
-    an error where an update has made weights non-finite, or steps on a copy do; information otherwise. Of attention that is written as
-    exponentials over their sum: the share of the targets at which all of them are 0.
+    ## Why it matters
+    Such numbers (below 6.1e-5 in fp16, 1.2e-38 in bf16 and fp32) lose digits and then become 0; many devices flush them
+    at once. A gradient that has become 0 does not come back, and Adam divides by the eps of what is left.
 
-    ## Why it is unstable
-    Such numbers lose digits one after the other and then become 0; many devices flush them at once. A gradient that has become
-    0 does not come back, and Adam divides by the eps of what is left.
+    ## What to do
+    Keep the weights in float32 and compute in 16 bits under `torch.autocast`. In fp16: a GradScaler for the gradients,
+    bf16 for the range. Otherwise find what shrinks the signal (GS203): 32 layers with depth-scaled Xavier weights and
+    no identity path end at exactly 0.
 
-    ## What it looks like
-    Limits: 6.1e-5 in fp16, 1.2e-38 in bf16 and fp32. Measured in fp32: 32 layers with depth-scaled Xavier weights and no identity
-    path end at exactly 0.
+    ## How it is measured
+    Each of these by itself:
 
-    ## Fix
-    Keep the weights in float32 and compute in 16 bits under `torch.autocast`. In fp16: a GradScaler for the gradients, bf16 for the range. Otherwise find what shrinks the signal (GS203).
+    - the share of non-zero entries of a layer's output below the smallest normal number;
+    - in a run whose weights are held in 16 bits: the share of entries that an update leaves as they are, less than half
+      of the distance to the next number (median over steps 0, 50, 100, 200, …; at a constant rate the latest of them as
+      well), or one step of your optimizer on a copy;
+    - the share of the non-zero entries of the gradients that are one to four times the smallest number of fp16;
+    - an eps of the optimizer that is 0 in the format of the weights, as 1e-8 is in fp16: an error where an update, or
+      steps on a copy, have made weights non-finite, else information;
+    - of attention that is written as exponentials over their sum: the share of the targets at which all of them are 0.
 
-    ## When it is wrong
-    Attention weights of neighbours that do not count are meant to underflow; only those of which a target has no other count. Optimizers that round at random lose
+    ## When it is silent
+    Attention weights of neighbours that do not count are meant to underflow. Optimizers that round at random lose
     nothing on average.
 
-    ## References
+    ## Sources
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754.
     """
 

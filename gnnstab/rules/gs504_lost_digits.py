@@ -14,36 +14,34 @@ from gnnstab.rules.queries import measured, percent
 class LostDigits(Rule):
     """A number format cannot hold the differences of what it is given, or a cast to whole numbers takes them away.
 
-    ## What it sees
-    Each tensor of the batch that the forward casts, by `.to`, `.half` and the like or under autocast at a matrix product: the RMS of what the
-    cast rounds away over the standard deviation of its column, and how many distinct values the column has before and after. The same of differences of
-    the batch's tensors, and of angles that are made of them and given to a sine or cosine. And columns whose spread is below three of the
-    steps of the format that they are stored in, of a quarter and more, or, in 16 bits beyond the whole numbers, which are one number.
-    Columns that the forward casts to whole numbers are followed to where these are looked up in a table or given on as numbers: values
-    between -1 and 1, or of mean 0 and deviation 1, most of them no whole ones, of which at most 3 whole numbers and half as many as
-    before are left, where no gradient shows that something else reads them (cause: indistinguishable nodes); and ids that lie beyond the
-    whole numbers that their format holds exactly (256 in bf16, 2048 in fp16), where rows share them. Of a run: a weight that is given 4 or
-    more columns of a tensor of whole numbers, all of them 0, and has a gradient of 0 in every step.
+    ## Why it matters
+    bf16 keeps 8 bits, fp16 11, fp32 24. Values that are large beside their differences (hours since a date, coordinates
+    from a far origin) lose these, and nothing overflows: 230 000 hours are a multiple of 1024 in bf16, so that 2000
+    hours in a row become three numbers.
 
-    ## Why it is unstable
-    A format keeps a fixed number of digits: bf16 8 bits, fp16 11, fp32 24. Values that are large beside their differences (hours since a
-    date, coordinates from a far origin, years) lose the differences, which are all that the model was to learn from. Nothing overflows.
-
-    ## What it looks like
-    230 000 hours are a multiple of 1024 in bf16, so that 2000 hours in a row become three numbers. The loss stands still at what is
-    possible without the tensor, and is better in fp32.
-
-    ## Fix
-    Take the differences first: subtract a reference (the latest time, the mean of the coordinates) in the format that the data is held
-    in, then cast. Keep ids and types in a tensor of int64 of their own, and cast them before anything is scaled. Under autocast: compute
+    ## What to do
+    Subtract a reference (the latest time, the mean of the coordinates) in the format that the data is held in, then
+    cast. Keep ids and types in a tensor of int64 of their own, cast before anything is scaled. Under autocast, compute
     encodings of time and place with `torch.autocast(device_type, enabled=False)`.
 
-    ## When it is wrong
-    Where the model does not need the column, or its ids are codes with gaps wider than the steps of the format.
+    ## How it is measured
+    The RMS of what a cast (`.to`, `.half`, autocast at a matrix product) rounds away of a tensor of the batch, of
+    differences of such tensors, or of angles made of them for a sine or cosine, over the standard deviation of its
+    column, and how many distinct values remain. Columns whose spread is below three steps of the format that they are
+    stored in, where a step is a quarter or more, or, in 16 bits beyond the whole numbers, which are one number.
 
-    ## References
-    IEEE 754; Kalamkar et al. 2019, *A Study of BFLOAT16 for Deep Learning Training*, arXiv 1905.12322. Measured: healthy programs under
-    bf16 and fp16 lose less than 1 % of the spread.
+    Columns that are cast to whole numbers and looked up in a table or given on as numbers (cause: indistinguishable
+    nodes): values between -1 and 1, or of mean 0 and deviation 1, most of them no whole ones, of which at most 3 whole
+    numbers and half as many as before are left, where no gradient shows another reader; ids beyond the whole numbers
+    that their format holds exactly (256 in bf16, 2048 in fp16), where rows share them. In a run: a weight that is given
+    4 or more columns of a tensor of whole numbers, all of them 0, and has a gradient of 0 in every step.
+
+    ## When it is silent
+    The model may not need the column, or its ids may be codes with gaps wider than the steps of the format.
+
+    ## Sources
+    IEEE 754; Kalamkar et al. 2019, *A Study of BFLOAT16 for Deep Learning Training*, arXiv 1905.12322. Measured:
+    healthy programs under bf16 and fp16 lose less than 1 % of the spread.
     """
 
     lost: float = threshold(

@@ -29,49 +29,47 @@ from gnnstab.rules.queries import attention, names, percent, typical_matrix
 class LearningRateTooHigh(Rule):
     """The optimizer moves the output so far per step that the loss rises.
 
-    ## What it sees
-    With a model, a batch, a loss and the optimizer: six real steps on a copy (with momentum up to twenty, until updates have their full size), by the optimizer's own class, groups, settings and
-    state. The largest loss in them over the first one, and the change of the output in the first step over its spread (over
-    nodes or graphs). Where a lower rate makes the same steps calm, the rate is the cause; where the sums of messages divided by the
-    in-degree do, GS401 names those; where nothing does, none is named. In a run: the losses of the first steps over that of step 0, with
-    the change of the output in one step, unless the same steps on a copy, on the batch of step 0, are calm; while the rate rises beyond all that the run has had, after the first 50 steps or under SGD the first 10, the
-    slope along each update before and after it, whose ratio gives rate times curvature (which counts while the loss does not fall, or under
-    SGD while the rate rises faster than any warm-up); and the loss, when it ends far above what it had reached. Where no step could be tried, the
-    learning rate over the RMS of the weight matrices is a hint, no more, unless the weights that an optimizer has made saturate the
-    attention: trial steps from there are calm, since saturated attention hardly moves.
+    ## Why it matters
+    A step that changes the output by many times its spread leaves the region in which the slope means anything: the
+    loss rises, gradients grow, and attention scores run into saturation and stay there. Three layers of GATConv under
+    Adam: at 5e-2 the output moves by 13 times its spread and the loss rises from 0.7 to 2.7, at 2e-2 it moves by 6 and
+    the loss falls.
 
-    Of several parameter groups, each whose rate is ten times the lowest is tried at the lowest: the group that alone makes the loss rise is
-    named, and one whose rate takes a quarter of the progress of 30 steps is a finding of its own. A rise that an operation ends, such as the
-    logarithm of 0, in steps that were calm until then is the operation's (GS502);
-    one that is gone at the same rate with the sums over neighbours divided is the sums' (GS401), and one that is gone where a BatchNorm over
-    one or two rows normalises each row instead is the norm's (GS108).
+    ## What to do
+    Take the rate at which the same steps are calm: the first of lr/3, lr/9, … that was tried so, or lr/3 where none
+    was. A warm-up over some hundred steps helps as well; a factor of 0.7 changes nothing that can be measured.
 
-    ## Why it is unstable
-    A step goes down the slope of the loss as it is before the step. One that changes the output by many times its spread
-    leaves the region in which that slope means anything. The loss rises, the next gradients are larger, and attention
-    scores, products of two weights, run into saturation, from which small gradients do not bring them back.
+    ## How it is measured
+    With model, batch, loss and optimizer: six real steps on a copy (with momentum up to twenty, until updates have
+    their full size); the largest loss over the first, and the change of the output in the first step over its spread.
+    The rate is the cause where a lower one makes them calm. Each parameter group whose rate is ten times the lowest is
+    tried at the lowest; one that takes a quarter of the progress of 30 steps is a finding of its own.
 
-    ## What it looks like
-    GATConv of three layers under Adam: at 5e-2 the first steps raise the loss from 0.7 to 2.7, the output moves by 13 times
-    its spread, and the run ends above its start; at 2e-2 the loss falls from the first step on, the output moves by 6.
-    docs/accuracy.md has the separation on healthy programs.
+    In a run: the losses of the first steps over that of step 0, unless the same steps on a copy are calm; the loss,
+    when it ends far above what it had reached; and, while the rate rises beyond all before (after the first 50 steps,
+    under SGD 10), rate times curvature, the slope along each update after it over that before. This counts while the
+    loss does not fall, or under SGD while the rate rises faster than any warm-up.
 
-    ## Fix
-    The rate at which the same steps are calm: the first of lr/3, lr/9, … that was tried so. Where none was tried, lr/3. A warm-up
-    over some hundred steps helps as well. A factor of 0.7 changes nothing that can be measured.
+    Without steps, the rate over the RMS of the weight matrices is a hint (it depends on the width of the input, and
+    large weights of a failed run make it small); it counts where weights that an optimizer has made saturate the
+    attention, from where trial steps are calm.
 
-    ## When it is wrong
-    A jump of one step that the input of the first layer shares, and that the next step is calm after, is that batch's (GS406).
-    Nor is a loss that new classes or a second task raise, and that training brings down from there: told while a run goes on is one that still rises, or
-    after ten steps has not fallen by a tenth.
-    A loss of the run that is not finite is no rise: the data or an operation may have made it so, which GS502 looks into. Losses that are not positive have no ratio: there only a loss of the trial steps that is not finite counts. Some networks recover from a loss
-    that rose within the first steps: that is information once the run ends at half of its first loss or below, unless the rise was a hundredfold. A loss may rise for other reasons in
-    reinforcement learning, so the loss alone counts only when it is ten times its best and above its start. The ratio of
-    rate and weights depends on the width of the input and misleads: large weights of a failed run make it small.
+    ## When it is silent
+    Where something else makes the loss rise: the sums, if it is calm with them divided by the in-degree (GS401); a
+    BatchNorm over one or two rows (GS108); an operation that ends calm steps, or a loss of the run that is not finite
+    (GS502); one batch whose input jumps and after which the next step is calm (GS406). New classes or a second task,
+    from which training comes down: a live warning needs a loss that still rises, or that after ten steps has not fallen
+    by a tenth.
 
-    ## References
-    Wortsman et al. 2023, *Small-scale Proxies for Large-scale Transformer Training Instabilities*, arXiv 2309.14322; Anson and
-    Aitchison 2025, *Controlling Changes to Attention Logits*, arXiv 2511.21377. Measured: five kinds of layers, widths 8 to 128.
+    Losses that are not positive have no ratio: there only a trial loss that is not finite counts. A rise within the
+    first steps, unless a hundredfold, is information once the run ends at half of its first loss or below. In
+    reinforcement learning a loss may rise for other reasons: alone it counts when it is ten times its best and above
+    its start.
+
+    ## Sources
+    Wortsman et al. 2023, *Small-scale Proxies for Large-scale Transformer Training Instabilities*, arXiv 2309.14322;
+    Anson and Aitchison 2025, *Controlling Changes to Attention Logits*, arXiv 2511.21377. Measured: five kinds of
+    layers, widths 8 to 128 (docs/accuracy.md).
     """
 
     warn_rise: float = threshold(1.5, unit="× first loss", source="measured: 1.0 at nine of ten healthy rates")

@@ -13,31 +13,27 @@ from gnnstab.rules.queries import largest
 class GradientSpike(Rule):
     """The gradient norm jumps far above its running median, again and again.
 
-    ## What it sees
-    The gradient norm of every step over the running median of the steps before it. Several jumps above 10, or one from which the
-    norm does not come back, are a warning; a single one that is over in a few steps is information. Norms below that of the
-    first ten steps never count: close to convergence the median is tiny. Nor does a norm that rose slowly, without a jump to three
-    times the median of the five before it, nor one while the loss falls, nor one in the warm-up of the rate, unless it exceeds all but the last few before it tenfold.
+    ## Why it matters
+    A spike moves all weights at once; Adam's second moment, an average over some 1000 steps, needs long to notice.
+    Sharp attention makes spikes likelier: a neighbour is swapped and the loss jumps.
 
-    ## Why it is unstable
-    A spike moves all weights at once; Adam's second moment, an average over some 1000 steps, needs long to notice. Sharp
-    attention makes spikes likelier: a neighbour is swapped and the loss jumps.
+    ## What to do
+    `torch.nn.utils.clip_grad_norm_` at the 90th percentile of the history; a third of the learning rate; look for
+    saturated attention (GS301, GS302).
 
-    ## What it looks like
-    Measured in small runs: none above 10 in 150 steps of healthy training; in full-batch runs of 200 steps every fifth had
-    several above 10, all far below the norm of the first steps. The first iterations of a value network in
-    reinforcement learning, and steps that GradScaler skips, are normal and left out.
+    ## How it is measured
+    The gradient norm of every step over the running median of the steps before it. Several jumps, or one from which the
+    norm does not come back, are a warning; a single one that is over in a few steps is information.
 
-    ## Fix
-    `torch.nn.utils.clip_grad_norm_` at the 90th percentile of the history; a third of the learning rate; look for saturated
-    attention (GS301, GS302).
+    ## When it is silent
+    For norms below that of the first ten steps (close to convergence the median is tiny), a norm that rose without a
+    jump to three times the median of the five before it, one while the loss falls, or in the warm-up of the rate,
+    unless it exceeds all but the last few before it tenfold, and steps that a GradScaler skips. Reinforcement learning
+    changes its own data: in a run that ends at half of its first loss or below, jumps are information.
 
-    ## When it is wrong
-    Reinforcement learning changes its own data: a new opponent, a new level, and the gradient jumps rightly. Of a run that ends at half
-    of its first loss or below, jumps are information.
-
-    ## References
-    Pascanu et al. 2013, *On the Difficulty of Training Recurrent Neural Networks*, arXiv 1211.5063. Measured: 150-step runs.
+    ## Sources
+    Pascanu et al. 2013, *On the Difficulty of Training Recurrent Neural Networks*, arXiv 1211.5063. Measured: 150-step
+    runs.
     """
 
     ratio: float = threshold(

@@ -24,43 +24,42 @@ _BEYOND = {
 class NeverUpdatedParameter(Rule):
     """A trainable parameter never received a gradient.
 
-    ## What it sees
-    In a checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0. In a recorded run:
-    trainable parameters whose gradient was None or exactly 0 in every step. Left out are biases that drop out of a difference
-    of outputs (a gradient of exactly 0 beside a weight that trains), weights of a layer whose bias trains while what they multiply is 0 in
-    every row that the loss reads (masked nodes), and those that the configuration leaves without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
-    neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
-    anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
-    of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
-    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away, or every
-    layer holds a map for features of the edges that
-    the batch holds and no output depends on, or layers stand under a key that names no relation of the batch beside one that no key names
-    and no output depends on; and so is everything that a bare file shows.
-    With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, no path
-    leads to it, or it stands in a reentrant checkpoint none of whose inputs has a gradient); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
-    sigmoid of a plain tensor of a module, which is no parameter; with
-    the optimizer: parameters that it does not hold, as those that the forward makes when it first runs. A model whose layers are fresh and that the optimizer does
-    not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
-    or for those in front of an operation that hands none on: a clamp that cuts every entry, a step function, a draw (torch.normal), a
-    softmax over one entry; unless the evaluation mode alone has that operation.
+    ## Why it matters
+    It keeps its initial value while everything around it moves. That is a wiring mistake far more often than an
+    intention: a module that the forward skips, a `detach()`, a parameter created after the optimizer.
 
-    ## Why it is unstable
-    The layer keeps its initial weights while everything around it moves. It is a wiring mistake far more often than an
-    intention: a module that the forward pass skips, a `detach()`, a parameter created after the optimizer.
+    ## What to do
+    Wire it into the forward pass, pass it to the optimizer, or freeze it on purpose with `requires_grad_(False)` and
+    leave it out of the optimizer.
 
-    ## What it looks like
-    An error for parameters that the output depends on; information for those of a bare file, which cannot say it: measured, of ten
-    broken programs whose files held such parameters one had lost them in its wiring, the others behind closed units, missing edges, NaN.
+    ## How it is measured
+    - Checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0.
+    - Run: trainable parameters whose gradient was None or exactly 0 in every step.
+    - Model and batch: parameters without a gradient after a backward, and why (the module was not called, no path leads
+      to it, or it stands in a reentrant checkpoint none of whose inputs has a gradient); weights that the loss depends
+      on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or sigmoid of a plain tensor of
+      a module.
+    - The optimizer: parameters that it does not hold, as those that the forward makes when it first runs.
+    - Gradients that are 0 for every parameter (`round`, `argmax`), or for those in front of an operation that hands
+      none on: a clamp that cuts every entry, a step function, a draw (`torch.normal`), a softmax over one entry.
 
-    ## Fix
-    Wire it into the forward pass, pass it to the optimizer, or freeze it on purpose with `requires_grad_(False)` and leave it
-    out of the optimizer.
+    An error needs an output that depends on the parameters. What no loss can reach (a head that this forward does not
+    call, an update of edges behind the last layer) is information, unless no attention layer at all is called; a part
+    of every layer, or a layer in front of one like it, is called and its result thrown away; every layer holds a map
+    for features of the edges that the batch holds and no output depends on; or layers stand under a key that names no
+    relation of the batch, beside one that no key names and nothing reads.
 
-    ## When it is wrong
-    At in-degree 1 the query and key weights get a gradient of exactly 0 (GS405). Embeddings of rare ids may not have been
-    seen yet. Layers for an edge type that the data lacks. A head that was forgotten looks like one that a later phase trains.
+    ## When it is silent
+    For biases that drop out of a difference of outputs, weights of a layer whose bias trains while what they multiply
+    is 0 in every row that the loss reads (masked nodes), the skip of a layer with `root_weight=False`, queries and keys
+    where no target has two neighbours (GS405), a body that was trained before and that the optimizer does not hold, and
+    operations of the evaluation mode alone.
 
-    ## References
+    Information: a relation or kind of nodes that nothing reads, beside others that train; an optimizer that has not
+    moved anything yet; everything that a bare file shows (of ten broken programs whose files held such parameters one
+    had lost them in its wiring). Embeddings of rare ids, and heads of a later phase, look the same.
+
+    ## Sources
     Kingma and Ba 2015, *Adam*, arXiv 1412.6980, for the second moment; PyTorch documentation of `torch.optim.Adam`.
     """
 

@@ -15,29 +15,25 @@ from gnnstab.rules.queries import largest, measured, names
 class AbsurdWeight(Rule):
     """A parameter is finite, and larger than anything that an initialisation or an optimizer makes.
 
-    ## What it sees
-    Weights whose RMS lies above 1000, and biases above a million, in a network whose other parameters are of ordinary size:
-    the RMS of at least a quarter of them below 100. Where the layer that holds such a weight was run on your data and what it returned is finite and
-    below 1000, the weight is large and works: information, up to an RMS of a million. In a run only what was as large at step 0: a
-    weight that grew was initialised.
+    ## Why it matters
+    `torch.empty` hands out memory as it was, anything up to 1e38: finite garbage passes every check for NaN, a tanh or
+    a softmax behind it keeps the output finite, and nothing trains through it. No documented initialisation has an RMS
+    above 3, and Adam moves an entry by about its learning rate per step.
 
-    ## Why it is unstable
-    `torch.empty` hands out memory as it was. Read as numbers it is zero, NaN, or anything up to 1e38: finite garbage passes
-    every check for NaN, and a tanh or a softmax behind it keeps the output finite as well. Nothing trains through it.
+    ## What to do
+    Initialise it: `conv.reset_parameters()`, or `torch.nn.init.xavier_uniform_(p)`. Look for `torch.empty`, for
+    parameters that a custom initialisation leaves out, and for shapes that a partly loaded checkpoint did not fill.
 
-    ## What it looks like
-    One weight at 1e25, everything else at 0.1; activations behind it at the limits of their function, or infinite one
-    layer later. No documented initialisation has an RMS above 3, and Adam moves an entry by about its learning rate per step.
+    ## How it is measured
+    The RMS of weights and of biases, in a network at least a quarter of whose parameters are of ordinary size; in a run
+    only of what was as large at step 0.
 
-    ## Fix
-    Initialise it: `conv.reset_parameters()`, or `torch.nn.init.xavier_uniform_(p)`. Look for `torch.empty`, for parameters
-    that a custom initialisation leaves out, and for shapes that a partly loaded checkpoint did not fill.
+    ## When it is silent
+    Where the whole network is that large: a run has diverged instead. Where the layer was run on your data and what it
+    returned is finite and below 1000, it is information, up to an RMS of a million. Parameters may hold quantities in
+    large units on purpose.
 
-    ## When it is wrong
-    Parameters that hold quantities in large units on purpose, such as a learned offset in metres. When most of the network is
-    that large, a run has diverged instead, and the rule stays silent.
-
-    ## References
+    ## Sources
     PyTorch documentation of `torch.empty`; Glorot and Bengio 2010 for the size of an initial weight. Derived.
     """
 

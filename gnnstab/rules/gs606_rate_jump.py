@@ -16,30 +16,28 @@ from gnnstab.rules.queries import largest
 class RateJump(Rule):
     """The learning rate rises tenfold or more from one step to the next, beyond all that the run has had, or a setting of the optimizer leaves its range.
 
-    ## What it sees
-    The learning rate of every recorded step: the largest factor between two of them in a row that leads beyond the largest rate
-    before. The first five steps are left out, where a warm-up from next to nothing multiplies its rate. While a run goes on, also, of
-    every parameter group, a momentum from 1 on: there every gradient stays in all later updates, and above 1 it grows in them by itself; a rate below 0, whose
-    updates climb; and rate times weight decay, under SGD and where the decay is decoupled, from .02 on: there every weight halves in fewer than 35 steps, whatever it has learned.
+    ## Why it matters
+    The weights, and the moments of an optimizer, fit the rate that they were trained with: the curvature rises until
+    steps of that rate just do not overshoot, so that one ten times as large does. With a momentum from 1 on every
+    gradient stays in all later updates; below a rate of 0 updates climb; a large decay takes weights what they learn.
 
-    ## Why it is unstable
-    The weights, and the moments of an optimizer, fit the rate that they were trained with: the curvature of the loss rises
-    until steps of that rate just do not overshoot. A rate ten times as large overshoots by construction.
+    ## What to do
+    Print `optimizer.param_groups[0]["lr"]` at the step that is named and correct the schedule: one that is stepped per
+    batch instead of per epoch, that multiplies where it should divide, a decay of .5 meant as 5e-4, a warm-up that ends
+    in the unscaled rate. Where the higher rate is meant, warm up to it over some hundred steps.
 
-    ## What it looks like
-    A schedule of rate, momentum or decay that is stepped per batch instead of per epoch, one that multiplies where it should divide, a decay of .5 that was meant as 5e-4, a warm-up that ends in
-    the unscaled rate, a second parameter group whose rate is taken for the first one's.
+    ## How it is measured
+    The largest factor between the rates of two recorded steps in a row that leads beyond every rate before; while a run
+    goes on, of every parameter group, momentum, sign of the rate, and rate times weight decay (under SGD, and where the
+    decay is decoupled).
 
-    ## Fix
-    Print `optimizer.param_groups[0]["lr"]` at the step that is named, and correct the schedule. Where the higher rate is meant, warm up
-    to it over some hundred steps.
+    ## When it is silent
+    In the first five steps, where a warm-up multiplies its rate, and at a restart that goes back to a rate that the run
+    has had. A second phase with new data or unfrozen layers may ask for a higher rate.
 
-    ## When it is wrong
-    A second phase of a training that begins with new data or unfrozen layers may ask for a higher rate. A restart that goes
-    back to a rate that the run has had before is none.
-
-    ## References
-    Cohen et al. 2021, *Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability*, arXiv 2103.00065.
+    ## Sources
+    Cohen et al. 2021, *Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability*, arXiv
+    2103.00065.
     """
 
     jump: float = threshold(

@@ -18,32 +18,35 @@ from gnnstab.rules.queries import percent
 class LearningRateTooLow(Rule):
     """The learning rate, or a limit of the gradient, is so small that the network stays as it was initialised.
 
-    ## What it sees
-    A schedule that has taken the rate below a hundredth of its largest, or to 0, for more than half of the run, in which little was learned, or less than twenty steps at the largest rate would add; or,
-    at the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still. Then: up to twenty steps of
-    your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
-    Where all updates of the run together, whatever its schedule, moved the output by less than its spread, and the loss has fallen by less than a fifth and is
-    still near that of an output of zeros: twenty steps at a hundred times the largest rate of the run that lower the loss by a tenth and get more than 25
-    times as far as those at that rate, and twice as far as the whole run.
-    Of gradients that stayed below a tenth of the norm of the first one on a copy, so that the run limits them: twenty steps without the limit that are
-    calm, lower the loss by a tenth and get more than 25 times as far.
-    Before a run, of a rate that is a hundredth or less of the default of its optimizer's class, or of what its schedule warms up to: where a step moves the output by less than a thousandth of its spread and
-    the loss is near that of an output of zeros, twenty steps at that default which are calm, lower the loss by a tenth and get more than 25 times as far.
+    ## Why it matters
+    Nothing is unstable, and nothing is learned: at 2e-7, meant for fine-tuning, 80 steps from scratch lower the loss by
+    0.03 %. A limit of .001 on the norm of gradients of norm 0.6 does the same under SGD. In 16 bits such updates are
+    rounded away altogether (GS503).
 
-    ## Why it is unstable
-    Nothing is unstable, and nothing is learned. In 16 bits such updates are rounded away altogether (GS503).
+    ## What to do
+    Use the rate that is named, or the optimizer's default (Adam's .001 is no rate for Adadelta, whose default is 1); a
+    limit near the norms that you log. Step a schedule that is meant for epochs per epoch.
 
-    ## What it looks like
-    The rate of a recipe for fine-tuning, 2e-7, in a network that starts from scratch: 80 steps lower the loss by 0.03 %, and all is finite.
-    A limit of .001 on the norm of gradients of norm 0.6, under SGD. A schedule that is meant for epochs and stepped per batch. The .001 of Adam handed to Adadelta, whose rate is a factor of 1.
+    ## How it is measured
+    Whether up to twenty steps of your optimizer on a copy, at a higher rate or without the limit, are calm and lower
+    the loss by a tenth, where one of these holds:
 
-    ## Fix
-    Use the rate that is named, or the optimizer's default; a limit near the norms that you log.
+    - the schedule has taken the rate below a hundredth of its largest for more than half of the run, in which little
+      was learned, or less than twenty steps at the largest rate would add;
+    - a run of constant rate ends with updates that move the output by next to nothing and a loss that stands still:
+      tried at 10, 100, … times the rate;
+    - all updates of the run together moved the output by less than its spread, and the loss is still near that of an
+      output of zeros: a hundred times its largest rate must get more than 25 times as far as that rate, and twice as
+      far as the run;
+    - the gradients of a run stayed below a tenth of the norm of the first one on a copy, so that the run limits them:
+      steps without the limit must get more than 25 times as far;
+    - before a run, the rate is a hundredth or less of the default of its optimizer's class, or of what its schedule
+      warms up to, and a step hardly moves the output: the default must get more than 25 times as far.
 
-    ## When it is wrong
-    Where the run was meant to leave the weights as they are.
+    ## When it is silent
+    Where steps at a higher rate gain nothing. The run may be meant to leave the weights as they are.
 
-    ## References
+    ## Sources
     Measured on copies, by the user's own loss; no reference.
     """
 

@@ -32,38 +32,48 @@ _ADVICE = {
 class LearningHindered(Rule):
     """The model hardly learns as it is, and learns once one thing about it is undone.
 
-    ## What it sees
-    With the optimizer and the loss at hand: 30 steps on a copy that lower the loss of one batch by less than e², and at a tenth, a third,
-    three and ten times the rate by less than e³. Each suspect is then undone on a copy of its own, and the same steps are taken at the
-    same rate: weights whose size is more than three times off what their layer draws, or whose rows are all alike, are drawn anew (queries and keys of torch's own attention are scores that are too large, not a fault of the draw); ReLUs
-    with channels that are closed on all rows let a part of what is negative through; sums that follow the number of their terms are divided by it; scores
-    that spread by more than 1 within a target are softened; nodes of a kind that all come with one vector get one each; clamps of the model with an upper limit
-    let everything through, which counts where it gets a factor e further than at the rate, and further than at any; weights do not decay, where the loss falls by less than e. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than
-    half of what it reaches is its own. Where there is none, but a third or a tenth of the rate does as much, the rate is named, unless
-    a schedule changes it. In a run this is tried at its end, where the loss has hardly fallen.
+    ## Why it matters
+    Numbers may be finite everywhere while nothing can be learned; what is in the way shows by being taken away. With
+    rows of weights that are all alike 30 steps bring the loss from 4.1 to 1.05, at ten times the rate to .76, drawn
+    anew to .0065.
 
-    What data and graph take from a model shows in rows that it is not told of, since a batch can be learned by heart. Where the loss falls by less than
-    e² and none of these is named, the same steps are taken for one half of the rows that the loss reads, and the loss of all is looked at, at your
-    rate, a third of it, three and ten times it: with a term of the node itself added to layers over a graph that have none (a node with one neighbour does not move at all when its own numbers change); with
-    a mask of edges or scores the other way round, which the loss does not read, or without the edges of a mask that changes nothing in the output; without a mask that is a triangle over nodes of a graph whose edges lead both ways, where no tensor of the batch grows with their number; with norms over one or two numbers, which leave a sign, replaced by norms of each column; with the lengths kept by which the forward divides
-    rows of the input. What brings
-    it down by a further factor e is named. So is a kind of nodes that all come with one vector, where steps for half of the rows bring the loss down by less than √2, which half of them alone can
-    do by heart, and steps for all rows by more than 2.
+    ## What to do
+    Undo for good what was undone on the copy. `gnnstab verify` tries the fix over seeds.
 
-    ## Why it is unstable
-    Numbers may be finite everywhere while nothing can be learned. What is in the way shows by being taken away.
+    ## How it is measured
+    With optimizer and loss, in a run at its end where the loss has hardly fallen: 30 steps on a copy lower the loss of
+    one batch by less than e², at a tenth, a third, three and ten times the rate by less than e³. Then each suspect is
+    undone on a copy of its own; the one that gets furthest is named when it lowers the loss by a further factor e and
+    more than half of what it reaches is its own:
 
-    ## What it looks like
-    Rows of weights that are all alike: as it is 30 steps bring the loss from 4.1 to 1.05, at ten times the rate to .76, drawn anew to .0065.
+    - weights more than three times off what their layer draws, or whose rows are all alike, drawn anew (queries and
+      keys of torch's own attention count as scores);
+    - ReLUs with channels that are closed on all rows let a part of what is negative through; sums are divided by the
+      number of their terms; scores that spread by more than 1 within a target are softened; nodes of a kind that all
+      come with one vector get one each;
+    - clamps with an upper limit let everything through (e further than at any rate); weights do not decay, where the
+      loss falls by less than e;
+    - where there is none of these, a third or a tenth of the rate, unless a schedule changes it.
 
-    ## Fix
-    What was undone on the copy, for good.
+    Where the loss falls by less than e² and nothing is named, steps for one half of the rows that the loss reads, at
+    your rate, a third, three and ten times it, are judged by the loss of all rows, which cannot be learned by heart (a
+    further factor e):
 
-    ## When it is wrong
-    One batch is learned by heart: what helps to do that need not help on data that were not seen. `gnnstab verify` tries the fix over seeds.
+    - a term of the node itself in layers over a graph that have none;
+    - a mask of edges or scores that the loss does not read the other way round, the edges of a mask left out that
+      changes nothing in the output, or a triangular mask over nodes of a graph whose edges lead both ways, where no
+      tensor of the batch grows with their number;
+    - norms over one or two numbers replaced by norms of each column; the lengths kept by which the forward divides rows
+      of the input;
+    - nodes of a kind that all come with one vector, where steps for half of the rows gain less than √2 and steps for
+      all more than 2.
 
-    ## References
-    Measured by the user's own loss and optimizer; no reference.
+    ## When it is silent
+    Where the model learns, or nothing that is undone helps. What helps to learn one batch need not help on data that
+    were not seen.
+
+    ## Sources
+    Measured by the user's own optimizer and loss; no reference.
     """
 
     taken: float = threshold(

@@ -13,25 +13,25 @@ from gnnstab.rules.base import Rule, rule, threshold
 class StaleGradients(Rule):
     """Every step of the optimizer uses the gradients of all steps before it: nothing clears them.
 
-    ## What it sees
-    Under a Monitor that was given the optimizer: the gradient of one parameter over the first steps. Where each backward adds to exactly what the
-    optimizer has just used, three steps in a row, nothing has cleared it.
+    ## Why it matters
+    The sum of all gradients grows with the number of steps, and so does the update: a loss that falls at first, then
+    swings wider and wider or rises, whatever the learning rate is.
 
-    ## Why it is unstable
-    The sum of all gradients so far grows with the number of steps, and so does the update: a momentum that never forgets. Steps overshoot whatever the learning rate is.
+    ## What to do
+    `optimizer.zero_grad()` before each backward; with accumulation over k batches once after every step of the
+    optimizer.
 
-    ## What it looks like
-    A loss that falls at first, then swings wider and wider or rises; a gradient norm that grows from step to step.
+    ## How it is measured
+    Under a Monitor that was given the optimizer: the gradient of one parameter over the first steps, in which each
+    backward adds to exactly what the optimizer has just used.
 
-    ## Fix
-    `optimizer.zero_grad()` before each backward; with accumulation over k batches once after every step of the optimizer.
+    ## When it is silent
+    With accumulation, where the optimizer moves once for several backwards, and where gradients are decayed instead of
+    cleared. A loop that clears them now and then is told if three steps come without.
 
-    ## When it is wrong
-    Accumulation is none: there the optimizer moves once for several backwards, and the gradients are cleared behind it. Gradients that are
-    decayed instead of cleared are not told. A loop that clears them now and then only is told, if three steps come without.
-
-    ## References
-    PyTorch, documentation of `torch.optim.Optimizer.zero_grad`. Measured: SGD and Adam, with accumulation, clipping and two optimizers.
+    ## Sources
+    PyTorch, documentation of `torch.optim.Optimizer.zero_grad`. Measured: SGD and Adam, with accumulation, clipping and
+    two optimizers.
     """
 
     steps: float = threshold(

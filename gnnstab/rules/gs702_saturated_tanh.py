@@ -14,25 +14,22 @@ from gnnstab.rules.queries import largest, measured, need_layers, need_measured,
 class SaturatedTanh(Rule):
     """Most entries behind a tanh stand at its limits.
 
-    ## What it sees
-    The share of entries beyond ±0.97 in an input that lies within [−1, 1] throughout, as it does behind a tanh. Columns that are
-    constant over the nodes do not count, nor do layers that read the features of a node type themselves: ±1 may be data.
-    Where the model ran, every tanh between the batch and the output, behind whatever module.
-
-    ## Why it is unstable
+    ## Why it matters
     Beyond ±0.97 a tanh passes less than 6 % of the gradient. Stacked, the layers before it stop learning.
 
-    ## What it looks like
-    Activations of −1 and +1 only, gradients far smaller than the weights.
-
-    ## Fix
+    ## What to do
     A normalisation before the layer in front of the tanh; a smaller gain.
 
-    ## When it is wrong
-    An output layer, or a code that is meant to be binary. Features of ±1 look the same. In a run whose loss has ended at its
-    best a tanh that training has driven there is information: it may be the answer, as a score of attention that is capped.
+    ## How it is measured
+    The share of entries beyond ±0.97 in a layer's input that lies within [−1, 1] throughout. Where the model ran, every
+    tanh between the batch and the output.
 
-    ## References
+    ## When it is silent
+    For columns that are constant over the nodes and layers that read the features of a node type themselves, since ±1
+    may be data. In a run whose loss has ended at its best a tanh that training has driven there is information. An
+    output layer, or a code that is meant to be binary, looks the same.
+
+    ## Sources
     Glorot and Bengio 2010, *Understanding the Difficulty of Training Deep Feedforward Networks*. Derived.
     """
 

@@ -13,26 +13,24 @@ from gnnstab.rules.queries import largest, measured, need_measured, percent, sto
 class ActiveClamp(Rule):
     """A clamp on the activations cuts off many of them.
 
-    ## What it sees
-    The share of entries of a layer's input that sit exactly on the limit of a clamp, and, where the model ran, the share that any
-    clamp cuts on the way to the output: `clamp`, `hardtanh`, `minimum`, behind whatever module. One to [0, 1] is a hard sigmoid, and counts where it cuts every entry. Above 1 % information, above 10 %
-    a warning; one that only the evaluation mode has is information. A clamp on a tensor of the batch says that its scale is another one (feature-scale); one that leaves parameters
-    without any gradient is told by GS604, with their names.
+    ## Why it matters
+    Behind a clamp the gradient is exactly 0: it hides what makes the values grow, and takes away the gradient that
+    could have corrected it.
 
-    ## Why it is unstable
-    Behind a clamp the gradient is exactly 0. It does not remove what makes the values grow, it hides it, and takes away the
-    gradient that could have corrected it.
-
-    ## What it looks like
-    Measured: a clamp at ±10 in an exploding network of 8 layers cut 21 to 25 % of the entries of the late layers.
-
-    ## Fix
+    ## What to do
     Find the growth behind it (GS204, GS401, GS406), treat that, then remove the clamp.
 
-    ## When it is wrong
-    Action heads are clamped on purpose. Clamps at ±1 cannot be told from signs and are not seen.
+    ## How it is measured
+    The share of entries of a layer's input that sit exactly on the limit of a clamp, and, where the model ran, the
+    share that any `clamp`, `hardtanh` or `minimum` cuts on the way to the output. One to [0, 1] is a hard sigmoid, and
+    counts where it cuts every entry. One on a tensor of the batch says that its scale is another one (feature-scale);
+    one that leaves parameters without any gradient is GS604.
 
-    ## References
+    ## When it is silent
+    Clamps at ±1 cannot be told from signs. One that only the evaluation mode has is information. Action heads are
+    clamped on purpose.
+
+    ## Sources
     Measured: exploding networks of 8 layers with a clamp at ±10.
     """
 

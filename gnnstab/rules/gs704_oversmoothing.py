@@ -19,39 +19,39 @@ from gnnstab.rules.queries import fresh, largest, measured, names, need_depth, n
 class Oversmoothing(Rule):
     """The node states have become alike over the depth of the network.
 
-    ## What it sees
-    ‖X − mean‖/‖X‖ per graph at the output of the last attention layer below 0.05, and below a tenth of what it was at the input
-    of the first. Where a path leads around the last layer (a residual, a read-out of all layers), the model's output must be so
-    too. In networks of at least 12 layers, or in trained ones of at least 5, a warning; in others information. Fresh networks
-    of at least 12 layers without any identity path or norm, whose gradient neither vanishes nor explodes, get the warning once
-    half of the differences are gone: depth alone stops them, and the gradient does not show it. Where a few steps of the optimizer on a
-    copy learn one batch, depth does no harm, and it is information.
+    ## Why it matters
+    Attention averages over neighbours; averaging over and over leaves the mean.
 
-    Whatever the number of layers: where the nodes differ by less than a thousandth of their size from some place on up to an output
-    that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
-    are. Nodes without incoming edges, and those that hear of them, are left out: what they lack tells them apart. So are padded rows, and entries
-    that a mask has written over. And inputs that are the same for every node, where the few answers that the edges alone tell apart are given to
-    nodes with other targets. An input in which they are alike because of its scale alone (one column much larger than others in which they differ) is
-    a matter of feature-scale. And layers that are given one row for every node and give one back: they tell nothing of the graph.
+    ## What to do
+    `x = x + act(conv(norm(x)))` with weight 1.0, which keeps .34 to .42 at 16 layers. PairNorm keeps the measure at 1
+    and proves little.
 
-    ## Why it is unstable
-    Attention averages over neighbours; averaging over and over leaves the mean. The measure is free of scale, so it does not
-    confuse a signal that shrinks with nodes that become equal.
+    ## How it is measured
+    ‖X − mean‖/‖X‖ per graph, free of scale, at the output of the last attention layer, and beside that of the input of
+    the first; where a path leads around the last layer (a residual, a read-out of all layers), at the model's output
+    too. In deep networks, or trained ones of at least 5 layers, a warning. Fresh deep networks without identity path or
+    norm, whose gradient neither vanishes nor explodes, get it once half of the differences are gone: Xavier weights at
+    16 layers had .013 and did not train in spite of a gradient ratio of .13.
 
-    ## What it looks like
-    Measured: Xavier weights at 16 layers, .013, and no training in spite of a healthy gradient ratio (.13). At 10 layers of
-    PyG's default it lies below .01 as well, and that network trains: fresh weights alone are weak evidence.
+    Whatever the depth, a warning (indistinguishable nodes):
 
-    ## Fix
-    `x = x + act(conv(norm(x)))` with weight 1.0: .34 to .42 at 16 layers. PairNorm keeps the measure at 1 and proves little.
+    - nodes that hardly differ from some place on up to an output that has a row for each (of an output for each graph:
+      nodes and graphs);
+    - inputs that are the same for every node, where the few answers that the edges alone tell apart are given to nodes
+      with other targets;
+    - layers that are given one row for every node and give one back; one query for all slots of a set; nodes that edges
+      join, get one answer, and differ in nothing that the forward is given.
 
-    ## When it is wrong
-    This is the weakest rule of the set. Vanishing gradients bring it along and then explain it. A task whose answer is one per
-    graph may rightly end here.
+    ## When it is silent
+    Nodes without incoming edges and those that hear of them, padded rows and entries that a mask has written over are
+    left out. Vanishing gradients bring it along and then explain it; an input whose nodes are alike by its scale alone
+    is feature-scale. It is information where a few steps of the optimizer on a copy learn one batch, and on fresh
+    weights of fewer layers (a default network trains at 10 from below .01). A task whose answer is one per graph may
+    rightly end here: this is the weakest rule of the set.
 
-    ## References
-    Wu et al. 2023, *Demystifying Oversmoothing in Attention-Based GNNs*, arXiv 2305.16102; on the usual energy measure, arXiv
-    2502.04591 and 2512.09890. Measured: random graphs of degree 8, width 64.
+    ## Sources
+    Wu et al. 2023, *Demystifying Oversmoothing in Attention-Based GNNs*, arXiv 2305.16102; on the usual energy measure,
+    arXiv 2502.04591 and 2512.09890. Measured: random graphs of degree 8, width 64.
     """
 
     relative: float = threshold(

@@ -16,28 +16,24 @@ ESSENTIAL = ("score", "attention", "output", "*", "", "all")
 class BlindLayer(Rule):
     """A layer, or a part of it, was not observed.
 
-    ## What it sees
-    Every site that the probe expected and did not get, with the reason. A layer whose scores, attention or output are
-    missing is a warning, other sites are information, and so are attention layers of kinds that nobody described
-    (HGTConv, a class of your own that calls PyG's softmax), with whatever else of them goes unseen: nothing failed there, but
-    nobody looked. Information is as well a layer that is not called and that no gradient reaches, as the template of
-    `nn.TransformerEncoder`: the forward does without it; and one of a relation without an edge, beside others that were seen.
+    ## Why it matters
+    What was not seen cannot be called healthy: PyG drops message hooks without a word under `torch.compile`, in
+    scripted models and on the fused path.
 
-    ## Why it is unstable
-    It may not be. But what was not seen cannot be called healthy: PyG drops message hooks without a word under
-    `torch.compile`, in scripted models and on the fused path, and a recorder that relies on them then reports zeros.
-
-    ## What it looks like
-    Coverage below the number of attention layers; a layer that no batch reached; an attention layer of another kind.
-
-    ## Fix
+    ## What to do
     As the reason says: wrap the model before compiling it, pass a batch that reaches the layer, run one step without
     compilation.
 
-    ## When it is wrong
-    A layer that is meant to be unused in this mode.
+    ## How it is measured
+    Every site that the probe expected and did not get, with the reason. A layer whose scores, attention or output are
+    missing is a warning.
 
-    ## References
+    ## When it is silent
+    Information: other sites; attention layers of kinds that nobody described (a class of your own that calls PyG's
+    softmax); a layer that is not called and that no gradient reaches, as the template of `nn.TransformerEncoder`; one
+    of a relation without an edge, beside others that were seen.
+
+    ## Sources
     PyTorch Geometric, documentation of `MessagePassing` (hooks and the fused path).
     """
 

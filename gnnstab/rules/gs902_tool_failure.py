@@ -12,22 +12,20 @@ from gnnstab.rules.base import Rule, rule
 class ToolFailure(Rule):
     """Something inside gnnstab failed.
 
-    ## What it sees
-    Failures of the recorder, which never stop the training, and of single rules, which never stop the others.
+    ## Why it matters
+    What the failed part would have seen is unknown; the model is not the matter.
 
-    ## Why it is unstable
-    The model is not the matter. What the failed part would have seen is unknown.
-
-    ## What it looks like
-    The message names the part and the exception.
-
-    ## Fix
+    ## What to do
     Report it with the trace or the checkpoint.
 
-    ## When it is wrong
+    ## How it is measured
+    Failures of the recorder, which never stop the training, and of single rules, which never stop the others. The
+    message names the part and the exception.
+
+    ## When it is silent
     Never: it reports what happened.
 
-    ## References
+    ## Sources
     The project's issue tracker.
     """
 

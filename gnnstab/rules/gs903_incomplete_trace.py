@@ -16,25 +16,24 @@ MOST_NAMED = 10
 class IncompleteTrace(Rule):
     """The trace ends before the run did, or rows, steps or processes of it are missing.
 
-    ## What it sees
+    ## Why it matters
+    The last moments before a crash are often the ones that count, and up to one flush of them is missing. The model is
+    not the matter.
+
+    ## What to do
+    Close the monitor (`with gnnstab.Monitor(...)`) to have the rest; everything up to the last flush is there.
+
+    ## How it is measured
     A trace that was not closed: the process was killed, or is still running. Rows that could not be written, or that no
-    writer makes: of a layer, series, mode or level of resolution that is not listed, with impossible numbers, or damaged events. Statistics, measures or steps of which no row is left.
-    Steps of the optimizer of which nothing was seen. Of a distributed run, ranks without a file that can be read.
+    writer makes: of a layer, series, mode or level of resolution that is not listed, with impossible numbers, or
+    damaged events. Statistics, measures or steps of which no row is left. Steps of the optimizer of which nothing was
+    seen. Of a distributed run, ranks without a file that can be read.
 
-    ## Why it is unstable
-    The model is not the matter. The last moments before a crash are often the ones that count, and up to one flush of them is
-    missing.
+    ## When it is silent
+    Where the run is complete. A run that still goes on, or an optimizer that is stepped twice after one backward on
+    purpose, is told too.
 
-    ## What it looks like
-    Fewer steps than the training log has.
-
-    ## Fix
-    None needed: everything up to the last flush is there. Close the monitor (`with gnnstab.Monitor(...)`) to have the rest.
-
-    ## When it is wrong
-    While the run is still going on. Where the optimizer is stepped twice after one backward on purpose.
-
-    ## References
+    ## Sources
     Documentation of the trace.
     """
 

@@ -9,43 +9,57 @@ import re
 from gnnstab.rules.base import Rule
 from gnnstab.rules.registry import rule_class
 
-HEADINGS = ("What it sees", "Why it is unstable", "What it looks like", "Fix", "When it is wrong", "References")
+HEADINGS = ("Why it matters", "What to do", "How it is measured", "When it is silent", "Sources")
 """The headings of every rule's docstring, in this order."""
 
 
 def page(code: str) -> str:
     """The whole page of a rule, by code or name; raises `UsageError` when there is none."""
     rule = rule_class(code)
-    summary, body = _text(rule)
-    title = f"# {rule.code} {rule.name}"
     points = f"Points to: {rule.cause}. " if rule.cause else ""
-    facts = f"{points}Highest severity: {rule.severity}. Confidence: {rule.confidence}."
-    before, mark, references = body.partition("## References")
-    return (
-        "\n\n".join(
-            part for part in (title, summary, facts, before.rstrip(), _thresholds(rule), mark + references) if part
-        )
-        + "\n"
-    )
+    parts = [
+        f"# {rule.code} {rule.name}",
+        "\n".join(f"- **{label}.** {sentence}" for label, sentence in brief(code) if sentence),
+        f"{points}Highest severity: {rule.severity}. Confidence: {rule.confidence}.",
+        _detail(code),
+        _headed(code, HEADINGS[2]),
+        _thresholds(rule),
+        *(_headed(code, heading) for heading in HEADINGS[3:]),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _detail(code: str) -> str:
+    """What the two sections that the page opens with say beyond their first sentences."""
+    told = "\n\n".join(filter(None, (_split(section(code, heading))[1] for heading in HEADINGS[:2])))
+    return f"## In detail\n{told}" if told else ""
+
+
+def _headed(code: str, heading: str) -> str:
+    text = section(code, heading)
+    return f"## {heading}\n{text}" if text else ""
 
 
 def brief(code: str) -> tuple[tuple[str, str], ...]:
     """What the pattern is, why it matters and what to do, one sentence each."""
     return (
         ("What", summary(code)),
-        ("Why", _first_sentence(section(code, "Why it is unstable"))),
-        ("Do", _first_sentence(section(code, "Fix"))),
+        ("Why", _split(section(code, HEADINGS[0]))[0]),
+        ("Do", _split(section(code, HEADINGS[1]))[0]),
     )
 
 
 _TOO_SHORT = 25
 
 
-def _first_sentence(text: str) -> str:
-    paragraph = " ".join(text.partition("\n\n")[0].split())
-    first, *more = re.split(r"(?<=[.]) (?=[A-Z`*])", paragraph, maxsplit=2)
+def _split(text: str) -> tuple[str, str]:
+    """The first sentence, and the rest."""
+    paragraph, mark, more = text.partition("\n\n")
+    first, *sentences = re.split(r"(?<=[.]) (?=[A-Z`*])", " ".join(paragraph.split()))
     # "It is not." tells nothing without what follows.
-    return " ".join([first, *more[:1]]) if len(first) < _TOO_SHORT else first
+    if len(first) < _TOO_SHORT and sentences:
+        first = f"{first} {sentences.pop(0)}"
+    return first, (" ".join(sentences) + mark + more).strip()
 
 
 def summary(code: str) -> str:
@@ -68,12 +82,10 @@ def _text(rule: type[Rule]) -> tuple[str, str]:
 
 
 def _thresholds(rule: type[Rule]) -> str:
-    """The thresholds as a table, or an empty text; the names are those that a configuration may set."""
+    """The thresholds as a list, or an empty text; the names are those that a configuration may set."""
     rows = [
-        f"| `{field.name}` | {field.default:g} | {field.metadata['unit']} | {field.metadata['source']} |"
+        f"- `{field.name}`: {field.default:g} [{field.metadata['unit']}], {field.metadata['source']}"
         for field in dataclasses.fields(rule)
         if "unit" in field.metadata
     ]
-    if not rows:
-        return ""
-    return "\n".join(["## Thresholds", "", "| name | value | unit | source |", "| --- | --- | --- | --- |", *rows])
+    return "\n".join(["## Thresholds", "", *rows]) if rows else ""

@@ -78,7 +78,7 @@ def test_explain_by_code_and_name(cli) -> None:
         assert "GS301 attention-explosion" in cli("explain", name).out
         out = cli("explain", name, "-v").out
         assert "GS301 attention-explosion" in out
-        assert "When it is wrong" in out
+        assert "When it is silent" in out
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:

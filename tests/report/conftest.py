@@ -22,7 +22,7 @@ class _Page(Rule):
 
 
 def rule(code: str) -> type[Rule]:
-    page = f"The pattern {RULES[code]} was measured.\n\n## What it sees\nNumbers of `{code}` <in> a table | row."
+    page = f"The pattern {RULES[code]} was measured.\n\n## How it is measured\nNumbers of `{code}` <in> a table | row."
     return type("Page", (_Page,), {"__doc__": page, "code": code, "name": RULES[code], "cause": ""})
 
 

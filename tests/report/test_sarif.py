@@ -60,7 +60,7 @@ def test_a_rule_has_an_address_only_where_one_is_named(base: str, official) -> N
     for rule in log["runs"][0]["tool"]["driver"]["rules"]:
         page = f"https://docs.example.org/gnnstab/rules/{rule['id']}.html"
         assert rule.get("helpUri") == (page if base else None)
-        assert "## What it sees" in rule["help"]["markdown"]
+        assert "## How it is measured" in rule["help"]["markdown"]
 
 
 def test_results_point_at_their_rule_file_layer_and_head() -> None:

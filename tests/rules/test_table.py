@@ -15,7 +15,7 @@ from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SEVERITIES
 from gnnstab.rules import RULES, Rule
 from gnnstab.rules._attribution import CODES_OF_CAUSE
 from gnnstab.rules.explanation import LINKS
-from gnnstab.rules.pages import HEADINGS, page, section, summary
+from gnnstab.rules.pages import HEADINGS, brief, page, section, summary
 from gnnstab.rules.registry import CODE
 
 FOLDER = Path(gnnstab.rules.__file__).parent
@@ -72,9 +72,14 @@ def test_every_threshold_has_a_unit_and_a_source(rule: type[Rule]) -> None:
 @EVERY_RULE
 def test_the_page_holds_the_docstring(rule: type[Rule]) -> None:
     text = page(rule.code.lower())
-    assert text.startswith(f"# {rule.code} {rule.name}\n")
-    for heading in HEADINGS:
-        assert text.count(f"\n## {heading}\n") == 1
+    opening = "\n".join(f"- **{label}.** {sentence}" for label, sentence in brief(rule.code))
+    assert text.startswith(f"# {rule.code} {rule.name}\n\n{opening}\n")
+    for heading in HEADINGS[2:]:
+        assert text.count(f"\n## {heading}\n{section(rule.code, heading)}\n") == 1
+    for (_, first), heading in zip(brief(rule.code)[1:], HEADINGS, strict=False):
+        told = " ".join(section(rule.code, heading).split())
+        assert told.startswith(first)
+        assert told[len(first) :].strip() in " ".join(text.split())
     assert page(rule.name) == text
 
 
