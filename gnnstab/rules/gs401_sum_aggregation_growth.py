@@ -46,7 +46,8 @@ class SumAggregationGrowth(Rule):
     place, on a copy.
 
     ## When it is silent
-    Without a symptom, as at constant in-degree, where a sum is a mean with another weight, it is information; so is a
+    Where a run, or steps on a copy, bring the loss below 1/e² of that of an output of zeros, its start counts for
+    nothing. Without a symptom, as at constant in-degree, where a sum is a mean with another weight, it is information; so is a
     sum of the model's own code beside attention that the size of its input saturates, until it is undone.
 
     ## Sources

@@ -26,7 +26,7 @@ class LostDigits(Rule):
 
     ## How it is measured
     The RMS of what a cast (`.to`, `.half`, autocast at a matrix product) rounds away of a tensor of the batch, of
-    differences of such tensors, or of angles made of them for a sine or cosine, over the standard deviation of its
+    differences of such tensors (also of whole numbers that are gathered, and cast before), or of angles made of them for a sine or cosine, over the standard deviation of its
     column, and how many distinct values remain. Columns whose spread is below three steps of the format that they are
     stored in, where a step is a quarter or more, or, in 16 bits beyond the whole numbers, which are one number.
 

@@ -55,6 +55,7 @@ class LearningRateTooHigh(Rule):
     attention, from where trial steps are calm.
 
     ## When it is silent
+    A training that clips its gradients is judged with its limit: pass `clip=` to `diagnose`; a run shows it.
     Where something else makes the loss rise: the sums, if it is calm with them divided by the in-degree (GS401); a
     BatchNorm over one or two rows (GS108); an operation that ends calm steps, or a loss of the run that is not finite
     (GS502); one batch whose input jumps and after which the next step is calm (GS406). New classes or a second task,

@@ -38,7 +38,7 @@ class LearningRateTooLow(Rule):
     - all updates of the run together moved the output by less than its spread, and the loss is still near that of an
       output of zeros: a hundred times its largest rate must get more than 25 times as far as that rate, and twice as
       far as the run;
-    - the gradients of a run stayed below a tenth of the norm of the first one on a copy, so that the run limits them:
+    - the gradients of a run stayed below a tenth of the norm of the first one on a copy, or `diagnose(clip=)` says so:
       steps without the limit must get more than 25 times as far;
     - before a run, the rate is a hundredth or less of the default of its optimizer's class, or of what its schedule
       warms up to, and a step hardly moves the output: the default must get more than 25 times as far.
