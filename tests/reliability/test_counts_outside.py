@@ -233,9 +233,9 @@ def test_what_cannot_be_put_back_is_told_and_the_rest_is_put_back() -> None:
     def tried() -> None:
         with trial():
             for known in (first, last):
-                put_back_after(known, lambda: partial(known.__setitem__, slice(None), list(known)))  # noqa: B023
+                put_back_after(known, list, lambda _: partial(known.__setitem__, slice(None), list(known)))  # noqa: B023
                 known.append(3)
-                put_back_after(object(), lambda: refuses)
+                put_back_after(object(), list, lambda _: refuses)
 
     with pytest.raises(OSError, match="sealed"):
         tried()
@@ -245,7 +245,7 @@ def test_what_cannot_be_put_back_is_told_and_the_rest_is_put_back() -> None:
 def test_after_an_exception_that_one_is_told() -> None:
     def tried() -> None:
         with trial():
-            put_back_after(object(), lambda: refuses)
+            put_back_after(object(), list, lambda _: refuses)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
