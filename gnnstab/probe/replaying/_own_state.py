@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import torch
@@ -96,6 +97,7 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
+@lru_cache(maxsize=1024)
 def _name(func: Any) -> str:
     return str(func._schema.name).rpartition("::")[2].rstrip("_") if hasattr(func, "_schema") else str(func)
 
