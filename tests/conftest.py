@@ -25,6 +25,14 @@ def _nothing_compiled() -> None:
 
 
 @pytest.fixture
+def own_network() -> Iterator[None]:
+    """For tests that import a module ``network`` from a folder of their own: no other test's is there, and none is left."""
+    sys.modules.pop("network", None)
+    yield
+    sys.modules.pop("network", None)
+
+
+@pytest.fixture
 def brief() -> Iterator[None]:
     """For tests that ask nothing of trial steps."""
     from side_by_side import brief_trials

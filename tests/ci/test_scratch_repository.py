@@ -19,7 +19,7 @@ GATE = ("check", "actor.pt", "--model", "network:actor", "--batch", "batch.pt")
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_network: None) -> Path:
     """A git repository with a healthy checkpoint, its code, a batch, and a configuration."""
     (tmp_path / "actor.pt").write_bytes((DATA / "healthy_3agents" / "actor.pt").read_bytes())
     (tmp_path / "batch.pt").write_bytes((DATA / "sample_batch_3agents.pt").read_bytes())

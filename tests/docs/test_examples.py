@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,14 +53,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def desk(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def desk(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_network: None) -> dict[str, Any]:
     """The reader's folder and the names that a training script would hold."""
     shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("COLUMNS", "80")
-    # Another test may have imported a module of this name from its own folder.
-    monkeypatch.delitem(sys.modules, "network", raising=False)
     torch.manual_seed(0)
     return training_script()
 

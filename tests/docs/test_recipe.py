@@ -128,7 +128,12 @@ def first_change(markdown: str) -> tuple[str, str]:
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_the_first_change_of_the_report_restores_training(
-    make: Any, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    make: Any,
+    cause: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    own_network: None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
