@@ -187,7 +187,12 @@ class IsolatedNodes(Rule):
 
     def _all_alike(self, signals: Signals) -> bool:
         ends = [s for s in signals.find("place.node_difference") if s.layer == "output"]
-        return bool(ends) and largest(ends).value < self.alike
+        # Where biases are still 0, so is all that such layers give, and differences have nothing to be compared with.
+        given = [
+            s.value for layer in signals.attention_layers[-1:] for s in signals.find("output.rms", layer=layer.name)
+        ]
+        zero = 0 in given and any(s.value == 0 for s in measured(signals.find("place.output")))
+        return zero or (bool(ends) and largest(ends).value < self.alike)
 
     def _without_self_term(self, signals: Signals) -> list[str]:
         """Layers in which a node without neighbours gets nothing of itself."""

@@ -30,6 +30,9 @@ _NO_ATTENTION = 3
 """Calls without any attention after which a module is no longer looked at."""
 
 
+APART = 100.0
+"""Times the largest other score from which on a number at or below `MASKED` is a mask's: scores that have grown so far leave no such gap."""
+
 _UNTOLD = f"its code names what attention is made of; scores are {IN_GRAPH}"
 
 
@@ -260,13 +263,23 @@ def _of_fused(call: Any) -> tuple[Tensor, Tensor, int]:
 
 
 def _edge_rows(seen: Sequence[SoftmaxCall | OverEdges]) -> Rows | None:
-    """The first softmax of a call that went by an index, its heads side by side."""
+    """The first softmax of a call that went by an index, its heads side by side, edges that a mask has taken away left out."""
     for one in seen:
         if one.index is not None and one.score.shape[:1] == one.index.shape:
             score, attention = (t.detach().reshape(t.shape[0], -1) for t in (one.score, one.attention))
             size = int(one.index.max()) + 1 if one.index.numel() else 0
-            return Rows(score, attention, one.index, size)
+            kept = _unmasked(score)
+            return Rows(score[kept], attention[kept], one.index[kept], size)
     return None
+
+
+def _unmasked(score: Tensor) -> Tensor:
+    """True (E,) for every edge but those that a large negative number has taken away from all heads of scores (E, H): one that stands apart from the others."""
+    kept = (score > MASKED).any(1) | score.isnan().any(1)
+    if bool(kept.all()) or not bool(kept.any()):
+        return torch.ones_like(kept)
+    apart = APART * score[kept].abs().max() < score[~kept].abs().min()
+    return kept if bool(apart) else torch.ones_like(kept)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-MASKED = -1e4
-"""A score at or below it is a key that a mask has taken away: −∞, or a large negative number in its place."""
+MASKED = -9e3
+"""A score at or below it is a key that a mask has taken away: −∞, or a large negative number in its place or added to it (10⁴ is usual)."""
 
 ROWS = 1 << 22
 """Entries of scores beyond which rows are left out, evenly spaced."""
