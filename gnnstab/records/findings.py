@@ -267,9 +267,9 @@ class Diagnosis:
         return replace(self, findings=kept, rules=rules, suppressed=(*self.suppressed, *withheld))
 
     def root_causes(self) -> tuple[Cause, ...]:
-        """The causes with status ``root-cause``; what made a value NaN or infinite comes first."""
+        """The causes with status ``root-cause``: first what made a value NaN or infinite, last what only fits the numbers."""
         roots = (c for c in self.causes if c.status == "root-cause")
-        return tuple(sorted(roots, key=lambda c: "GS502" not in c.codes))
+        return tuple(sorted(roots, key=lambda c: ("GS502" not in c.codes, c.how == "inferred")))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, schema 1 (docs/schema/diagnosis-1.json)."""

@@ -193,7 +193,7 @@ def event_place(event: Event) -> str:
 def to_change(diagnosis: Diagnosis) -> tuple[Cause, ...]:
     """The causes to treat, what was shown before what merely fits: root causes, or the contributing ones where none is known."""
     contributing = tuple(cause for cause in diagnosis.causes if cause.status == "contributing")
-    return tuple(sorted(diagnosis.root_causes() or contributing, key=lambda cause: cause.how == "inferred"))
+    return diagnosis.root_causes() or tuple(sorted(contributing, key=lambda cause: cause.how == "inferred"))
 
 
 def fixes_in_order(cause: Cause) -> tuple[FixAdvice, ...]:

@@ -111,11 +111,9 @@ def answer(diagnose: Callable[[], Any]) -> Answer:
         diagnosis = diagnose()
     except GnnstabError as problem:
         return {"roots": [], "loud": [], "text": str(problem)}
-    data = diagnosis.to_dict()
-    roots = [cause["cause"] for cause in data["causes"] if cause["status"] == "root-cause"]
-    shown = [finding["cause"] for finding in data["findings"] if finding["cause"] in roots]
-    loud = [finding["code"] for finding in data["findings"] if finding["severity"] in ("warning", "error")]
-    return {"roots": list(dict.fromkeys(shown + roots)), "loud": loud, "text": re.sub(r"\s+", " ", str(diagnosis))}
+    roots = [cause.cause for cause in diagnosis.root_causes()]
+    loud = [finding.code for finding in diagnosis.findings if finding.severity in ("warning", "error")]
+    return {"roots": roots, "loud": loud, "text": re.sub(r"\s+", " ", str(diagnosis))}
 
 
 def run(folder: Path, out: Path, part: int, parts: int) -> None:
