@@ -51,9 +51,9 @@ def outcomes(found: Sequence[Cause], kind: str, context: Mapping[str, Any]) -> t
     why = str(context.get("trained_reason") or "")
     told, said = [], f"{_PERHAPS} of training, not where it began ({why}; a Monitor over the run tells)"
     for cause in found:
-        if cause.cause in _MADE and cause.status == "root-cause" and not cause.reason.startswith(_PERHAPS):
+        if cause.cause in _MADE and cause.status == "root-cause" and _PERHAPS not in cause.reason:
             status = "contributing" if cause.cause == _DRAWN else cause.status
-            cause = replace(cause, status=status, reason=f"{said}: {cause.reason}")
+            cause = replace(cause, status=status, reason=f"{cause.reason.rstrip('.')}. {said}.")
             said = f"{_PERHAPS} as well"
         told.append(cause)
     return tuple(told)
