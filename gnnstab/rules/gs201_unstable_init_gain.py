@@ -47,7 +47,7 @@ class UnstableInitGain(Rule):
     path as well: Xavier alone does not train at 16.
 
     ## When it is wrong
-    On trained weights: training changes gains, and the interval says nothing about the path through the scores. A
+    On trained weights, and those most of whose matrices have few large directions, as training gives them: training changes gains, and the interval says nothing about the path through the scores. A
     normalisation before a layer or an identity path around it keeps the scale; such layers are left out. A file shows
     neither, so there the finding is information. A measured gradient ratio that is healthy outranks it.
 
@@ -91,11 +91,12 @@ class UnstableInitGain(Rule):
 
     def _of_weights(self, signals: Signals) -> Iterator[Finding]:
         """Single weights that no initialisation in use has drawn."""
+        made = signals.context.get("trained") is True or bool(signals.context.get("reshaped"))
         far_off = any(s.value > SumAggregationGrowth.far_off for s in signals.find(LOSS_OVER_ZERO))
         for signal in signals.find("place.gain"):
             known = signal.detail.get("drawn") or far_off
             tied = bool(signal.detail.get("tied"))
-            drawn = (fresh(signals) and not tied) or (known and signals.context.get("trained") is not True)
+            drawn = (fresh(signals) and not tied) or (known and not made)
             if tied and (not far_off or _came_down(signals)):  # Small states, or ones divided by √d, make up for it.
                 continue
             if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):

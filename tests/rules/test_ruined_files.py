@@ -90,3 +90,26 @@ def test_a_model_that_has_learned_is_not_blamed(files: Any) -> None:
             told = [f.message for f in found.findings if f.code in ("GS301", "GS302")]
             assert ruined or told, "sharp attention is told as information"
             assert ruined or all(("has learned" if loss else "your loss tells") in one for one in told)
+
+
+def test_how_weights_were_drawn_is_no_cause_where_their_shape_shows_training(files: Any) -> None:
+    ruined, bare, _, _ = files
+    for loss in (None, cost):
+        found = gnnstab.diagnose(bare, model=Net, batch=DATA, loss=loss)
+        assert "unsuitable-init" not in verdicts(found)[0]
+        assert not [f for f in found.findings if f.code == "GS201"]
+        assert not ruined or [c for c in found.causes if "few large directions" in c.reason]
+
+
+@pytest.mark.parametrize("factor", [20.0, 1.0])
+def test_a_draw_that_is_too_wide_is_a_cause_and_its_origin_is_left_open(factor: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    with torch.no_grad():
+        for weight in (w for w in model.parameters() if w.dim() == 2):
+            weight.normal_(0, factor / weight.shape[1] ** 0.5)
+    torch.save(model.state_dict(), tmp_path / "drawn.pt")
+    found = gnnstab.diagnose(tmp_path / "drawn.pt", model=Net, batch=DATA, loss=cost)
+    told = [c.reason for c in found.root_causes() if c.cause == "unsuitable-init"]
+    assert bool(told) == (factor > 1)
+    assert all("drawn so or came to be so" in reason for reason in told)
