@@ -19,7 +19,10 @@ from gnnstab.checkpoint._scan import Statistics
 from gnnstab.checkpoint._tensors import readable
 from gnnstab.layers import plays
 from gnnstab.records import Signal
-from gnnstab.records.vocabulary import OPTIMIZER_NEVER_UPDATED
+from gnnstab.records.vocabulary import OPTIMIZER_LR_TO_RMS, OPTIMIZER_NEVER_UPDATED
+
+WIDEST = 5 / 3
+"""Gain RMS·√fan_in of the widest initialisation in use."""
 
 MOST_NAMES = 50
 """Parameter names listed with one number."""
@@ -84,7 +87,10 @@ def _entry_signals(entry: Entry, name: str, layer: str, weight: Statistics, path
             signals.append(Signal("optimizer.below_eps_share", share, layer, source="optimizer", detail=detail))
     # The relative size of a first step is lr over RMS only where the step is normalised by the gradient's own size.
     if moment is not None and lr is not None and weight.rms > 0:
-        signals.append(Signal("optimizer.lr_to_rms", float(lr) / weight.rms, layer, source="optimizer", detail=detail))
+        shape = entry.shape or ()
+        if len(shape) == 2:
+            detail = {**detail, "of drawn": float(lr) * math.sqrt(shape[1]) / WIDEST}
+        signals.append(Signal(OPTIMIZER_LR_TO_RMS, float(lr) / weight.rms, layer, source="optimizer", detail=detail))
     return signals
 
 

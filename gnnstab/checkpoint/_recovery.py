@@ -19,7 +19,7 @@ from gnnstab.checkpoint._numbers import SLOPE_SQUARED, layer_signals
 from gnnstab.checkpoint._optimizer import OptimizerState
 from gnnstab.checkpoint._tensor_scan import TensorScan, scan_tensors
 from gnnstab.checkpoint._tensors import identity, readable
-from gnnstab.checkpoint._training import steps_taken, was_trained
+from gnnstab.checkpoint._training import reshaped, steps_taken, was_trained
 from gnnstab.checkpoint._undecidable import assumptions, undecided
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.checkpoint.threads import one_thread
@@ -122,6 +122,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         trained=trained,
         trained_reason=reason,
         steps_counted=bool(steps_taken(checkpoint)),
+        reshaped=reshaped([conv for conv in convs if conv.name in affordable]) if trained is None else "",
         uninitialised=seen.uninitialised,
         optimizers=optimizers,
         progress=checkpoint.progress,

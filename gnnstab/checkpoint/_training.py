@@ -46,6 +46,29 @@ def steps_taken(checkpoint: Checkpoint) -> str:
     return ""
 
 
+SPREAD, FLAT, NARROWEST, WIDEST = 1.01, 0.5, 16, 512
+"""Stable rank ‖W‖_F²/‖W‖² above which rows are not all alike, its share of that of independent entries below which few directions are large,
+and the least and the largest short side of a matrix that is looked at."""
+
+
+def reshaped(convs: Sequence[StoredLayer]) -> str:
+    """In words, where most matrices (out, in) have few large directions, as training gives them and no initialisation in use; else empty."""
+    judged = concentrated = 0
+    for weight in (
+        w.detach().double() for conv in convs for w in conv.tensors.values() if w.dim() == 2 and readable(w)
+    ):
+        short, long = sorted(int(n) for n in weight.shape)
+        if not bool(weight.isfinite().all()) or not bool(weight.any()):
+            continue
+        gram = weight @ weight.mT if short == weight.shape[0] else weight.mT @ weight
+        rank = float(gram.trace() / torch.linalg.eigvalsh(gram)[-1])
+        judged += 1
+        concentrated += SPREAD < rank < FLAT * short * long / (math.sqrt(short) + math.sqrt(long)) ** 2
+    if 2 * concentrated <= judged:
+        return ""
+    return f"{concentrated} of {judged} weight matrices have few large directions, as training gives them"
+
+
 def _passed(tensors: Mapping[str, Tensor]) -> str:
     """A BatchNorm counts forwards in training mode."""
     for name, tensor in tensors.items():

@@ -59,6 +59,9 @@ class CheckpointFacts:
     steps_counted: bool = False
     """True where the file counts steps of a training that were taken."""
 
+    reshaped: str = ""
+    """Where ``trained`` is None: what in the shape of the weights speaks against a draw."""
+
     uninitialised: tuple[str, ...] = ()
     """Parameters that were saved before their first forward pass gave them a shape."""
 

@@ -44,19 +44,34 @@ _PERHAPS = "Perhaps an outcome"
 def outcomes(found: Sequence[Cause], kind: str, context: Mapping[str, Any]) -> tuple[Cause, ...]:
     """In trained weights without their run, a state of weights may be the outcome and not the cause: it is said, and how they were drawn is no root.
 
-    Trained are those whose steps somebody counted; the shape of their distribution alone may be a draw of the user's.
+    Trained are those whose steps somebody counted, or whose matrices have few large directions; the shape of their distribution alone may be
+    a draw of the user's: there it is said that nobody knows.
     """
-    if kind == "trace" or not context.get("steps_counted"):
+    shape = str(context.get("reshaped") or "")
+    if kind == "trace":
         return tuple(found)
-    why = str(context.get("trained_reason") or "")
+    if not context.get("steps_counted") and not shape:
+        return tuple(_unknown(cause, kind, context) for cause in found)
+    why = str(context.get("trained_reason") or "") if context.get("steps_counted") else shape
     told, said = [], f"{_PERHAPS} of training, not where it began ({why}; a Monitor over the run tells)"
     for cause in found:
-        if cause.cause in _MADE and cause.status == "root-cause" and not cause.reason.startswith(_PERHAPS):
+        if cause.cause in _MADE and cause.status == "root-cause" and _PERHAPS not in cause.reason:
             status = "contributing" if cause.cause == _DRAWN else cause.status
-            cause = replace(cause, status=status, reason=f"{said}: {cause.reason}")
-            said = f"{_PERHAPS} as well"
+            cause = replace(cause, status=status, reason=f"{cause.reason.rstrip('.')}. {said}.")
+            said = f"{_PERHAPS} of training as well"
         told.append(cause)
     return tuple(told)
+
+
+_UNTOLD = "Whether they were drawn so or came to be so in training is not in the file."
+
+
+def _unknown(cause: Cause, kind: str, context: Mapping[str, Any]) -> Cause:
+    """How weights were drawn, of a file that does not tell whether they were trained."""
+    blamed = cause.cause == _DRAWN and cause.status == "root-cause" and _UNTOLD not in cause.reason
+    if not blamed or kind != "checkpoint" or context.get("trained") is not None:
+        return cause
+    return replace(cause, reason=f"{cause.reason.rstrip('.')}. {_UNTOLD}")
 
 
 def _how(cause: Cause, findings: Sequence[Finding]) -> str:

@@ -104,12 +104,14 @@ def _unsuitable_init(statuses: Statuses, signals: Signals) -> StatusAndReason:
     )
     if _status(statuses, "GS201") == "fired":
         return "present", f"{looks}{missed}GS201: they begin as no initialisation in use draws them"
-    if depth < 6:
+    if depth < 6 and (missed or "unknown" not in labels):
         status = "present" if missed else "absent"
         return (
             status,
             f"{looks}{missed}at {depth} attention layers no initialisation up to gain 5/3 made a measurable difference",
         )
+    if depth < 6:
+        return "not-evaluable", f"{looks}how they were drawn is not to be seen in them any more"
     if _status(statuses, "GS201") == "passed" or "passed" == _status(statuses, "GS203") == _status(statuses, "GS204"):
         gain = _ratio(signals).removeprefix("; ") or "the initial gain over all layers lies within its limits"
         return "present" if missed else "absent", f"{looks}{missed}{gain}"

@@ -43,7 +43,7 @@ class UnstableInitGain(Rule):
     that.
 
     ## When it is silent
-    On trained weights, whose gains say nothing about the path through the scores; for layers with a normalisation
+    On trained weights, and where most matrices have few large directions, as training gives them: gains say nothing about the path through the scores; for layers with a normalisation
     before or an identity path around them; where a measured gradient ratio is healthy. A file shows none of these, so
     there it is information.
 
@@ -87,11 +87,12 @@ class UnstableInitGain(Rule):
 
     def _of_weights(self, signals: Signals) -> Iterator[Finding]:
         """Single weights that no initialisation in use has drawn."""
+        made = signals.context.get("trained") is True or bool(signals.context.get("reshaped"))
         far_off = any(s.value > SumAggregationGrowth.far_off for s in signals.find(LOSS_OVER_ZERO))
         for signal in signals.find("place.gain"):
             known = signal.detail.get("drawn") or far_off
             tied = bool(signal.detail.get("tied"))
-            drawn = (fresh(signals) and not tied) or (known and signals.context.get("trained") is not True)
+            drawn = (fresh(signals) and not tied) or (known and not made)
             if tied and (not far_off or came_down(signals)):  # Small states, or ones divided by √d, make up for it.
                 continue
             if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.layers import FAMILY, layer_named, parts
@@ -13,6 +12,7 @@ from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_COSINE_SCALE, SCORE_PRO
 from gnnstab.rules._by_steps import OPEN as OPEN
 from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.learned import as_learned
 from gnnstab.rules.queries import (
     ASSUMED_DEGREE,
     Attention,
@@ -25,7 +25,6 @@ from gnnstab.rules.queries import (
     need_layers,
     per_head,
     percent,
-    trained_well,
     trends,
 )
 
@@ -62,7 +61,9 @@ class AttentionExplosion(Rule):
     Of a trained model whose attention is soft on your data the weights are not judged; nor are layers with fewer than 3
     neighbours, or by weights alone a wide first layer (words, counts). Sharp can be right (the best small networks
     reached .35), so it is information where softer scores make the loss worse, or the best loss of the steps twice as
-    large; in a run whose loss ended at its best; for a file alone on generated graphs; as a trend over a folder of
+    large; in a run whose loss ended at its best; for a file alone on generated graphs, unless no gradient is left (scores
+    that spread by more than 87·√(2 ln d), where all weights but one underflow in fp32; healthy files had 2.2, a ruined
+    one 1800); as a trend over a folder of
     checkpoints (± 2 standard errors); and for a layer whose formula is not known, unless something that makes scores
     large was measured: a wide map, large features, scores above 4 times q·k/√d (cosines times a temperature are a
     choice).
@@ -132,32 +133,10 @@ class AttentionExplosion(Rule):
                 yield by_steps(self.as_learned(found, signals, state), signals)
 
     def as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
-        """Sharpness that training has found is information where only a loss could tell whether it is of use.
-
-        That is so of attention on generated graphs, unless the weights agree so little that training has not made them so, of layers
-        without queries and keys that could agree or with a learned factor beside them, and in a run whose loss ended at its best while attention that had begun soft became sharp.
-        """
-        # Of a short run nobody knows (None); its loss may show that it was long enough.
-        if not signals.context.get("trained") and (signals.kind != "trace" or signals.context.get("trained") is False):
-            return found
-        if signals.kind == "checkpoint" and (state is None or state.synthetic):
-            layer = signals.layer(found.layer or "")
-            tells = layer is not None and not layer_named(layer).weighs_scores
-            aligned = [s.value for s in signals.find("logit.alignment", layer=found.layer) if tells]
-            put_there = layer is not None and max(aligned, default=math.inf) <= self._alignment_limit(layer)
-            # Queries and keys that training made agree stay a warning here: a file does not tell earned from ruined.
-            if put_there or (aligned and found.signal.startswith("logit.")):
-                return found
-            why = "Training has made it so; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
-        elif trained_well(signals) and self._began_soft(signals, found.layer):
-            why = "Attention began soft, and the loss has ended at its best: training has found it of use."
-        else:
-            return found
-        return replace(found, severity="info", confidence="low", message=f"{found.message} {why}")
-
-    def _began_soft(self, signals: Signals, layer: str | None) -> bool:
-        first = [s.values[0] for s in signals.over_steps("attention.entropy", layer=layer) if len(s.values) > 1]
-        return bool(first) and min(first) >= self.warn_entropy
+        """As `as_learned`, with this rule's limits."""
+        layer = signals.layer(found.layer or "")
+        limit = -math.inf if layer is None else self._alignment_limit(layer)
+        return as_learned(found, signals, state, alignment=limit, soft=self.warn_entropy)
 
     def _measured(self, signals: Signals, layer: LayerFacts, state: Attention) -> Finding | None:
         scale = self.unscaled(signals, layer)

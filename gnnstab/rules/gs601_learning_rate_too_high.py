@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,8 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.queries import attention, names, percent, typical_matrix
+from gnnstab.rules.learned import frozen
+from gnnstab.rules.queries import attention, matrices, names, percent, typical_matrix
 
 
 @rule("GS601", "learning-rate-too-high", cause="learning-rate", severity="error", confidence="high")
@@ -51,8 +53,9 @@ class LearningRateTooHigh(Rule):
     loss does not fall, or under SGD while the rate rises faster than any warm-up.
 
     Without steps, the rate over the RMS of the weight matrices is a hint (it depends on the width of the input, and
-    large weights of a failed run make it small); it counts where weights that an optimizer has made saturate the
-    attention, from where trial steps are calm.
+    large weights of a failed run make it small, where the update over the widest weights in use, gain 5/3, counts as
+    well); it counts where weights that an optimizer has made saturate the attention, from where trial steps are calm;
+    of a file alone only where no gradient is left (GS301).
 
     ## When it is silent
     A training that clips its gradients is judged with its limit: pass `clip=` to `diagnose`; a run shows it.
@@ -126,7 +129,7 @@ class LearningRateTooHigh(Rule):
         unit="relative update",
         source="measured: .07 at the best rate, 1.0 in a network that its first step has saturated",
     )
-    """First update over weights from which a rise counts however soon it passes."""
+    """First update over weights from which a rise counts however soon it passes, and blown-up weights are the rate's."""
 
     loss_rise: float = threshold(10.0, unit="× best loss", source="heuristic: a run that has lost what it had learned")
 
@@ -246,23 +249,30 @@ class LearningRateTooHigh(Rule):
         """Weights that saturate the attention, moved by their own size in a few updates: calm steps come too late to show it."""
         ratio = typical_matrix(signals.find(OPTIMIZER_LR_TO_RMS))
         steps = None if ratio is None else ratio.detail.get("step")
-        if ratio is None or not isinstance(steps, (int, float)) or steps < 1 or not ratio.value > self.ruined_ratio:
+        if ratio is None or not isinstance(steps, (int, float)) or steps < 1:
+            return
+        # Weights that the rate has blown up make it look small: as they were drawn, one update replaced them.
+        drawn = [s.detail["of drawn"] for s in matrices(signals.find(OPTIMIZER_LR_TO_RMS)) if "of drawn" in s.detail]
+        of_drawn = statistics.median(drawn) if drawn else 0.0
+        blown = ratio.value > self.warn_ratio and of_drawn > self.replaced
+        if not blown and not ratio.value > self.ruined_ratio:
             return
         sharp = AttentionExplosion()
-        states = [
-            s for s in attention(signals) if not s.synthetic and s.crosses(sharp.warn_entropy, sharp.one_hot_share)
-        ]
-        by_weights = [s for s in states if s.made_by_weights(sharp.warn_entropy)]
+        states = [s for s in attention(signals) if s.crosses(sharp.warn_entropy, sharp.one_hot_share)]
+        by_weights = [s for s in states if s.made_by_weights(sharp.warn_entropy) and not s.synthetic]
+        by_weights += [s for s in states if frozen(signals, s) is not None and s not in by_weights]
         if by_weights:
             lr = ratio.detail.get("lr")
             rate = f" (lr {lr:.3g})" if isinstance(lr, (int, float)) else ""
+            before = f" and {of_drawn:.2g} times that of the widest weights usually drawn" if blown else ""
+            real = "" if all(s.synthetic for s in by_weights) else " at an input of RMS 1"
             yield self.finding(
-                f"{steps:.0f} updates{rate} of up to {percent(ratio.value)} of the weights' present size each have made the weights, which "
-                f"saturate the attention of {names(s.layer for s in by_weights)} at an input of RMS 1. Divide the learning rate by 3 and "
-                "train anew.",
+                f"{steps:.0f} updates{rate}, each of up to {percent(ratio.value)} of the weights' present size{before}, have made the weights, "
+                f"which saturate the attention of {names(s.layer for s in by_weights)}{real}. Divide the learning rate by 3, again where the "
+                "loss still rises, and train anew.",
                 severity="warning",
                 confidence="medium",
-                limit=self.ruined_ratio,
+                limit=self.warn_ratio if blown else self.ruined_ratio,
                 signal=ratio,
             )
 

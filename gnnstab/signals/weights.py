@@ -51,6 +51,7 @@ def from_checkpoint(facts: CheckpointFacts) -> Signals:
             "trained": facts.trained,
             "trained_reason": facts.trained_reason,
             "steps_counted": facts.steps_counted,
+            "reshaped": facts.reshaped,
             "layers_expected": facts.layers_expected,
             "assumptions": list(facts.assumptions),
             "linear_initialisation": facts.linear_initialisation,

@@ -45,7 +45,7 @@ def test_seven_agents_saturate_through_the_sum() -> None:
         "no-dropout": "present",
         "beta-disabled": "present",
         "no-residual": "present",
-        "unsuitable-init": "absent",
+        "unsuitable-init": "not-evaluable",
     }
 
 

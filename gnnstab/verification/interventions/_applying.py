@@ -41,9 +41,8 @@ def _quieted(causes: tuple[Cause, ...], findings: tuple[Finding, ...], found: In
     }
     if not found.earned or loud:
         return causes
-    reason = f"{found.earned}: the sharpness is earned."
     return tuple(
-        replace(cause, status="present", how="undone", share=None, reason=reason)
+        replace(cause, status="present", how="undone", share=None, reason=found.earned)
         if cause.cause == "attention-explosion" and cause.status in ("root-cause", "contributing")
         else cause
         for cause in causes

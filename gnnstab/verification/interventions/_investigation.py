@@ -57,13 +57,17 @@ class Investigation:
     losses: tuple[float, float] | None = None
     """The user's loss as it is and with softer attention, where sharp attention was learned."""
 
+    excuse: str = ""
+    """Why sharp attention of weights that nobody knows to be fresh is not blamed, in a sentence; empty where it may be."""
+
     @property
     def earned(self) -> str:
-        """In words, when softer attention makes the user's loss worse; else empty."""
+        """In words, when softer attention makes the user's loss worse, or nothing speaks against it; else empty."""
         before, after = self.losses or (0.0, 0.0)
         if not after - before > EARNED * abs(before):
-            return ""
-        return f"Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}"
+            return self.excuse
+        softer = f"Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}"
+        return f"{softer}: the sharpness is earned, and nothing is to be changed about it."
 
 
 _WORDS = ("name", "cause", "words", "suspect", "place")
@@ -86,6 +90,7 @@ def kept(found: Investigation) -> dict[str, Any]:
         "untried": sorted(found.untried),
         "rate": None if found.rate is None else found.rate.fingerprint,
         "losses": None if found.losses is None else list(found.losses),
+        "excuse": found.excuse,
     }
 
 
@@ -119,4 +124,4 @@ def _restored(plain: Mapping[str, Any], findings: Sequence[Finding]) -> Investig
     rate = next((f for f in findings if f.fingerprint == plain["rate"]), None)
     losses = None if plain["losses"] is None else (float(plain["losses"][0]), float(plain["losses"][1]))
     untried = frozenset(str(cause) for cause in plain["untried"])
-    return Investigation(symptoms, own(plain["before"]), tried, untried, rate, losses)
+    return Investigation(symptoms, own(plain["before"]), tried, untried, rate, losses, str(plain.get("excuse", "")))

@@ -20,7 +20,7 @@ from gnnstab.probe.optimizer.softening import homes
 from gnnstab.probe.places import saturated_share
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked
-from gnnstab.probe.replaying.zero_output import loss_over_zero
+from gnnstab.probe.replaying.zero_output import loss_over_zero, row_mean
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
 from gnnstab.probe.statistics.numbers import rms
@@ -58,6 +58,9 @@ class Look:
     post_norms: tuple[str, ...] = ()
     """Normalisations of a sum of a branch and what the normalisation before gave: post-norm; known after a backward."""
 
+    over_ignorant: float = math.nan
+    """The loss over that of the best answer that tells no row from another: zeros, or the mean of the rows; NaN where it is not known."""
+
 
 def look(
     model: nn.Module,
@@ -92,16 +95,18 @@ def look(
             objective.backward()
     finite = bool(torch.isfinite(objective.detach()))
     values = watched.signals()
-    over = loss_over_zero(output, float(objective.detach()), batch, loss)
+    value = float(objective.detach())
+    over = loss_over_zero(output, value, batch, loss)
     values += [] if math.isnan(over) else [Signal(LOSS_OVER_ZERO, over)]
     values += over_depth(values, layers, "batch")
     broken = watched.broken or not finite
     events = (Event(0, "non-finite", stage="output"),) if broken else ()
     return Look(
         Signals("model", layers, tuple(values), events=events),
-        math.nan if loss is None else float(objective.detach()),
+        math.nan if loss is None else value,
         watched.outputs,
         tuple(watched.post_norms),
+        max(over, loss_over_zero(output, value, batch, loss, row_mean)),
     )
 
 

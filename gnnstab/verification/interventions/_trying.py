@@ -18,7 +18,8 @@ from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBEN
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs605_absurd_weight import AbsurdWeight
-from gnnstab.rules.queries import fresh, measured, sharp_from_the_start
+from gnnstab.rules.learned import frozen
+from gnnstab.rules.queries import attention, fresh, measured, sharp_from_the_start
 from gnnstab.verification.interventions._investigation import Investigation, Tried
 from gnnstab.verification.interventions._measuring import Look, look
 from gnnstab.verification.interventions._symptoms import Symptom, symptoms_in
@@ -31,6 +32,9 @@ MOST_TRIALS = 12
 
 SOFTER = 0.5
 """Factor on the scores that shows whether sharp attention is of use."""
+
+LEARNED = math.exp(-2)
+"""Share of the loss of answers that tell no row from another up to which a model has learned, as for GS201."""
 
 _WAY_BACK = 0.5
 """Share of the way back from which on something that was undone explains sharp attention, as for a root cause."""
@@ -64,7 +68,33 @@ def investigate(
     established = any(share >= _WAY_BACK for one in tried for share in one.shares)
     losses = None if explained else _softened(case, base, there, established)
     untried = (failed | _unknown(case)) - {one.trial.cause for one in tried}
-    return Investigation(there, before, tried, frozenset(untried), _rate(case), losses)
+    rate = _rate(case)
+    excuse = _excuse(case, base, there) if rate is None else ""
+    return Investigation(there, before, tried, frozenset(untried), rate, losses, excuse)
+
+
+def _excuse(case: Case, base: Look, symptoms: tuple[Symptom, ...]) -> str:
+    """A model that has learned is not blamed for how it attends; of one whose loss nobody gave, nobody knows."""
+    sharp = _sharp(symptoms)
+    limit = AttentionExplosion().warn_entropy
+    if not sharp or fresh(case.signals) or any(sharp_from_the_start(case.signals, one, limit) for one in sharp):
+        return ""
+    if base.over_ignorant < LEARNED:
+        ignorant = base.loss / base.over_ignorant
+        return f"Your loss is {base.loss:.3g}, where answers that tell nothing apart have {ignorant:.3g}: the model has learned with it."
+    stuck = any(frozen(case.signals, s) is not None for s in attention(case.signals) if s.layer in sharp)
+    perhaps = case.signals.kind == "checkpoint" or (
+        case.signals.kind == "model" and case.signals.context.get("trained")
+    )
+    if case.loss is None and perhaps and not stuck:
+        return "Training may have made it so; whether it is of use, your loss tells: pass it with loss=."
+    return ""
+
+
+def _sharp(symptoms: tuple[Symptom, ...]) -> list[str]:
+    """The layers whose measured attention is a symptom."""
+    found = (s.goal for s in symptoms)
+    return [goal.layer for goal in found if goal.signal.startswith("attention.") and goal.layer is not None]
 
 
 def _rate(case: Case) -> Finding | None:
@@ -145,7 +175,7 @@ def _softened(case: Case, base: Look, symptoms: tuple[Symptom, ...], established
     It may where training has made queries and keys agree, and where nothing that was undone explains it: values that grow
     with the training sharpen attention as well.
     """
-    sharp = [s.goal.layer for s in symptoms if s.goal.signal.startswith("attention.") and s.goal.layer is not None]
+    sharp = _sharp(symptoms)
     if not sharp or case.loss is None or fresh(case.signals) or not math.isfinite(base.loss):
         return None
     limit = AttentionExplosion().alignment

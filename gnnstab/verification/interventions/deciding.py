@@ -43,13 +43,17 @@ class Ruling:
     ruled_out: tuple[str, ...]
     """Suspects whose undoing did little, each with its numbers."""
 
+    excused: bool = False
+    """True of sharp attention that the weights make, and that is of use, or may be (`Investigation.earned`)."""
+
     follows: Finding | None = None
     """What has made the root so: a rate that is too high, where the root are weights that were trained with it, or memory that nobody wrote."""
 
     @property
     def cause(self) -> str | None:
-        """The root cause; None where it is not established, or follows from another."""
-        return None if self.root is None or self.follows is not None else self.root.trial.cause
+        """The root cause; None where it is not established, is no fault, or follows from another."""
+        blamed = self.root is not None and self.follows is None and not self.excused
+        return self.root.trial.cause if blamed and self.root is not None else None
 
 
 def rulings(found: Investigation) -> tuple[Ruling, ...]:
@@ -63,14 +67,16 @@ def _ruling(found: Investigation, i: int) -> Ruling:
     best = max((tried.shares[i] for tried in known), default=math.nan)
     low = [tried for tried in known if tried.shares[i] < CONTRIBUTES]
     ruled_out = tuple(f"{tried.trial.words} {_moved(before, tried, i)}" for tried in low)
+    sharp = bool(found.earned) and symptom.goal.signal.startswith("attention.")
     if not best >= ROOT:
-        return Ruling(symptom, before, None, best, math.nan, ruled_out)
+        return Ruling(symptom, before, None, best, math.nan, ruled_out, sharp)
     good = [tried for tried in known if tried.shares[i] >= max(ROOT, best - TIE)]
     # What differs from its reference explains more than what is merely configured, what reaches the healthy band more than what comes
     # near it; the table stands upstream first.
     root = max(good, key=lambda tried: (tried.trial.deviates, tried.shares[i] >= 1))
-    follows = found.rate if root.trial.cause in _OF_WEIGHTS else None
-    return Ruling(symptom, before, root, root.shares[i], root.after[i], ruled_out, follows)
+    of_weights = root.trial.cause in _OF_WEIGHTS
+    follows = found.rate if of_weights else None
+    return Ruling(symptom, before, root, root.shares[i], root.after[i], ruled_out, sharp and of_weights, follows)
 
 
 def _moved(before: float, tried: Tried, i: int) -> str:
@@ -116,7 +122,7 @@ def decided_findings(findings: Sequence[Finding], found: Investigation) -> tuple
             changed.append(finding if kept else _of_symptom(finding, ruling, found, heads))
         elif id(finding) in {id(head) for head in heads.values()}:
             changed.append(_promoted(finding, rules))
-        elif finding.code == "GS301" and is_warning(finding) and finding.layer in _earned_layers(rules, found):
+        elif finding.code == "GS301" and is_warning(finding) and finding.layer in _earned_layers(rules):
             changed.append(_of_use(finding, found))
         elif (own := _root_here(finding, rules)) is not None:
             message = f"{finding.message.removesuffix(OPEN)}. {_capital(own.trial.suspect)}."
@@ -134,21 +140,14 @@ def _root_here(finding: Finding, rules: Sequence[Ruling]) -> Tried | None:
     return next((root for root in roots if finding.layer in root.trial.place.split(", ")), None)
 
 
-def _earned_layers(rules: Sequence[Ruling], found: Investigation) -> set[str | None]:
+def _earned_layers(rules: Sequence[Ruling]) -> set[str | None]:
     """Layers whose measured sharpness the loss needs and nothing else has brought about."""
-    if not found.earned:
-        return set()
-    return {
-        ruling.symptom.goal.layer
-        for ruling in rules
-        if ruling.symptom.goal.signal.startswith("attention.")
-        and (ruling.root is None or ruling.root.trial.cause == "attention-explosion")
-    }
+    return {ruling.symptom.goal.layer for ruling in rules if ruling.excused}
 
 
 def _of_use(finding: Finding, found: Investigation) -> Finding:
     """What the weights alone say of a layer whose sharpness was measured and is of use."""
-    message = f"{finding.message} {found.earned}: it is of use."
+    message = f"{finding.message} {found.earned}"
     return replace(finding, severity="info", explained_by=None, message=message)
 
 
@@ -171,10 +170,8 @@ def _follows_from_what_was_seen(finding: Finding, findings: Sequence[Finding]) -
 
 
 def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: dict[str, Finding]) -> Finding:
-    attention = ruling.symptom.goal.signal.startswith("attention.")
-    cause = None if ruling.root is None else ruling.root.trial.cause
-    if attention and found.earned and cause in (None, "attention-explosion"):
-        message = f"{_seen(ruling)}. {found.earned}: the sharpness is earned, and nothing is to be changed about it."
+    if ruling.excused:
+        message = f"{_seen(ruling)}. {found.earned}"
         return replace(finding, severity="info", explained_by=None, confidence="high", message=message)
     if ruling.follows is not None:
         return replace(finding, explained_by=ruling.follows.code)
@@ -255,7 +252,7 @@ def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause
         for tried in found.tried
         if tried.trial.cause == cause.cause
         for i, share in enumerate(tried.shares)
-        if not math.isnan(share)
+        if not math.isnan(share) and not rules[i].excused
     ]
     if not shares:
         return _without_trial(cause, found, rules)

@@ -1,0 +1,65 @@
+"""Sharp attention that training has found, and a softmax that no training comes back from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from gnnstab.layers import layer_named
+from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, SCORE_WITHIN_STD
+from gnnstab.rules.queries import ASSUMED_DEGREE, Attention, trained_well
+
+LAST_BIT = 24 * math.log(2)
+"""Lead of the largest score of a target from which on 1 − p is 0 in fp32: 16.6; its softmax passes no gradient back."""
+
+UNDERFLOW = 126 * math.log(2)
+"""Lead from which on all other weights leave the normal numbers of fp32: 87. Of inputs that were generated this one counts, since scores that are
+products shrink with the square of a real input that is smaller."""
+
+
+def frozen(signals: Signals, state: Attention | None) -> float | None:
+    """The spread of the scores of one target where the softmax of a typical one has no gradient left; else None.
+
+    Of scores that spread by σ over d neighbours the largest leads by about σ/√(2 ln d).
+    """
+    if state is None:
+        return None
+    own = [s for s in signals.find(SCORE_WITHIN_STD, layer=state.layer, head=None) if s.source == state.entropy.source]
+    degree = max(state.degree or ASSUMED_DEGREE, math.e)
+    lead = min((s.value for s in own), default=0.0) / math.sqrt(2 * math.log(degree))
+    return min(s.value for s in own) if lead > (UNDERFLOW if state.synthetic else LAST_BIT) else None
+
+
+def as_learned(found: Finding, signals: Signals, state: Attention | None, *, alignment: float, soft: float) -> Finding:
+    """Sharpness that training has found is information where only a loss could tell whether it is of use.
+
+    That is so of attention on generated graphs, unless the weights agree so little (``alignment``) that training has not made them so, or
+    no gradient is left (`frozen`), of layers without queries and keys that could agree or with a learned factor beside them, and in a run
+    whose loss ended at its best while attention that had begun ``soft`` became sharp.
+    """
+    # Of a short run nobody knows (None); its loss may show that it was long enough.
+    if not signals.context.get("trained") and (signals.kind != "trace" or signals.context.get("trained") is False):
+        return found
+    if signals.kind == "checkpoint" and (state is None or state.synthetic):
+        if (spread := frozen(signals, state)) is not None:
+            stuck = f"Scores of one target spread by {spread:.2g}: a softmax of fp32 is one-hot to its last bit there, and passes no gradient back."
+            return replace(found, message=f"{found.message} {stuck}")
+        layer = signals.layer(found.layer or "")
+        tells = layer is not None and not layer_named(layer).weighs_scores
+        aligned = [s.value for s in signals.find("logit.alignment", layer=found.layer) if tells]
+        put_there = layer is not None and max(aligned, default=math.inf) <= alignment
+        # Queries and keys that training made agree stay a warning here: a file does not tell earned from ruined.
+        if put_there or (aligned and found.signal.startswith("logit.")):
+            return found
+        why = "Training has made it so; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
+    elif trained_well(signals) and _began_soft(signals, found.layer, soft):
+        why = "Attention began soft, and the loss has ended at its best: training has found it of use."
+    else:
+        return found
+    return replace(found, severity="info", confidence="low", message=f"{found.message} {why}")
+
+
+def _began_soft(signals: Signals, layer: str | None, soft: float) -> bool:
+    first = [s.values[0] for s in signals.over_steps(ATTENTION_ENTROPY, layer=layer) if len(s.values) > 1]
+    return bool(first) and min(first) >= soft
