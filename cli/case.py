@@ -33,7 +33,9 @@ STEPS = click.option(
     "--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training."
 )
 LR = click.option(
-    "--lr", type=float, help="Of the short training; when omitted that of the checkpoint's Adam, else 0.001."
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Of the short training; with --loss steps at it are tried; when omitted that of the checkpoint's Adam, else 0.001.",
 )
 
 OPTIONS = options.together(

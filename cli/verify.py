@@ -42,7 +42,7 @@ def command(
     if given["lr"] is None:
         given["lr"] = asked.training.get("lr")
     with gate.progress() as tell:
-        named = _with_options(fixes or _recommended(checkpoint, asked, given["precision"], tell), extra)
+        named = _with_options(fixes or _recommended(checkpoint, asked, given["precision"], given["lr"], tell), extra)
         found = verify(
             asked.model, named, batch=asked.batch, loss=asked.loss, eps=asked.training.get("eps"), factory=asked.factory,
             progress=tell, **given,
@@ -54,17 +54,20 @@ def command(
 
 
 def _recommended(
-    checkpoint: str | None, given: case.Case, precision: str, tell: Callable[[str], None]
+    checkpoint: str | None, given: case.Case, precision: str, lr: float | None, tell: Callable[[str], None]
 ) -> tuple[str, ...]:
     """The fixes that ``gnnstab diagnose`` advises for the same file, model, batch and loss, the best of each cause first."""
+    import torch
+
     from gnnstab.diagnosis import diagnose
     from gnnstab.errors import NothingEvaluable
     from gnnstab.report.summary import to_try
 
+    adam = None if checkpoint or lr is None else torch.optim.Adam(given.model.parameters(), lr=lr)
     found = to_try(
         diagnose(
             checkpoint or given.model, model=given.factory if checkpoint else None, batch=given.batch, loss=given.loss,
-            precision=precision, progress=tell,
+            optimizer=adam, precision=precision, progress=tell,
         )
     )  # fmt: skip
     if not found:

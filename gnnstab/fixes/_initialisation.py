@@ -31,6 +31,7 @@ class _Xavier(Fix):
 
     signal = GRADIENT_RATIO
     needs_fresh_weights = True
+    costs_no_time = True
     cost = "none; training starts anew"
     gain: ClassVar[float | None] = None
 

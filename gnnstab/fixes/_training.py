@@ -41,6 +41,7 @@ class LowerLearningRate(Fix):
     signal = OPTIMIZER_LR_TO_RMS
     keeps_function = True
     shows_in_training = True
+    costs_no_time = True
     cost = "slower training"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
@@ -104,6 +105,7 @@ class GradientClipping(Fix):
     signal = GRADIENT_SPIKE
     keeps_function = True
     shows_in_training = True
+    costs_no_time = True
     cost = "one norm over all gradients per step"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
@@ -137,6 +139,7 @@ class AdamEps(Fix):
     signal = OPTIMIZER_BELOW_EPS_SHARE
     keeps_function = True
     shows_in_training = True
+    costs_no_time = True
     cost = "none; larger steps where gradients are tiny"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:

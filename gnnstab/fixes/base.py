@@ -76,7 +76,10 @@ class Fix:
     """True when the trained weights keep their meaning (a setting or a weight edit): judged on the current weights."""
 
     shows_in_training: ClassVar[bool] = False
-    """True when the network computes the same until it is trained: judged after a short training."""
+    """True when the network computes the same until it is trained: judged on paired fresh twins, after a short training."""
+
+    costs_no_time: ClassVar[bool] = False
+    """True when a step computes the same operations with it as without."""
 
     needs_fresh_weights: ClassVar[bool] = False
     """True when trained weights are useless after it: judged on paired fresh twins."""

@@ -40,6 +40,7 @@ class QKClip(Fix):
     signal = ATTENTION_ENTROPY
     edit = "scale_scores"
     keeps_function = True
+    costs_no_time = True
     cost = "none; flatter attention in the clipped heads, to be repeated in training"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:

@@ -45,13 +45,13 @@ def model_signals(
     optimizer: Any = None,
     try_steps: bool = False,
 ) -> Signals:
-    """All signals of a model and a batch, with ``try_steps`` those of real steps on a copy; the model is left as it was."""
+    """All signals of a model and a batch, with ``try_steps`` what real steps on a copy say of rate and eps; the model is left as it was."""
     static = static_signals(model, optimizer=optimizer)
     measured = measured_signals(model, batch, loss=loss, precision=precision)
     if try_steps:
         from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
 
-        measured = with_trial_steps(measured, model, batch, loss, optimizer, precision)
+        measured = with_trial_steps(measured, model, batch, loss, optimizer, precision, alone=True)
     return _scale_tried(join(measured, static), model, batch, loss, optimizer if try_steps else None, precision)
 
 

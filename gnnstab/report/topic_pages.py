@@ -82,7 +82,11 @@ def _fix(name: str) -> Iterator[_Line]:
     if isinstance(fix, ByHand):
         yield "Judged", "by you: it is a change of your code or data that no copy can be given"
         return
-    on = "fresh copies with and without it" if fix.needs_fresh_weights else "a copy with your weights"
+    on = (
+        "fresh copies with and without it"
+        if fix.needs_fresh_weights or fix.shows_in_training
+        else "a copy with your weights"
+    )
     yield "Judged", f"on {on}: gnnstab verify --fix {name} --model pkg.mod:factory --batch FILE"
 
 

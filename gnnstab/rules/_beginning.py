@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.rises import OF, Overshoot, lasting_level, rise_of_run
 from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_OVERSHOOT
-from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
+from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh, calm_rate, lower
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.signals.optimisation import FIRST, NEIGHBOURS, WARM_START
 
@@ -34,6 +34,11 @@ class Beginning:
     def tried(self, rise: Signal) -> None:
         """How far the loss rose in trial steps from before the first update."""
         self._told.append(rise)
+
+    def lower(self, lr: float | None, of: str = "") -> str:
+        """What to do about the rate, which ``of`` describes: down to the one that trial steps found calm, unless it is there by now."""
+        calm = calm_rate(Signals(kind="trace", layers=(), values=tuple(self._told)))
+        return lower(None if calm is not None and lr is not None and 0 < lr <= calm else calm, of=of)
 
     def loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
         """The loss of one step; later ones, and those of a run whose step 0 is not known, are not looked at."""

@@ -43,9 +43,9 @@ class UnstableInitGain(Rule):
     that.
 
     ## When it is silent
-    On trained weights, and where most matrices have few large directions, as training gives them: gains say nothing about the path through the scores; for layers with a normalisation
-    before or an identity path around them; where a measured gradient ratio is healthy. A file shows none of these, so
-    there it is information.
+    On trained weights, and where most matrices have few large directions, as training gives them: gains say nothing
+    about the path through the scores; for layers with a normalisation before or an identity path around them; where a
+    measured gradient ratio is healthy. A file shows none of these, so there it is information.
 
     ## Sources
     Schoenholz et al. 2017, *Deep Information Propagation*, arXiv 1611.01232; Glorot and Bengio 2010. Derived for

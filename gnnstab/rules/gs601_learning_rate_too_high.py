@@ -175,7 +175,7 @@ class LearningRateTooHigh(Rule):
                 rise.detail.get("calm_lr") or 0.0
             )  # No lower rate helps: whatever it is, it is not the rate.
             yield self.finding(
-                _said(rise, moves),
+                _said(rise, moves, signals),
                 severity="error" if severe else "warning",
                 limit=limit,
                 signal=rise,
@@ -229,7 +229,7 @@ class LearningRateTooHigh(Rule):
         if moved > self.least_move and loss.value > self.warn_rise * start and loss.detail.get("steps", 0) >= self.run:
             yield self.finding(
                 f"the run ends above where it began, the loss at {loss.value:.3g} after {start:.3g}, and one update moves the output by "
-                f"{moved:.3g} times its spread. Divide the learning rate by 3.",
+                f"{moved:.3g} times its spread. {lower(calm_rate(signals))}",
                 severity="warning",
                 limit=self.warn_rise * start,
                 signal=loss,
@@ -237,8 +237,8 @@ class LearningRateTooHigh(Rule):
             return
         if _risen(loss.value, best, start, self.loss_rise):
             yield self.finding(
-                f"the loss ended at {loss.value:.3g} after it had reached {best:.3g}: the run lost what it had learned. Divide the "
-                "learning rate by 3.",
+                f"the loss ended at {loss.value:.3g} after it had reached {best:.3g}: the run lost what it had learned. "
+                f"{lower(calm_rate(signals))}",
                 severity="warning",
                 confidence="medium",
                 limit=self.loss_rise * best,
@@ -265,11 +265,12 @@ class LearningRateTooHigh(Rule):
             lr = ratio.detail.get("lr")
             rate = f" (lr {lr:.3g})" if isinstance(lr, (int, float)) else ""
             before = f" and {of_drawn:.2g} times that of the widest weights usually drawn" if blown else ""
+            calm = calm_rate(signals)
             real = "" if all(s.synthetic for s in by_weights) else " at an input of RMS 1"
             yield self.finding(
                 f"{steps:.0f} updates{rate}, each of up to {percent(ratio.value)} of the weights' present size{before}, have made the weights, "
-                f"which saturate the attention of {names(s.layer for s in by_weights)}{real}. Divide the learning rate by 3, again where the "
-                "loss still rises, and train anew.",
+                f"which saturate the attention of {names(s.layer for s in by_weights)}{real}. "
+                f"{lower(calm, ' and train anew' if calm else ', again where the loss still rises, and train anew')}",
                 severity="warning",
                 confidence="medium",
                 limit=self.warn_ratio if blown else self.ruined_ratio,
@@ -316,7 +317,7 @@ def _group_words(signal: Signal) -> str:
     return f"the rate of parameter group {signal.detail.get('group')} ({own}) is {float(signal.detail.get('lr', math.nan)):.3g};"
 
 
-def _said(rise: Signal, moves: Sequence[float]) -> str:
+def _said(rise: Signal, moves: Sequence[float], signals: Signals) -> str:
     detail = rise.detail
     first, lr = detail.get("first"), detail.get("lr")
     rate = f" (lr {lr:.3g})" if isinstance(lr, (int, float)) else ""
@@ -327,13 +328,26 @@ def _said(rise: Signal, moves: Sequence[float]) -> str:
     where = "of this run" if rise.name == LOSS_FIRST_RISE else "taken on a copy"
     who = detail.get("optimizer", "the optimizer")
     moved = f"; one update moves the output by {max(moves):.3g} times its spread" if moves else ""
-    return f"in the first steps of {who}{rate} {where} the loss rises{began}{to}{moved}. {_advice(detail)}"
+    return f"in the first steps of {who}{rate} {where} the loss rises{began}{to}{moved}. {_advice(detail, calm_rate(signals))}"
 
 
-def _advice(detail: Mapping[str, Any]) -> str:
+def calm_rate(signals: Signals) -> float | None:
+    """The rate at which trial steps were calm, where one was found in this run."""
+    found = (s.detail.get("calm_lr") for s in signals.find(OPTIMIZER_LOSS_RISE))
+    return next((calm for calm in found if isinstance(calm, (int, float)) and calm > 0), None)
+
+
+def lower(calm: float | None, more: str = "", of: str = "") -> str:
+    """What to do about a rate, which ``of`` describes: the one that was measured to be calm, where one was, since a third of a far too high one is too high."""
+    if calm is None:
+        return f"Divide the learning rate{of} by 3{more}."
+    return f"Lower the learning rate{of} to {calm:.3g}, at which trial steps were calm{more}."
+
+
+def _advice(detail: Mapping[str, Any], measured: float | None) -> str:
     calm = detail.get("calm_lr")
     if not isinstance(calm, (int, float)):
-        return "Divide the learning rate by 3 and warm up."
+        return lower(measured, " and warm up" if measured is None else "")
     if math.isnan(calm):
         return "No rate down to a 6561st of it makes these steps calm: something else makes the loss so steep."
     return f"At lr={calm:.3g} the same steps are calm."

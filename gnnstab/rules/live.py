@@ -298,8 +298,8 @@ class LiveEngine:
             yield from self._steady.output(key.layer, step, rms / track.start, math.expm1(min(growth, 50.0)))
         if self._jumped(track, rms):
             yield self._rate.finding(
-                f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.before:.3g} times everything before. Divide the "
-                "learning rate by 3.",
+                f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.before:.3g} times everything before. "
+                f"{self._beginning.lower(self._rate_before)}",
                 severity="error",
                 limit=self._limits.jump * track.before,
                 name="output.rms",
@@ -358,11 +358,11 @@ class LiveEngine:
             yield from self._steady.objective(step, loss, pace)
         jumped = self._jumped(track, loss)
         if jumped or self._risen(track):
-            rate = "" if lr is None else f" (lr {lr:g})"
+            rate = self._beginning.lower(lr, "" if lr is None else f" (lr {lr:g})")
             best = track.before if jumped else track.best
             yield self._rate.finding(
                 f"at step {step} the loss is {loss:.3g} after {'at most' if jumped else 'it had reached'} {best:.3g}: training is "
-                f"diverging. Divide the learning rate{rate} by 3.",
+                f"diverging. {rate}",
                 severity="error" if jumped else "warning",
                 limit=best * (self._limits.jump if jumped else self._limits.loss_factor),
                 name="loss",

@@ -40,6 +40,8 @@ class Setting:
     """Of the model as given, for fixes that are made from measured numbers."""
 
     factory: Factory | None = None
+    findings: tuple[Finding, ...] = ()
+    """Of the model as given, at warning or above."""
 
     @classmethod
     def of(
@@ -51,11 +53,13 @@ class Setting:
         training: TrainingSettings,
         factory: Factory | None = None,
         finding: Finding | None = None,
+        *,
+        steps: bool = False,
     ) -> Setting:
-        """Measure the model as given; the goal is to undo ``finding``, the most severe symptom when it is None."""
+        """Measure the model as given, with ``steps`` those of Adam on a copy as well; the goal is to undo ``finding``, the most severe symptom when it is None."""
         loss = None if loss is None else of_output_and_batch(loss)
         optimizing: dict[str, Any] = {}
-        if finding is not None and finding.signal.startswith("optimizer."):
+        if steps or (finding is not None and finding.signal.startswith("optimizer.")):
             # The rate that is advised is the one that the same steps found calm.
             adam = torch.optim.Adam(model.parameters(), lr=training.lr, eps=training.eps)
             optimizing = {"optimizer": adam, "try_steps": True}
@@ -67,7 +71,24 @@ class Setting:
             # Numbers of the user's optimizer come with the finding alone; a fix may be made from them.
             told = Signal(finding.signal, finding.value, finding.layer)
             signals = replace(signals, values=(*signals.values, told))
-        return cls(duplicate(model), batch, loss, precision, training, goal, signals, factory)
+        return cls(duplicate(model), batch, loss, precision, training, goal, signals, factory, seen.findings)
+
+    @property
+    def tries_steps(self) -> bool:
+        """True where steps at the rate of the user's own training can be tried."""
+        return self.loss is not None and self.training.own_rate
+
+    def from_the_start(self, finding: Finding | None) -> Setting:
+        """The same with freshly drawn weights, for changes of the training: what a training has made of the weights, no other rate undoes.
+
+        What steps from there show comes before the symptoms of the model as given.
+        """
+        fresh = fresh_twin(self.model, 0, self.factory)
+        start = Setting.of(
+            fresh, self.batch, self.loss, self.precision, self.training, self.factory, finding, steps=self.tries_steps
+        )
+        shown = [f for f in start.findings if f.signal.startswith("optimizer.")] if finding is None else []
+        return replace(start, model=self.model, goal=choose(shown) or self.goal or start.goal)
 
 
 @dataclass(frozen=True)

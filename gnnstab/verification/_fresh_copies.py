@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
@@ -47,6 +48,16 @@ def reinitialise(model: nn.Module) -> list[str]:
     return [name for name, p in model.named_parameters() if id(p) not in reached]
 
 
+def not_drawn(model: nn.Module, factory: Factory | None) -> str:
+    """In words, what a fresh twin takes over from ``model`` or is not drawn by chance; empty where all of it is fresh."""
+    if factory is None:
+        kept = reinitialise(duplicate(model))
+        return f"no reset_parameters draws {_some(kept)} anew; pass factory=" if kept else ""
+    one, two = (fresh_twin(model, seed, factory).state_dict().values() for seed in (0, 1))
+    same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
+    return "your factory gives the same weights every time" if same else ""
+
+
 def how_initialised(model: nn.Module, factory: Factory | None) -> str:
     """In words, for the verdict."""
     if factory is not None:
@@ -54,5 +65,10 @@ def how_initialised(model: nn.Module, factory: Factory | None) -> str:
     kept = reinitialise(duplicate(model)) if next(model.parameters(), None) is not None else []
     if not kept:
         return "initialised by every layer's reset_parameters (pass factory= for an initialisation of your own)"
-    shown = ", ".join(kept[:3]) + (" …" if len(kept) > 3 else "")
-    return f"initialised by every layer's reset_parameters, except {shown}, which keep their values (pass factory=)"
+    return (
+        f"initialised by every layer's reset_parameters, except {_some(kept)}, which keep their values (pass factory=)"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

@@ -1,8 +1,8 @@
 """The protocol: a fix is applied to a copy and judged on the user's own model and batch.
 
 1. Weight edits and settings are judged on the current weights; structural fixes, which make trained weights useless, and
-   a lower learning rate, which does not undo what the higher one did, on paired fresh twins; other changes of the training
-   alone after a short training.
+   changes of the training, which do not undo what the training before has done, on paired fresh twins, the latter after a
+   short training unless steps on a copy show them.
 2. Everything is measured again, through the recorder and the rules that a diagnosis uses.
 3. Confirmed means: the signal that fired crosses its threshold with margin, no other rule newly fires at warning or
    above, and a short training is not worse, nor what it has not seen. A training that leaves this open is repeated from as
@@ -28,7 +28,7 @@ from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding
 from gnnstab.verification import _judging as judging
 from gnnstab.verification._arms import Arm, ArmResult, Setting, run_arm
-from gnnstab.verification._fresh_copies import Factory, how_initialised
+from gnnstab.verification._fresh_copies import Factory, how_initialised, not_drawn
 from gnnstab.verification._judging import Pairs
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification._verdict import Verdict
@@ -98,16 +98,45 @@ def verify(
     said = {"lr": own.get("lr") if lr is None else lr, "eps": own.get("eps") if eps is None else eps}
     given = {key: float(value) for key, value in said.items() if value is not None}
     training = TrainingSettings(steps=steps, **given, own_rate="lr" in given)
+    tell = progress or (lambda _: None)
+    tell("running forward and backward")
     setting = Setting.of(model, batch, loss, precision, training, factory, finding)
-    of = (setting.model, precision, training, setting.goal, loss is None)
-    plans = [_Plan(setting, item, seeds) for item in chosen]
-    results: dict[Arm, ArmResult] = {}
+    if setting.goal is None and setting.tries_steps:
+        tell(f"trying steps {training.rate}")
+        setting = Setting.of(model, batch, loss, precision, training, factory, steps=True)
+    start = setting
+    if any(find(item.fix).shows_in_training for item in chosen):
+        tell("trying steps from fresh weights")
+        start = setting.from_the_start(finding)
+    plans = [_Plan(_setting_of(item, setting, start), item, seeds) for item in chosen]
+    judged: dict[FixSpec, Verdict] = {}
+    for shared in dict.fromkeys(id(plan.setting) for plan in plans):
+        some = [plan for plan in plans if id(plan.setting) == shared]
+        results = _results(some, workers=workers, progress=progress, store=store)
+        judged |= {plan.item: plan.verdict(results) for plan in some}
+    return [judged[item] for item in chosen]
+
+
+def _results(plans: Sequence[_Plan], **sweeping: Any) -> dict[Arm, ArmResult]:
+    """What came of all arms of plans that share a setting."""
+    setting, results = plans[0].setting, dict[Arm, ArmResult]()
+    of = (setting.model, setting.precision, setting.training, setting.goal, setting.loss is None)
     for stage in zip(*(plan.stages(results) for plan in plans), strict=True):
         arms = {arm.key: arm for asked in stage for arm in asked if arm not in results}
         jobs = {key: partial(run_arm, setting, arm) for key, arm in arms.items()}
-        found = sweep(jobs, ArmResult, of=of, workers=workers, progress=progress, store=store)
+        found = sweep(jobs, ArmResult, of=of, **sweeping)
         results |= {arms[key]: result for key, result in found.items()}
-    return [plan.verdict(results) for plan in plans]
+    return results
+
+
+def _setting_of(item: FixSpec, setting: Setting, start: Setting) -> Setting:
+    """Where a fix begins: at the weights as given, or, where it changes the training, at fresh ones."""
+    return start if find(item.fix).shows_in_training and not _shown_at_once(item, setting) else setting
+
+
+def _shown_at_once(item: FixSpec, setting: Setting) -> bool:
+    """True of an eps that the optimizer's numbers speak of, which one step that moves nothing shows."""
+    return item.fix == "adam-eps" and _seen_in_settings(setting)
 
 
 class _Plan:
@@ -117,7 +146,7 @@ class _Plan:
         self.setting, self.item = setting, item
         self.fix = find(item.fix)
         # What too large a rate has done to the weights a lower one does not undo: would the run have gone well with it?
-        restarts = self.fix.name == "lower-lr" and _seen_in_settings(setting)
+        restarts = self.fix.shows_in_training and not _shown_at_once(item, setting)
         self.fresh = self.fix.needs_fresh_weights or restarts
         self.after_training = self.fix.shows_in_training and not _seen_in_settings(setting)
         self.seeds, self.asked = range(seeds), seeds
@@ -206,6 +235,9 @@ class _Plan:
             return replace(base, reason=f"the fix cannot be applied here: {errors[0]}")
         losses = screened if self.after_training else trained
         verdict, reason = judging.by_signal(screened, goal) or judging.by_training(losses)
+        dead = self._dead() if verdict == "no-effect" else ""
+        if dead:
+            return replace(base, reason=dead)
         if verdict == "inconclusive" and self.setting.loss is None and any(r.objective for r in losses.after):
             reason = f"{reason}; the task was made up, pass loss= to judge by yours"
         return self._filled(replace(base, verdict=verdict, reason=reason), screened, losses)
@@ -229,21 +261,29 @@ class _Plan:
             loss_after=float(np.median(finals[1])) if finals[1] else None,
             loss_change=judging.loss_change(losses),
             unseen_change=judging.loss_change(losses, "unseen"),
-            step_time=_ratio(losses),
+            step_time=None if self.fix.costs_no_time else _ratio(losses),
             arms=self._arms(),
             objective=self._objective(losses),
             rate=self.setting.training.rate if any(r.final is not None for r in losses.after) else "",
         )
 
+    def _dead(self) -> str:
+        """Why a change of the training was not tried: no weights could be drawn anew, and these show the symptom before any training."""
+        setting, goal = self.setting, self.setting.goal
+        if not self.fix.shows_in_training or goal is None or goal.code not in {f.code for f in setting.findings}:
+            return ""
+        why = not_drawn(setting.model, setting.factory)
+        return f"{goal.code} fires before any training, on weights that may be dead already: {why}" if why else ""
+
     def _arms(self) -> str:
         measured = ", measured after a short training" if self.after_training else ""
-        extended = len(self.trained_seeds) > len(self.seeds)
+        extended = len(self.trained_seeds) > self.asked
         more = f"; {self.asked} seeds did not decide, so {len(self.trained_seeds)} were trained" if extended else ""
+        once = ", once: every seed gives the same training" if self.repeats else ""
         if self.fresh:
             how = how_initialised(self.setting.model, self.setting.factory)
             pairs = "1 pair" if len(self.seeds) == 1 else f"{len(self.seeds)} pairs"
-            return f"Compared: {pairs} of fresh twins with and without it, {how}{measured}{more}"
-        once = ", once: every seed gives the same training" if self.repeats else ""
+            return f"Compared: {pairs} of fresh twins with and without it, {how}{measured}{once}{more}"
         return f"Compared: the current weights with and without it{measured}{once}{more}"
 
     def _objective(self, losses: Pairs) -> str:

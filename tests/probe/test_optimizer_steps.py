@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -261,6 +263,24 @@ def test_no_rate_is_advised_where_none_is_calm() -> None:
     assert calm_rate(steeper, 1.0) != calm_rate(steeper, 1.0)
     with pytest.raises(UsageError, match="trial steps on a copy failed"):
         Bench(one.model, one.optimizer, one.calls, one.batches, lambda o, b: None).trial()  # type: ignore[arg-type,return-value]
+
+
+@pytest.mark.parametrize("lr", [30.0, 3.0, 1.0])
+def test_a_calm_rate_is_found_in_few_forwards_and_is_the_one_that_whole_trials_find(lr: float) -> None:
+    model = Net()
+    one, asked = bench(model, torch.optim.Adam(model.parameters(), lr=lr)), [0]
+
+    def counted(output: Tensor, batch: Data) -> Tensor:
+        asked[0] += 1
+        return loss(output, batch)
+
+    counting = replace(one, loss=counted)
+    whole = next(lr / 3**n for n in range(1, 9) if one.trial(factor=3.0**-n).calm)
+    found = calm_rate(counting, lr)
+    assert found == pytest.approx(whole)
+    tried = round(math.log(lr / found, 3))
+    assert tried > 1
+    assert asked[0] < tried * 7, "a rate that is too high is left at its first step that shows it"
 
 
 def test_change_over_spread() -> None:

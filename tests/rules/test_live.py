@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gnnstab.records import Finding, SeriesKey
+from gnnstab.records import Finding, SeriesKey, Signal
 from gnnstab.records.rises import Overshoot
 from gnnstab.records.vocabulary import LOSS_GROWTH, OPTIMIZER_LR_JUMP
 from gnnstab.rules._tracks import WINDOW
@@ -365,3 +365,18 @@ def test_gradients_that_scatter_while_the_loss_falls_are_no_spikes() -> None:
     assert told(lambda i: -0.05 * i) == []
     assert told(lambda i: 1.0 if i < 12 else 0.4) == [], "at half of its start a run has learned"
     assert told(lambda i: 1.0) == ["GS603"]
+
+
+@pytest.mark.parametrize(("lr", "named"), [(1.0, True), (0.004, False)])
+def test_a_rate_that_was_measured_to_be_calm_is_the_one_that_later_warnings_name(lr, named):
+    """A third of a rate that is far too high is too high; a run that is at the calm one by now is told to divide."""
+    engine = LiveEngine()
+    detail = {"calm_lr": 0.004, "lr": 1.0, "first": 1.6, "optimizer": "Adam", "above": 6, "peak": 1}
+    found = engine.tried(Signal("optimizer.loss_rise", 1e5, source="training", detail=detail), 50.0)
+    key = SeriesKey("c2", "train", 0, "output")
+    for step, (rms, loss) in enumerate([(0.5, 1.6), (6e2, 3e5)]):
+        found += engine.update(step, [key], np.array([rms]), loss=loss, lr=lr)
+    later = [f.message for f in found if f.code == "GS601"][1:]
+    assert len(later) == 2
+    assert all(("to 0.004, at which trial steps were calm" in text) == named for text in later), later
+    assert all(("by 3" in text) != named for text in later), later

@@ -1,5 +1,7 @@
 """The protocol on networks whose truth is known, kept tiny; the full reproduction is tests/benchmarks/proof.py."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -175,7 +177,7 @@ def test_the_same_call_gives_the_same_verdict_and_a_store_continues(tmp_path, de
     options = {"batch": batch, "seeds": 1, "steps": 2}
     first = gnnstab.verify(deep, "pre-norm-residual", **options, store=store)
     again = gnnstab.verify(deep, "pre-norm-residual", **options, store=store, progress=said.append)
-    assert said == []
+    assert not any("/" in line for line in said), "no arm was run again"
     fresh = gnnstab.verify(deep, "pre-norm-residual", **options)
     for other in (again[0], fresh[0]):
         assert (other.before, other.after, other.loss_after) == (first[0].before, first[0].after, first[0].loss_after)
@@ -193,7 +195,7 @@ def test_an_interrupt_is_no_verdict_and_keeps_what_is_finished_in_the_store(deep
     assert len(store.read_text().splitlines()) == 3
     rest = []
     gnnstab.verify(deep, "residual", **asked, store=store, progress=rest.append)
-    assert rest[0].startswith("4/4 ")
+    assert [line[:4] for line in rest if "/" in line] == ["4/4 "]
 
 
 def test_prove_puts_verdicts_into_the_diagnosis_and_confirmed_fixes_first(deep, verdicts, monkeypatch):
@@ -292,11 +294,16 @@ def test_half_of_several_batches_is_kept_from_the_training_of_your_loss():
 
 def test_a_training_without_chance_is_run_once_and_a_training_with_chance_for_every_seed(deep):
     batch, loss = random_batch(12, 4, 8), lambda out, _: out.square().mean()
-    same, other = gnnstab.verify(deep, ["lower-lr", "dropout"], batch=batch, loss=loss, seeds=3, steps=1)
-    assert "every seed gives the same training" in same.arms
+    deep = deepcopy(deep)
+    with torch.no_grad():
+        for conv in deep.convs:
+            conv.lin_query.weight.mul_(1e3)
+    sharp = next(f for f in observe(deep, batch).findings if f.code == "GS301")
+    options = {"batch": batch, "loss": loss, "steps": 1, "finding": sharp}
+    same, other = gnnstab.verify(deep, ["qk-clip", "pre-norm-residual"], seeds=5, **options)
+    assert same.arms == "Compared: the current weights with and without it, once: every seed gives the same training"
     assert same.seeds == 1
     assert "every seed" not in other.arms
-    assert other.seeds == 3
 
 
 def test_unseen_features_are_others_of_the_same_task_and_the_same_for_both_arms():
@@ -345,7 +352,7 @@ def test_what_the_signal_refutes_at_once_is_not_measured_on_more_seeds(deep):
     (verdict,) = gnnstab.verify(deep, "residual:weight=0.1", batch=batch, seeds=5, steps=1, progress=said.append)
     assert verdict.verdict == "no-effect"
     assert verdict.seeds == 2
-    assert len(said) == 4
+    assert sum("/" in line for line in said) == 4
 
 
 def test_actor_import_is_used_for_twins():

@@ -83,8 +83,7 @@ class Trial:
     def lost(self) -> float:
         """The largest loss after the lowest, over the lowest: what the steps had reached and did not keep."""
         lowest = min(self.losses)
-        after = max(self.losses[self.losses.index(lowest) :])
-        return after / lowest if lowest > 0 else math.nan
+        return max(self.losses[self.losses.index(lowest) :]) / lowest if lowest > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -251,10 +250,7 @@ def steps_of(optimizer: torch.optim.Optimizer) -> int:
 
 
 def change_over_spread(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """‖after − before‖ over the spread of ``before`` around its mean over rows, all tensors together; NaN without a spread.
-
-    A tensor of one row, or of none, is spread around zero.
-    """
+    """‖after − before‖ over the spread of ``before`` around its mean over rows, all tensors together; NaN without a spread. One of at most one row is spread around zero."""
     moved = spread = 0.0
     for old, new in zip(before, after, strict=True):
         if old.shape == new.shape and old.numel():
@@ -273,10 +269,11 @@ def optimizer_signals(
     precision: torch.dtype | None = None,
     clip: float | None = None,
     sharp: Sequence[str] = (),
+    alone: bool = False,
 ) -> tuple[list[Signal], dict[str, str]]:
     """What trial steps say of the rate and the eps of an optimizer, and why they say nothing (signal name → reason).
 
-    Of the layers ``sharp``, whose attention is, they say whether it is of use.
+    Of the layers ``sharp``, whose attention is, they say whether it is of use. With ``alone`` rate and eps are all that is asked about.
     ``batch`` is what the user calls one, see `gnnstab.probe.batches.arguments.as_arguments`; of several the first four count.
     Nothing of the user's changes: model, gradients, optimizer, batches and the generators of torch, NumPy and ``random``.
     """
@@ -284,8 +281,8 @@ def optimizer_signals(
     try:
         bench = bench_for(model, batch, loss, optimizer, precision, clip)
         # First what needs all steps as they are, which the rest then looks at.
-        whole = list(softer_signals(bench, sharp))
-        return [*lost, *_judged(bench), *whole], {}
+        whole = [] if alone else list(softer_signals(bench, sharp))
+        return [*lost, *_judged(bench, alone), *whole], {}
     except UsageError as error:
         why = str(error)
     except Exception as error:
@@ -304,11 +301,14 @@ def with_trial_steps(
     optimizer: torch.optim.Optimizer | None,
     precision: str = "fp32",
     clip: float | None = None,
+    alone: bool = False,
 ) -> Signals:
-    """``signals`` with those of trial steps and the operation that ended them, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`."""
+    """``signals`` with those of trial steps and the operation that ended them, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`, ``alone`` as of `optimizer_signals`."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     sharp = sharp_layers(signals.values)
-    values, missing = optimizer_signals(model, batch, loss, optimizer, precision=dtype, clip=clip, sharp=sharp)
+    values, missing = optimizer_signals(
+        model, batch, loss, optimizer, precision=dtype, clip=clip, sharp=sharp, alone=alone
+    )
     own = [Event(s.detail["steps"], "non-finite", **s.detail["event"]) for s in values if "event" in s.detail]
     events = signals.events if any(e.kind == "non-finite" for e in signals.events) else (*signals.events, *own)
     return replace(signals, values=(*signals.values, *values), events=events, missing={**signals.missing, **missing})
@@ -366,11 +366,13 @@ def bench_for(
     return Bench(model, optimizer, calls, batches, loss, precision, clip)
 
 
-def _judged(bench: Bench) -> Iterator[Signal]:
+def _judged(bench: Bench, alone: bool) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
     yield from damping_signals(bench, trial)
     yield from unguarded_signals(bench)
+    if alone:
+        return
     yield from rounding_signals(bench)
     yield from far_below_usual(bench)
     yield from group_signals(bench)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._narrow_norms import RowNorms
 from gnnstab.probe.optimizer._sums import Divided
 from gnnstab.records import Signal
+from gnnstab.records.rises import rise_of
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
 
 if TYPE_CHECKING:
@@ -59,23 +60,32 @@ def _undone(bench: Bench, rate: float) -> dict[str, Any]:
     """What makes the same steps calm: a lower rate, or, at the rate as it is, sums that are divided by the number of their terms, or norms over rows instead of two graphs."""
     sums = Divided()
     with sums.mode():
-        calm = bench.trial(edit=sums.edit).calm
+        calm = bench.trial(edit=sums.edit, until=_risen).calm
     if calm and sums.names:
         return {"calm_as_means": list(sums.names[:20])}
     rows = RowNorms()
-    if bench.trial(edit=rows.edit).calm and rows.names:
+    if bench.trial(edit=rows.edit, until=_risen).calm and rows.names:
         return {"calm_as_rows": list(rows.names)[:20]}
     return {"calm_lr": calm_rate(bench, rate)}
 
 
 def calm_rate(bench: Bench, rate: float) -> float:
-    """The first of rate/3, rate/9, … at which the same steps raise the loss by no more than a quarter; NaN when none does."""
+    """The first of rate/3, rate/9, … at which the same steps raise the loss by no more than a quarter; NaN when none does.
+
+    A rate is left at its first step that does: mostly two forwards per batch, where whole steps at the eight rates would take 56.
+    """
     divisor = LOWER
     while divisor <= LOWEST:
-        if bench.trial(factor=1 / divisor).calm:
+        if bench.trial(factor=1 / divisor, until=_risen).calm:
             return rate / divisor
         divisor *= LOWER
     return math.nan
+
+
+def _risen(losses: Sequence[float]) -> bool:
+    """True as soon as a trial is not calm: no later step of it makes it so."""
+    rise = rise_of(losses)
+    return rise is not None and rise.above > 0
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:
