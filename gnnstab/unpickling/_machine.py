@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -232,7 +232,7 @@ def _extend(machine: Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if isinstance(target, Record):
         target.sequence.extend(items)
-    elif type(target) in (list, deque):
+    elif type(target) is list:
         target.extend(items)
     else:
         raise Damaged(f"items are appended to a {printable(type(target).__name__, 40)}")
@@ -256,7 +256,7 @@ def _set(machine: Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if isinstance(target, Record):
         target = target.mapping
-    elif type(target) not in (dict, OrderedDict, defaultdict):
+    elif type(target) not in (dict, OrderedDict):
         raise Damaged(f"keys are set on a {printable(type(target).__name__, 40)}")
     if len(items) % 2:
         raise Damaged("a key has no value")
