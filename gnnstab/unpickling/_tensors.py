@@ -109,6 +109,7 @@ def _dtype(value: Any) -> str:
 def first(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     """The tensor inside a parameter; its gradient flag, hooks and attributes are left out."""
     machine.described(arguments[0])
+    machine.dropped.append(arguments[1:])
     return arguments[0]
 
 
@@ -195,6 +196,7 @@ def from_type(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     made = CALLS[name](machine, inner)
     if not isinstance(made, Record):
         machine.described(made)
+    machine.dropped.append(arguments[3:])
     return made
 
 
