@@ -165,6 +165,10 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         call("torch._utils._rebuild_nested_tensor", tensor((4,), (1,)), *[tensor((2**31 - 1, 0), (1, 1))] * 3),
         "fill the memory",
     ),
+    "a nested tensor of wide tables": (
+        call("torch._utils._rebuild_nested_tensor", tensor((4,), (1,)), *[tensor((1, 1_000_000), (0, 0))] * 3),
+        "fill the memory",
+    ),
     "objects of four bytes": (
         b"cargparse\nNamespace\nq\x01](" + b"h\x01)\x81" * 350_000 + b"e\x86",
         "lists and dicts",

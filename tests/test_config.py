@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import date
 from pathlib import Path
 
@@ -227,6 +228,33 @@ def test_an_unused_suppression_is_reported_once_for_all_targets() -> None:
     rules = [Suppression("GS4", "x", "*", None, "f"), Suppression("GS301", "y", "gnn_base.gnn.gnn1", None, "f")]
     result = accept([examples.clean(), examples.one_finding()], rules, TODAY)
     assert result.complaints == ("suppression of GS4 at layer * in f matched nothing; remove it",)
+
+
+def test_many_suppressions_are_compiled_once_and_told_by_their_count() -> None:
+    rules = [Suppression("GS", "x", f"*[!a]*{i}*x", None, "f") for i in range(1000)]
+    diagnosis = examples.one_finding()
+    started = time.process_time()
+    result = accept([diagnosis] * 50, rules, TODAY)
+    assert time.process_time() - started < 1.5
+    *first, last = result.complaints
+    assert len(first) == 20 and all("matched nothing" in line for line in first)
+    assert last == "980 more suppressions have expired or matched nothing; remove them"
+
+
+@pytest.mark.parametrize("many", [2000, 2001])
+def test_suppressions_and_layers_are_limited(many: int, tmp_path: Path) -> None:
+    tables = {
+        "suppressions": ",".join(f'{{code="G{i}",reason="r"}}' for i in range(many)),
+        "layers": ",".join(f'"l{i}"={{GS301={{limit=1}}}}' for i in range(many)),
+    }
+    for name, table in tables.items():
+        brackets = "[]" if name == "suppressions" else "{}"
+        (tmp_path / "pyproject.toml").write_text(f"[tool.gnnstab]\n{name}={brackets[0]}{table}{brackets[1]}\n")
+        if many == 2000:
+            assert len(getattr(load(tmp_path), name)) == many
+        else:
+            with pytest.raises(ConfigurationError, match=f"{name} has 2001 entries; at most 2000"):
+                load(tmp_path)
 
 
 def test_other_layers_stay() -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnnstab.checkpoint._tensors import finite
+from gnnstab.checkpoint._scan import finite
 
 SMALLEST = 64
 """Entries below which no distribution is claimed."""

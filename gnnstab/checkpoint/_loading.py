@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,8 @@ def load(
     """
     shown = printable(str(path), 500)
     files = shards_of(Path(path))
-    read = read_all(files, lambda file: _read(file, unsafe, mapped=len(files) > 1))
+    lost: list[Tensor] = []
+    read = read_all(files, lambda file: _read(file, unsafe, lost, mapped=len(files) > 1))
     kind, root = read[0] if len(read) == 1 else (read[0][0], joined(files, [root for _, root in read]))
     try:
         tally = Tally(shown)
@@ -81,20 +82,21 @@ def load(
         if len(files) > 1:
             contents.notes.append(f"{len(files)} files of one model: {files[0].name} to {files[-1].name}")
         if optimizer is not None:
-            contents.optimizers += optimizers_of(_read(optimizer, unsafe)[1], shown, tally)
+            contents.optimizers += optimizers_of(_read(optimizer, unsafe, lost)[1], shown, tally)
             contents.notes.append(f"the optimizer's state is that of {printable(Path(optimizer).name)}")
-        return _assemble(shown, kind, sum(file.stat().st_size for file in files), contents, root, tally)
+        checkpoint = _assemble(shown, kind, sum(file.stat().st_size for file in files), contents, root, tally)
+        return _with_lost(checkpoint, contents, lost)
     except MemoryError:
         raise LoadError(f"{shown}: asks for more memory than there is") from None
 
 
-def _read(path: str | os.PathLike[str], unsafe: bool, *, mapped: bool = False) -> tuple[str, Any]:
+def _read(path: str | os.PathLike[str], unsafe: bool, lost: list[Tensor], *, mapped: bool = False) -> tuple[str, Any]:
     """Kind and content of one file; see `read_torch`."""
     file = regular_file(path)
     kind = sniff(file)
     if kind == "safetensors":
         return kind, read_safetensors(file, mapped=mapped)
-    return kind, read_torch(file, kind, unsafe=unsafe, mapped=mapped)
+    return kind, read_torch(file, kind, unsafe=unsafe, mapped=mapped, lost=lost)
 
 
 def _assemble(shown: str, kind: str, size: int, contents: Contents, root: Any, tally: Tally) -> Checkpoint:
@@ -139,6 +141,17 @@ def _assemble(shown: str, kind: str, size: int, contents: Contents, root: Any, t
         known=known,
         notes=tuple(notes),
     )
+
+
+def _with_lost(checkpoint: Checkpoint, contents: Contents, lost: list[Tensor]) -> Checkpoint:
+    """The checkpoint with a note on tensors that stand nowhere else than in attributes of others, or as keys."""
+    entries = (entry.tensors for optimizer in checkpoint.optimizers for entry in optimizer.entries)
+    groups = (checkpoint.tensors, checkpoint.shadows, *entries, *(group.tensors for group in contents.nameless))
+    known = {id(tensor) for group in groups for tensor in group.values()}
+    if not (count := len({id(tensor) for tensor in lost} - known)):
+        return checkpoint
+    note = f"{count} tensor{'s' if count != 1 else ''} not judged, attributes of tensors or keys of dicts"
+    return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 
 def _prefixes(networks: list[Network], notes: list[str]) -> list[str]:

@@ -8,14 +8,13 @@ AdamW's) the decay term as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gnnstab.checkpoint._optimizer import SECOND_MOMENTS, Entry, OptimizerState
-from gnnstab.checkpoint._scan import Statistics
+from gnnstab.checkpoint._scan import Statistics, entries, finite
 from gnnstab.checkpoint._tensors import readable
 from gnnstab.layers import plays
 from gnnstab.records import Signal
@@ -76,14 +75,14 @@ def _entry_signals(entry: Entry, name: str, layer: str, weight: Statistics, path
     lr, eps = entry.settings.get("lr"), entry.settings.get("eps")
     detail = {"parameter": name, "optimizer": path, "lr": lr, "eps": eps, "step": entry.step}
     signals = []
-    moment = corrected_moment(entry, "exp_avg_sq", "square_avg")
+    moment = _second_moment(entry, "exp_avg_sq", "square_avg")
     if moment is not None:
-        signals.append(
-            Signal("optimizer.gradient_rms", float(moment.mean().sqrt()), layer, source="optimizer", detail=detail)
-        )
-        damping = corrected_moment(entry, *SECOND_MOMENTS)
+        mean = _mean(moment, lambda squares: squares)
+        rms = math.sqrt(mean) if mean >= 0 else math.nan
+        signals.append(Signal("optimizer.gradient_rms", rms, layer, source="optimizer", detail=detail))
+        damping = _second_moment(entry, *SECOND_MOMENTS)
         if eps is not None and damping is not None:
-            share = float((damping.sqrt() < eps).double().mean())
+            share = _mean(damping, lambda squares: (squares.sqrt() < eps).double())
             signals.append(Signal("optimizer.below_eps_share", share, layer, source="optimizer", detail=detail))
     # The relative size of a first step is lr over RMS only where the step is normalised by the gradient's own size.
     if moment is not None and lr is not None and weight.rms > 0:
@@ -94,23 +93,27 @@ def _entry_signals(entry: Entry, name: str, layer: str, weight: Statistics, path
     return signals
 
 
-def corrected_moment(entry: Entry, *names: str) -> Tensor | None:
-    """The first of the named second moments, in float64 and freed of its start at zero; None when not finite or absent."""
+def _second_moment(entry: Entry, *names: str) -> tuple[Tensor, float] | None:
+    """The first of the named second moments, and what frees it of its start at zero; None when not finite or absent."""
     for name in names:
         tensor = entry.tensors.get(name)
         if tensor is None or not readable(tensor) or tensor.numel() == 0:
             continue
-        moment = tensor.detach().double()
-        if not bool(torch.isfinite(moment).all()):
-            return None
         betas = entry.settings.get("betas")
         decay = betas[1] if isinstance(betas, (list, tuple)) and len(betas) == 2 else None
         decay = entry.settings.get("alpha") if name == "square_avg" else decay  # RMSprop's alpha, Adam's β₂
         if not isinstance(decay, (int, float)) or not 0 <= decay < 1 or not entry.step or entry.step <= 0:
             return None
-        corrected: Tensor = moment / (1 - decay**entry.step)
-        return corrected
+        return (tensor, 1 - decay**entry.step) if finite(tensor) else None
     return None
+
+
+def _mean(moment: tuple[Tensor, float], of: Callable[[Tensor], Tensor]) -> float:
+    """Mean over all entries of what ``of`` makes of them once they are corrected, in float64."""
+    total, count = 0.0, 0
+    for part in entries(moment[0]):
+        total, count = total + float(of(part / moment[1]).sum()), count + part.numel()
+    return total / count
 
 
 def _never_updated(entry: Entry, optimizer: OptimizerState) -> bool:

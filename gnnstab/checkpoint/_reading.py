@@ -26,10 +26,10 @@ _ADVICE = (
 )
 
 
-def read_torch(file: Path, kind: str, *, unsafe: bool, mapped: bool = False) -> Any:
+def read_torch(file: Path, kind: str, *, unsafe: bool, mapped: bool = False, lost: list[Any] | None = None) -> Any:
     """What torch.save wrote: plain values, records, and tensors that look into the file; with ``unsafe`` real objects.
 
-    ``mapped``: map a small file as well, since it is one of many.
+    ``mapped``: map a small file as well, since it is one of many. ``lost`` takes tensors that are attributes of tensors, or keys.
 
     Raises `UnsafeFileError` when the file needs code to run, `LoadError` when it cannot be read.
     """
@@ -43,7 +43,13 @@ def read_torch(file: Path, kind: str, *, unsafe: bool, mapped: bool = False) -> 
     if kind == "pickle":
         raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(_first_bytes(file, LARGEST_PICKLE))}; {_ADVICE}")
     return unpickling.read(
-        file, kind, shown, unpickling.any_class, f"reading it would run code: it imports {{}}; {_ADVICE}", mapped=mapped
+        file,
+        kind,
+        shown,
+        unpickling.any_class,
+        f"reading it would run code: it imports {{}}; {_ADVICE}",
+        mapped=mapped,
+        lost=lost,
     )
 
 

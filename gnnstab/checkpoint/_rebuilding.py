@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from gnnstab.checkpoint._layers import find_layers
 from gnnstab.checkpoint._loading import Checkpoint
-from gnnstab.checkpoint._tensors import finite, identity
+from gnnstab.checkpoint._scan import finite
+from gnnstab.checkpoint._tensors import identity
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts

@@ -33,12 +33,10 @@ class Statistics:
 
 def scan(tensor: Tensor, mapped: MappedFiles | None = None) -> Statistics:
     """Statistics of a dense real or complex tensor; with ``mapped``, pages that were read are given back."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.detach().resolve_conj())
     non_finite, squares, low, high = 0, 0.0, math.inf, -math.inf
-    for block in _pieces(tensor.detach(), BLOCK):
-        for piece in _pieces(block, PIECE):
-            wide = piece.double().reshape(-1)
+    stored = _stored(tensor)
+    for block in _pieces(stored, BLOCK):
+        for wide in _wide(block):
             smallest, largest = (float(x) for x in torch.aminmax(wide))
             if math.isfinite(smallest) and math.isfinite(largest):
                 squares += float(wide.dot(wide))
@@ -47,9 +45,32 @@ def scan(tensor: Tensor, mapped: MappedFiles | None = None) -> Statistics:
                 non_finite += int(wide.numel() - torch.isfinite(wide).sum())
         if mapped is not None and block.is_contiguous():
             mapped.release(block)
-    count = tensor.numel()
+    count, total = stored.numel(), tensor.numel() * (2 if tensor.is_complex() else 1)
     rms = math.sqrt(squares / count) if count and not non_finite else math.nan
-    return Statistics(count, non_finite, rms, low, high)
+    return Statistics(total, non_finite * (total // max(1, count)), rms, low, high)
+
+
+def entries(tensor: Tensor) -> Iterator[Tensor]:
+    """The real entries of a dense tensor in float64, some at a time, and once where a stride of 0 repeats them."""
+    return _wide(_stored(tensor))
+
+
+def finite(tensor: Tensor) -> bool:
+    """True when every entry is."""
+    return all(bool(torch.isfinite(part).all()) for part in entries(tensor))
+
+
+def _wide(tensor: Tensor) -> Iterator[Tensor]:
+    return (piece.double().reshape(-1) for piece in _pieces(tensor, PIECE))
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """What an expanded tensor repeats, with real and imaginary parts as entries of their own."""
+    tensor = tensor.detach()
+    for axis, step in enumerate(tensor.stride()):
+        if step == 0 and tensor.shape[axis] > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _pieces(tensor: Tensor, most: int) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from torch import Tensor
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._memory import MappedFiles
 from gnnstab.checkpoint._naming import is_statistic, listed
-from gnnstab.checkpoint._scan import Statistics, scan
+from gnnstab.checkpoint._scan import Statistics, entries, scan
 from gnnstab.checkpoint._tensors import identity, unreadable
 
 LARGE_FILE = 256 * 2**20
@@ -97,10 +98,14 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
 
 def _unwritten(tensor: Tensor) -> bool:
     """True for NaN or Inf in every entry, as torch fills new memory on demand, or beside numbers that no initialisation draws and no update makes: below the normal range, or huge."""
-    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    sizes = values.detach().double().abs()
-    sizes = sizes[sizes.isfinite() & (sizes > 0)]
-    return not len(sizes) or bool(((sizes < torch.finfo(torch.float32).tiny) | (sizes > HUGE)).any())
+    sound = False
+    for part in entries(tensor):
+        sizes = part.abs()
+        sizes = sizes[sizes.isfinite() & (sizes > 0)]
+        if bool(((sizes < torch.finfo(torch.float32).tiny) | (sizes > HUGE)).any()):
+            return True
+        sound = sound or len(sizes) > 0
+    return not sound
 
 
 HUGE = 1e10
@@ -153,18 +158,20 @@ def _meant(name: str, tensor: Tensor) -> str:
     own = name.rpartition(".")[2].lower()
     if tensor.is_complex() or own.endswith("weight"):
         return ""
-    tensor = tensor.float() if tensor.itemsize == 1 else tensor
-    if bool(torch.isnan(tensor).any()):
-        return ""
-    words, infinite = set(re.split(r"[^a-z]+", own)), torch.isinf(tensor)
-    below = infinite & (tensor < 0)
-    if bool((infinite == below).all()) and not bool(below.all()) and tensor.dim() >= 2:
-        if bool((below | (tensor == 0)).all()):
+    below = above = zero = count = 0
+    for part in entries(tensor):
+        if bool(torch.isnan(part).any()):
+            return ""
+        below, above = below + int((part == -math.inf).sum()), above + int((part == math.inf).sum())
+        zero, count = zero + int((part == 0).sum()), count + part.numel()
+    words = set(re.split(r"[^a-z]+", own))
+    if not above and below < count and tensor.dim() >= 2:
+        if below + zero == count:
             return "mask of 0 and −∞"
         if own != "bias" and _MASK.search(own):
             return "mask of −∞"
-    side = below if "max" in words else ~below
-    return "bounds before anything was seen" if words & {"min", "max"} and bool((infinite & side).all()) else ""
+    side = below if "max" in words else above
+    return "bounds before anything was seen" if words & {"min", "max"} and side == count else ""
 
 
 _MASK = re.compile("mask|causal|alibi|bias")

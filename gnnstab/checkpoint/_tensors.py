@@ -40,11 +40,6 @@ def has_shape(tensor: Tensor) -> bool:
     return not unreadable(tensor).startswith(("uninit", "nested"))
 
 
-def finite(tensor: Tensor) -> bool:
-    """True when every entry is; torch has no such test for all types of eight bits."""
-    return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
-
-
 def identity(tensor: Tensor) -> tuple[object, ...]:
     """Equal for two dense tensors exactly when they are the same view of the same storage."""
     return (

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
 from gnnstab.checkpoint._fingerprint import Fingerprint
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._optimizer import plain_number
+from gnnstab.checkpoint._scan import scan
 from gnnstab.checkpoint._tensors import identity, readable
 from gnnstab.layers import StoredLayer
 
@@ -100,7 +100,13 @@ def _moved_bias(convs: Sequence[StoredLayer]) -> str:
             bound = 1 / math.sqrt(int(weight.shape[1]))
             view = identity(weight)
             if view not in known:
-                known[view] = float(torch.aminmax(weight.detach().double().abs()).max)
-            if known[view] <= bound and float(bias.detach().double().abs().max()) > bound * 1.01:
+                known[view] = _largest(weight)
+            if known[view] <= bound and _largest(bias) > bound * 1.01:
                 return f"{conv.name}.{name} left the range of its initialisation"
     return ""
+
+
+def _largest(tensor: Tensor) -> float:
+    """Size of the largest entry; NaN where one is not finite."""
+    numbers = scan(tensor)
+    return math.nan if numbers.non_finite else max(-numbers.minimum, numbers.maximum)

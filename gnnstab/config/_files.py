@@ -16,6 +16,9 @@ from gnnstab.errors import ConfigurationError, printable
 MOST_DOTS, MOST_DOTS_OF_ALL = 1000, 20_000
 """In one line of a TOML file, and in all of it; each may make a table, of some five thousand bytes."""
 
+MOST_WALKED = 1_000_000
+"""Dots of the deepest header of a TOML file, times its lines and dots: tables that the parser looks up, in a fifth of a second."""
+
 MOST_LINES = 20_000
 """Of an ini file; the parser's message about lines that it does not understand grows with their square."""
 
@@ -92,13 +95,21 @@ def _toml(file: Path, text: str) -> dict[str, Any] | None:
     # The name of the section first: a file without it costs no parser, and a broken one of another tool is not ours to judge.
     if "gnnstab" not in text:
         return None
-    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+    # Not `splitlines`: the name of a table may hold what that parts lines at.
+    lines = text.split("\n")
+    if any(line.count(".") > MOST_DOTS for line in lines):
         # The parser makes a table of every part of a dotted key, and the interpreter crashes on a hundred thousand of
         # them within each other.
         raise ConfigurationError(f"{file}: not read: it has a line with more than {MOST_DOTS} dots")
     if text.count(".") > MOST_DOTS_OF_ALL:
         raise ConfigurationError(
             f"{file}: not read: it has more than {MOST_DOTS_OF_ALL} dots, which no configuration has"
+        )
+    deepest = max((line.count(".") for line in lines if line.lstrip().startswith("[")), default=0)
+    if deepest * (len(lines) + text.count(".")) > MOST_WALKED:
+        # The parser walks through all tables of the header for each key below it.
+        raise ConfigurationError(
+            f"{file}: not read: it has {len(lines)} lines and a table with {deepest} dots, which no configuration has"
         )
     if sys.version_info >= (3, 11):
         import tomllib

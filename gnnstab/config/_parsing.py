@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gnnstab.config._settings import Settings, is_address
-from gnnstab.config._suppressions import Suppression
+from gnnstab.config._suppressions import MOST, Suppression
 from gnnstab.errors import ConfigurationError, hint, printable
 from gnnstab.records import SEVERITIES
 
@@ -34,7 +34,8 @@ def parse(section: Mapping[str, Any], file: Path) -> Settings:
     """The settings of one section; raises `ConfigurationError` for an unknown key or an impossible value."""
     where = str(file)
     _refuse_unknown(section, KEYS, where)
-    baseline = section.get("baseline")
+    baseline, layers = section.get("baseline"), _table(section.get("layers", {}), f"{where}: layers")
+    _refuse_more(sum(len(rules) for rules in layers.values() if isinstance(rules, Mapping)), f"{where}: layers")
     return Settings(
         select=_codes(section.get("select", ()), f"{where}: select"),
         ignore=_codes(section.get("ignore", ()), f"{where}: ignore"),
@@ -44,8 +45,7 @@ def parse(section: Mapping[str, Any], file: Path) -> Settings:
         docs_url=_address(section.get("docs-url", ""), f"{where}: docs-url"),
         thresholds=_thresholds(section.get("thresholds", {}), f"{where}: thresholds"),
         layers={
-            str(glob): _thresholds(rules, f"{where}: layers.{printable(glob, 80)}")
-            for glob, rules in _table(section.get("layers", {}), f"{where}: layers").items()
+            str(glob): _thresholds(rules, f"{where}: layers.{printable(glob, 80)}") for glob, rules in layers.items()
         },
         suppressions=tuple(_suppressions(section.get("suppressions", ()), where)),
         origins={key.replace("-", "_"): where for key in section},
@@ -57,6 +57,11 @@ def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str
         if key not in known:
             near = hint(printable(key), known, f"known are {', '.join(known)}")
             raise ConfigurationError(f"{where}: unknown key {shown(key)}; {near}")
+
+
+def _refuse_more(count: int, where: str) -> None:
+    if count > MOST:
+        raise ConfigurationError(f"{where} has {count} entries; at most {MOST} are read")
 
 
 def _text(value: Any, where: str) -> str:
@@ -130,6 +135,7 @@ def _number(value: Any, where: str) -> float:
 def _suppressions(value: Any, file: str) -> list[Suppression]:
     if not isinstance(value, (list, tuple)):
         raise ConfigurationError(f"{file}: suppressions must be a list of tables, not {shown(value)}")
+    _refuse_more(len(value), f"{file}: suppressions")
     found = []
     for position, item in enumerate(value, start=1):
         where = f"{file}: suppression {position}"

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from fnmatch import fnmatchcase
+from fnmatch import translate
+from functools import lru_cache
 
 from gnnstab.records import Diagnosis, Finding, Suppressed
+
+MOST = 2000
+"""Suppressions, and layers with thresholds of their own, in one configuration; each finding is compared with all of them."""
+
+MOST_TOLD = 20
+"""Suppressions that are told of one by one when they have expired or match nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +39,7 @@ class Suppression:
 
     def covers(self, finding: Finding) -> bool:
         """True when the finding is one of those that this suppression accepts."""
-        return finding.code.startswith(self.code) and fnmatchcase(finding.layer or "", self.layer)
+        return finding.code.startswith(self.code) and bool(_glob(self.layer)(finding.layer or ""))
 
     def expired(self, today: date) -> bool:
         """True from the day after `expires` on."""
@@ -49,7 +57,7 @@ class Acceptance:
 
     diagnoses: tuple[Diagnosis, ...]
     complaints: tuple[str, ...]
-    """One line per suppression that has expired or matched nothing."""
+    """One line per suppression that has expired or matched nothing; beyond `MOST_TOLD` a count."""
 
 
 def accept(diagnoses: Iterable[Diagnosis], suppressions: Sequence[Suppression], today: date) -> Acceptance:
@@ -65,7 +73,16 @@ def accept(diagnoses: Iterable[Diagnosis], suppressions: Sequence[Suppression], 
                 used.add(id(cover))
                 withheld.append(Suppressed(finding, cover.reason, "configuration"))
         accepted.append(diagnosis.suppress(withheld) if withheld else diagnosis)
-    return Acceptance(tuple(accepted), tuple(_complaints(suppressions, used, today)))
+    complaints = list(_complaints(suppressions, used, today))
+    if more := len(complaints[MOST_TOLD:]):
+        complaints[MOST_TOLD:] = [f"{more} more suppressions have expired or matched nothing; remove them"]
+    return Acceptance(tuple(accepted), tuple(complaints))
+
+
+@lru_cache(MOST)
+def _glob(glob: str) -> Callable[[str], object]:
+    """Matches a layer's name; `fnmatch` itself keeps no more than 256 globs in mind and translates the others each time."""
+    return re.compile(translate(glob)).match
 
 
 def _complaints(suppressions: Sequence[Suppression], used: set[int], today: date) -> Iterable[str]:

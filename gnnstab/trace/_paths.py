@@ -67,13 +67,15 @@ def rank_files(stem: str | os.PathLike[str]) -> tuple[Path, ...]:
 
 def runs_in(folder: str | os.PathLike[str]) -> dict[str, tuple[Path, ...]]:
     """The runs of a folder by stem, each with its files; older numbered runs only where the newest is missing."""
-    runs: dict[str, tuple[Path, ...]] = {}
+    runs: dict[str, list[Path]] = {}
     for path in _traces_in(Path(folder)):
         stem = path.name.removesuffix(SUFFIX)
         match = _RANK.match(stem)
         key = match["stem"] if match else stem
-        runs[key] = (*runs.get(key, ()), path)
-    return {stem: paths for stem, paths in runs.items() if not ((m := _NUMBERED.match(stem)) and m["stem"] in runs)}
+        runs.setdefault(key, []).append(path)
+    return {
+        stem: tuple(paths) for stem, paths in runs.items() if not ((m := _NUMBERED.match(stem)) and m["stem"] in runs)
+    }
 
 
 def _traces_in(folder: Path) -> list[Path]:

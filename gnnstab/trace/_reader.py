@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
+from itertools import islice
 from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -33,6 +34,9 @@ _by_step = attrgetter("step", "rank")
 _MOST, _LONGEST = 8, 600
 """Reasons of looks that were left out, and characters of each, that are shown."""
 
+_MOST_DAMAGED = 50
+"""Damaged rows that are told of one by one; a file may damage each in its own way."""
+
 
 class Trace:
     """One run as it was recorded up to the moment of opening; what is recorded later is seen by opening again.
@@ -52,6 +56,7 @@ class Trace:
 
         self._parts = tuple(parts)
         self._notes = [*notes, *(note for part in parts for note in part.connection.notes)]
+        self._damaged: dict[str, None] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Trace:
@@ -92,7 +97,11 @@ class Trace:
     def notes(self) -> tuple[str, ...]:
         """What could not be read, or not be run on copies of the model, and was left out."""
         left_out = [reason[:_LONGEST] for reason in self.meta.get("left_out", "").split("\n") if reason]
-        return (*self._notes, *(f"some looks on copies were left out: {reason}" for reason in left_out[:_MOST]))
+        damaged = list(islice(self._damaged, _MOST_DAMAGED))
+        if more := len(self._damaged) - len(damaged):
+            damaged.append(f"{self.path}: {more} more kinds of damage to its rows, likewise left out")
+        looks = (f"some looks on copies were left out: {reason}" for reason in left_out[:_MOST])
+        return (*self._notes, *damaged, *looks)
 
     def layers(self) -> tuple[LayerFacts, ...]:
         """Facts of all recorded layers in order of their position."""
@@ -213,9 +222,8 @@ class Trace:
                 fields, bad = codec.event_from_columns(row[1:])
                 if bad:
                     damaged += 1
-                    self._note(
-                        f"{part.connection.path}: a damaged event was left out, or read in part ({', '.join(bad)})"
-                    )
+                    note = f"{part.connection.path}: a damaged event was left out, or read in part ({', '.join(bad)})"
+                    self._damaged[note] = None
                 if not bad or fields.get("kind") == "non-finite":
                     found.append(Event(**fields, rank=part.rank))
         return tuple(sorted(found, key=_by_step)), damaged
@@ -272,11 +280,7 @@ class Trace:
             try:
                 yield decode(row)
             except (ValueError, TypeError) as error:
-                self._note(f"{part.connection.path}: a damaged {what} was left out ({error})")
-
-    def _note(self, note: str) -> None:
-        if note not in self._notes:
-            self._notes.append(note)
+                self._damaged[f"{part.connection.path}: a damaged {what} was left out ({error})"] = None
 
 
 @contextmanager

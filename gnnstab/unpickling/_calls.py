@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import sys
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ def _dictionary(kind: Callable[[], dict[Any, Any]]) -> Call:
 
 
 def _collection(kind: Callable[..., Any], *, keys: bool = False) -> Call:
-    """A list, tuple or deque, whose length limit is left out, or with ``keys`` a set."""
+    """A list or tuple, or with ``keys`` a set."""
 
     def build(machine: Machine, arguments: tuple[Any, ...]) -> Any:
         taken = (list, tuple, set, frozenset) if keys else (list, tuple)
@@ -196,7 +196,8 @@ _PLAIN: dict[str, Call] = {
     "collections.OrderedDict": _dictionary(OrderedDict), "collections.Counter": _dictionary(dict),
     # Without its factory, so that looking for a key never makes one.
     "collections.defaultdict": lambda machine, arguments: _dictionary(dict)(machine, arguments[1:]),
-    "collections.deque": _collection(deque), "torch.Size": lambda machine, arguments: tensors.sizes(_items(machine, "torch.Size", arguments, (list, tuple))),
+    # A list: deques inside each other end the process when they are collected, since each frees the next one by a call in C.
+    "collections.deque": _collection(list), "torch.Size": lambda machine, arguments: tensors.sizes(_items(machine, "torch.Size", arguments, (list, tuple))),
     **{f"{module}.{name}": build for module in ("builtins", "__builtin__") for name, build in {
         "set": _collection(set, keys=True), "frozenset": _collection(frozenset, keys=True),
         "list": _collection(list), "tuple": _collection(tuple),

@@ -65,9 +65,10 @@ class Opened:
     budget: int
     """Bytes that its tensors may declare."""
 
-    def read(self, make: Make, records: Callable[[str], bool]) -> Any:
-        """The value that the file holds; raises `Damaged` or `NeedsCode`."""
-        return Machine(self.pickle, self.at, self.places, make, self.budget, records).run()
+    def read(self, make: Make, records: Callable[[str], bool]) -> tuple[Any, list[Any]]:
+        """The value that the file holds, and tensors that nothing in it leads to; raises `Damaged` or `NeedsCode`."""
+        machine = Machine(self.pickle, self.at, self.places, make, self.budget, records)
+        return machine.run(), machine.lost()
 
 
 def open_torch(file: Path, kind: str, records: Callable[[str], bool]) -> Opened:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 import pickletools
-from collections import OrderedDict, defaultdict, deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any
 
@@ -65,6 +65,7 @@ class Machine:
         self.names: dict[str, Named] = {}
         self.tensors: dict[int, tuple[Any, StoredTensor]] = {}
         self.views: set[tuple[object, ...]] = set()
+        self.dropped: list[Any] = []
 
     def run(self) -> Any:
         """The value of the pickle; `at` is then the byte behind it.
@@ -121,6 +122,24 @@ class Machine:
         self.tensors[id(made)] = made, stored
         return made
 
+    def lost(self) -> list[Any]:
+        """The tensors in what was `dropped`: attributes of tensors and of dicts; and those that are keys."""
+        pending, seen, found = list(self.dropped), set[int](), []
+        while pending:
+            node = pending.pop()
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            if id(node) in self.tensors:
+                found.append(node)
+            elif isinstance(node, (list, tuple, set, frozenset)):
+                pending.extend(node)
+            elif isinstance(node, dict):
+                pending += [*node.keys(), *node.values()]
+            elif isinstance(node, Record):
+                pending += [node.attributes, node.mapping, node.arguments, node.sequence, node.state]
+        return found
+
     def _declare(self, stored: StoredTensor) -> None:
         """Pay for the entries of a tensor."""
         self.left -= math.prod(stored.shape) * ITEM_SIZES[stored.dtype]
@@ -163,8 +182,11 @@ class Machine:
     def check_key(self, key: Any, depth: int = 0) -> None:
         """Raise `Damaged` unless hashing this key takes constant time, memory and depth."""
         kind = type(key)
-        if kind in _PLAIN_KEYS or (kind is int and -(2**60) < key < 2**60) or id(key) in self.tensors:
-            return  # Tensors hash by identity; an optimizer keeps its state under them.
+        if kind in _PLAIN_KEYS or (kind is int and -(2**60) < key < 2**60):
+            return
+        if id(key) in self.tensors:  # Hashed by identity; an optimizer keeps its state under them.
+            self.dropped.append(key)
+            return
         if kind is not int and not (kind is tuple and depth < 2 and len(key) <= LONGEST_KEY):
             raise Damaged(f"a {printable(kind.__name__, 40)} is a key, which no checkpoint has")
         self.loose_keys += 1
@@ -232,7 +254,7 @@ def _extend(machine: Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if isinstance(target, Record):
         target.sequence.extend(items)
-    elif type(target) in (list, deque):
+    elif type(target) is list:
         target.extend(items)
     else:
         raise Damaged(f"items are appended to a {printable(type(target).__name__, 40)}")
@@ -256,7 +278,7 @@ def _set(machine: Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if isinstance(target, Record):
         target = target.mapping
-    elif type(target) not in (dict, OrderedDict, defaultdict):
+    elif type(target) not in (dict, OrderedDict):
         raise Damaged(f"keys are set on a {printable(type(target).__name__, 40)}")
     if len(items) % 2:
         raise Damaged("a key has no value")
@@ -310,7 +332,8 @@ def _build(machine: Machine, _: None) -> None:
     if isinstance(target, Named):
         raise NeedsCode(target.name)
     if not isinstance(target, Record):
-        return  # Attributes of a tensor or a dict, such as `_metadata` of a state dict: nothing is read from them.
+        machine.dropped.append(state)  # Attributes of a tensor or a dict, such as `_metadata` of a state dict.
+        return
     parts = state if type(state) is tuple and len(state) == 2 else (state,)
     if not all(part is None or type(part) in (dict, OrderedDict) for part in parts):
         target.state = state

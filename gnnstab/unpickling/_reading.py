@@ -23,7 +23,16 @@ def any_class(name: str) -> bool:
     return True
 
 
-def read(file: Path, kind: str, shown: str, records: Records, code: str, *, mapped: bool = False) -> Any:
+def read(
+    file: Path,
+    kind: str,
+    shown: str,
+    records: Records,
+    code: str,
+    *,
+    mapped: bool = False,
+    lost: list[Any] | None = None,
+) -> Any:
     """The value of a ``zip`` or ``legacy`` file, its tensors looking into the file's bytes.
 
     Args:
@@ -33,13 +42,17 @@ def read(file: Path, kind: str, shown: str, records: Records, code: str, *, mapp
         records: Which classes may become records.
         code: The error for a file that needs code, in which ``{}`` stands for the name of what it calls.
         mapped: Map a small file as well: it is one of many.
+        lost: Takes the tensors that are attributes of tensors or of dicts, which the value leaves out, or keys.
 
     Raises:
         LoadError: The file is damaged or beyond the limits.
         UnsafeFileError: It needs code to be read.
     """
     look_first(shown, min(file.stat().st_size, LARGEST_PICKLE), lambda: _read(file, kind, shown, records, code, _as_is))
-    return _read(file, kind, shown, records, code, None, mapped)
+    value, left_out = _read(file, kind, shown, records, code, None, mapped)
+    if lost is not None:
+        lost += left_out
+    return value
 
 
 def _read(
@@ -50,7 +63,7 @@ def _read(
     code: str,
     make: Callable[[StoredTensor], Any] | None,
     mapped: bool = False,
-) -> Any:
+) -> tuple[Any, list[Any]]:
     try:
         opened = open_torch(file, kind, records)
         with warnings.catch_warnings():

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 MOST_DIMENSIONS = 64
 """As many as torch's own operations take."""
 
-PIECE = 1000
-"""Paid for one piece of a nested tensor."""
+PIECE, ENTRY = 1000, 100
+"""Paid for one piece of a nested tensor, and for an entry of the tables that say where its pieces lie."""
 
 LAYOUTS = ("torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.sparse_bsr", "torch.sparse_bsc")
 
@@ -109,6 +109,7 @@ def _dtype(value: Any) -> str:
 def first(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     """The tensor inside a parameter; its gradient flag, hooks and attributes are left out."""
     machine.described(arguments[0])
+    machine.dropped.append(arguments[1:])
     return arguments[0]
 
 
@@ -175,8 +176,9 @@ def nested(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     parts = [machine.described(part) for part in arguments]
     if any(part.kind != "strided" or not part.shape for part in parts):
         raise Damaged("a nested tensor is none that torch writes")
-    # A piece is a tensor of its own, and a table of empty rows has as many as it likes.
+    # A piece is a tensor of its own, and a table of empty rows has as many as it likes; entries of tables become Python's.
     machine.spend(PIECE * max(part.shape[0] for part in parts[1:]))
+    machine.spend(ENTRY * sum(math.prod(part.shape) for part in parts[1:]))
     return machine.tensor(StoredTensor("nested", machine.described(arguments[0]).dtype, parts=arguments))
 
 
@@ -194,6 +196,7 @@ def from_type(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     made = CALLS[name](machine, inner)
     if not isinstance(made, Record):
         machine.described(made)
+    machine.dropped.append(arguments[3:])
     return made
 
 

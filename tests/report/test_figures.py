@@ -25,6 +25,7 @@ from gnnstab.report.evidence import Evidence, Limit
 from gnnstab.report.figures._canvas import drawable
 from gnnstab.report.figures._change import crossing
 from gnnstab.report.figures._writing import figures as all_figures
+from gnnstab.report.figures._writing import write_figures
 from gnnstab.report.page_text import short
 from gnnstab.verification.scaling import Point, Scaling, evaluate
 
@@ -142,6 +143,21 @@ def test_files_are_the_same_each_time(tmp_path: Path, monkeypatch: pytest.Monkey
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
     assert (tmp_path / "own").read_text() == "kept"
+
+
+def test_settings_of_a_file_in_the_folder_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gnnstab.report.figures._writing.DPI", 20)
+    diagnosis = gallery.single_step()
+
+    def one(folder: str) -> bytes:
+        named = itertools.islice(all_figures(diagnosis), 1)
+        return write_figures(named, tmp_path / folder)[1].read_bytes()
+
+    plain = one("plain")
+    own = {"text.usetex": True, "font.size": 30.0, "svg.fonttype": "none", "savefig.facecolor": "red"}
+    with mpl.rc_context(own):
+        assert one("settings") == plain
+        assert {key: mpl.rcParams[key] for key in own} == own
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

@@ -149,6 +149,20 @@ def test_dots_of_all_keys_are_limited(lines: int, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["a", '"\u2028"'])
+@pytest.mark.parametrize("lines", [10, 20_000])
+def test_keys_below_a_deep_table_are_limited(lines: int, name: str, tmp_path: Path) -> None:
+    text = f"[tool.{name}{'.a' * 990}]\n" + "".join(f"k{i} = 1\n" for i in range(lines))
+    (tmp_path / "pyproject.toml").write_text(f"{text}[tool.gnnstab]\nfail-on = 'error'\n", "utf-8")
+    started = time.process_time()
+    if lines == 10:
+        assert load(tmp_path).fail_on == "error"
+    else:
+        with pytest.raises(ConfigurationError, match="a table with 991 dots"):
+            load(tmp_path)
+    assert time.process_time() - started < 1
+
+
 def test_versions_and_globs_are_no_such_keys(tmp_path: Path) -> None:
     (tmp_path / "pyproject.toml").write_text(
         "[project]\ndependencies = [" + ", ".join(['"a.b>=1.2.3"'] * 300) + ']\n[tool.gnnstab]\nfail-on = "error"\n'

@@ -206,3 +206,16 @@ def test_pages_and_journals_that_lie(seed: int, trace: Path) -> None:
     before = set(trace.parent.iterdir())
     assert 5 < forked.Child(body).result(200) <= 40
     assert set(trace.parent.iterdir()) <= before | {Path(f"{trace}-journal")}
+
+
+def test_rows_that_are_each_damaged_in_their_own_way(trace: Path) -> None:
+    number = 20_000
+    rows = f"WITH RECURSIVE n(i) AS (SELECT 1000 UNION ALL SELECT i + 1 FROM n WHERE i < {999 + number})"
+    change(trace, f"INSERT INTO series {rows} SELECT i, 'l', 'train', 'x' || i, 'score' FROM n")
+    with Trace.open(trace) as opened:
+        started = time.process_time()
+        opened.keys()
+        assert time.process_time() - started < 2
+        *first, last = opened.notes
+        assert len(first) == 50 and all("'x10" in note for note in first)
+        assert f"{number - 50} more kinds of damage" in last

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import gnnstab
 from gnnstab.errors import TraceError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
-from gnnstab.trace import Trace, TraceWriter, _locate, rank_path
+from gnnstab.trace import Trace, TraceWriter, _locate, _paths, rank_path
 from gnnstab.trace._opening import bytes_of
 
 KEY = SeriesKey("gnn1", "train", 0, "score")
@@ -169,3 +170,11 @@ def test_a_folder_with_one_plain_trace(tmp_path: Path) -> None:
         with Trace.open(way) as trace:
             assert trace.ranks == (-1,)
             assert {row.rank for row in trace.steps()} == {-1}
+
+
+def test_the_files_of_a_run_are_gathered_in_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [Path(f"run.rank{rank}.gnnstab") for rank in range(50_000)]
+    monkeypatch.setattr(_paths, "_traces_in", lambda folder: files)
+    started = time.process_time()
+    assert _paths.runs_in("") == {"run": tuple(files)}
+    assert time.process_time() - started < 1

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from matplotlib import rc_context
+from matplotlib import rc_context, rcdefaults, rcParams
 from matplotlib.figure import Figure
 
 from gnnstab.errors import NothingEvaluable, UsageError
@@ -40,13 +40,20 @@ def write_all(diagnosis: Diagnosis, folder: str | os.PathLike[str]) -> list[Path
 
 
 def write_figures(named: Iterable[tuple[str, Figure]], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write (file name without ending, figure) pairs as PNG and SVG; `UsageError` when the folder cannot be written to."""
+    """Write (file name without ending, figure) pairs as PNG and SVG under matplotlib's own defaults; an iterator draws them so as well.
+
+    Raises `UsageError` when the folder cannot be written to.
+    """
     target = Path(folder)
     paths: list[Path] = []
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name, figure in named:
-            paths += _save(figure, target, name)
+        with rc_context():
+            # Matplotlib reads a file of settings in the working folder, whoever put it there: it may ask for LaTeX.
+            rcdefaults()
+            rcParams["svg.hashsalt"] = "gnnstab"  # In the place of random ids; no argument of savefig reaches it.
+            for name, figure in named:
+                paths += _save(figure, target, name)
     except OSError as error:
         raise UsageError(
             f"cannot write figures to {target}: {error.strerror or error}; choose another folder"
@@ -55,14 +62,12 @@ def write_figures(named: Iterable[tuple[str, Figure]], folder: str | os.PathLike
 
 
 def _save(figure: Figure, folder: Path, name: str) -> Iterator[Path]:
-    # The salt replaces random ids in the SVG; it is the one setting that no argument of savefig can reach.
-    with rc_context({"svg.hashsalt": "gnnstab"}):
-        for suffix, metadata in _STILL.items():
-            path, drawn = folder / f"{name}.{suffix}", io.BytesIO()
-            figure.savefig(drawn, format=suffix, dpi=DPI, metadata=metadata)
-            write(path, drawn.getvalue())
-            figure.set_layout_engine("none")  # solved once, the places of all things stay as they are
-            yield path
+    for suffix, metadata in _STILL.items():
+        path, drawn = folder / f"{name}.{suffix}", io.BytesIO()
+        figure.savefig(drawn, format=suffix, dpi=DPI, metadata=metadata)
+        write(path, drawn.getvalue())
+        figure.set_layout_engine("none")  # solved once, the places of all things stay as they are
+        yield path
 
 
 def figures(diagnosis: Diagnosis) -> Iterator[tuple[str, Figure]]:
