@@ -380,7 +380,9 @@ def _nothing_judged(diagnosis: Diagnosis) -> str:
         return "no rule could be judged with what was given"
     # A run without a step says nothing about its model.
     if diagnosis.target.kind == "trace" and diagnosis.context.get("steps") == 0:
-        return "nothing was recorded" if diagnosis.context.get("closed") else "nothing was recorded yet"
+        yet = "" if diagnosis.context.get("closed") else " yet"
+        never = any("was not entered" in note for note in diagnosis.target.notes)
+        return f"nothing was recorded{yet}" + (": use `with Monitor(...) as monitor:`" if never else "")
     expected = diagnosis.coverage.layers_expected
     if diagnosis.target.kind == "checkpoint":
         asked = f"; pass {options}" if (options := options_to_pass(diagnosis)) else ""
