@@ -90,7 +90,24 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     codes = [d.exit_code(chosen.fail_on) for d in judged]
     if request.strict:
         codes += [NOTHING_EVALUABLE for d in judged if state(d) == "nothing-found"]
-    return max([*failed, *codes], key=WORSE.index)
+    code = max([*failed, *codes], key=WORSE.index)
+    if request.brief and not request.quiet and judged and chosen.format == "text":
+        output.show(f"{'failed' if code else 'passed'}: {_why(code, judged, chosen.fail_on)}\n")
+    return code
+
+
+def _why(code: int, judged: Sequence[Diagnosis], fail_on: str) -> str:
+    """Why a check passed or failed, in words."""
+    from gnnstab.report.summary import severities
+
+    failing = [finding for d in judged for finding in d.at_least(fail_on)]
+    below = [f for d in judged for f in d.findings if f not in failing]
+    less = f", {severities(below)} below it" if below else ""
+    return {
+        0: f"nothing at or above --fail-on {fail_on}{less}",
+        FINDINGS: f"{severities(failing)} at or above --fail-on {fail_on}",
+        NOTHING_EVALUABLE: "a target, or with --strict a part of one, could not be judged",
+    }.get(code, "a target, or a file of it, could not be read")
 
 
 def _inputs(targets: Sequence[str], chosen: Settings, observe: dict[str, Any], replaced: bool) -> list[str]:

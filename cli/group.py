@@ -106,7 +106,7 @@ def _run(arguments: Sequence[str]) -> int:
         result = click.Group.main(main, list(arguments), prog_name="gnnstab", obj=state, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        error.show()
+        (_suggesting(error) if isinstance(error, click.NoSuchOption) else error).show()
         return ERROR
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -119,6 +119,21 @@ def _run(arguments: Sequence[str]) -> int:
         if state["debug"]:
             raise
         return _report(error)
+
+
+def _suggesting(error: click.NoSuchOption) -> click.UsageError:
+    """The error with the options that really come near the unknown one; of a format's name with the one that takes it."""
+    from gnnstab.errors import hint
+    from gnnstab.report import format_names
+
+    wanted, known = error.option_name.lstrip("-"), {o for p in _parameters(error) for o in p.opts}
+    near = f"write --output {wanted}=PATH" if wanted in format_names() and "--output" in known else ""
+    near = near or hint(error.option_name, known)
+    return click.UsageError(f"No such option {error.option_name!r}{near and f'; {near}'}", error.ctx)
+
+
+def _parameters(error: click.NoSuchOption) -> list[click.Parameter]:
+    return error.ctx.command.get_params(error.ctx) if error.ctx else []
 
 
 def _report(error: Exception) -> int:

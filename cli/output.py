@@ -24,12 +24,19 @@ def parse(given: Sequence[str]) -> list[tuple[str, Path]]:
     for text in given:
         format, separator, path = text.partition("=")
         if not (format and separator and path):
-            raise UsageError(f"--output {text!r} is not of the form FORMAT=PATH")
+            meant = _BY_SUFFIX.get(Path(text).suffix.lower())
+            write = f"; write --output {meant}={text}" if meant else ""
+            raise UsageError(f"--output {text!r} is not of the form FORMAT=PATH{write}")
         if format not in format_names():
             raise UsageError(f"--output {text!r}: unknown format {format!r}; choose from {', '.join(format_names())}")
         check_writable(Path(path))
         outputs.append((format, Path(path)))
     return outputs
+
+
+_BY_SUFFIX = {".html": "html", ".htm": "html", ".json": "json", ".sarif": "sarif", ".md": "markdown", ".xml": "junit",
+              ".txt": "text"}  # fmt: skip
+"""Suffix of a report → the format that it is probably meant to have."""
 
 
 def check_writable(path: Path) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 import pytest
 import torch
 
 import gnnstab
-from gnnstab.errors import GnnstabWarning, warn
+from gnnstab.errors import GnnstabWarning, UsageError, warn
 from gnnstab.rules.selection import Selection
 from models.stacks import Stack, random_batch
 
@@ -89,3 +90,27 @@ def test_a_rate_that_is_warned_of_live_names_an_input_that_is_as_likely(large: b
     assert rates
     assert all(("The input `x` has RMS" in text) == large for text in rates)
     assert not any("cause not established" in text for text in said)
+
+
+def test_a_monitor_that_is_used_without_with_says_so_in_its_diagnosis(model) -> None:
+    monitor = gnnstab.Monitor(model)
+    with pytest.warns(GnnstabWarning, match="not entered and watches nothing") as told:
+        [monitor.loss(torch.tensor(1.0)) for _ in range(2)]
+    assert len(told) == 1
+    assert "nothing was recorded yet: use `with Monitor(...) as monitor:`" in str(monitor.diagnose())
+    with gnnstab.Monitor(model) as entered:
+        assert "use `with" not in str(entered.diagnose())
+
+
+@pytest.mark.parametrize(
+    ("keyword", "told"),
+    [
+        ("select", "pass it to monitor.diagnose(select=…)"),
+        ("verify", "pass it to monitor.diagnose(verify=…)"),
+        ("optimiser", "did you mean 'optimizer'?"),
+        ("xyz", "it takes model, optimizer, trace"),
+    ],
+)
+def test_an_unknown_argument_is_answered_with_its_place(model, keyword: str, told: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(told)):
+        gnnstab.Monitor(model, **{keyword: None})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, hint, let_through, warn
+from gnnstab.left_out import left_out
+from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.records import Finding
 from gnnstab.trace import rank_path
 
@@ -19,8 +23,10 @@ OnFinding = str | Callable[[Finding], None]
 EVERY_STEP = "every step"
 
 
-def check(model: Any, on_finding: OnFinding, budget: float | None, loss: Any) -> None:
-    """Raise `UsageError` for what makes no sense."""
+def check(model: Any, on_finding: OnFinding, budget: float | None, loss: Any, unknown: Iterable[str]) -> None:
+    """Raise `UsageError` for what makes no sense, ``unknown`` keywords among it."""
+    for keyword in unknown:
+        raise UsageError(f"Monitor has no argument {keyword!r}; {_place_of(keyword)}")
     if not isinstance(model, nn.Module):
         raise UsageError(f"Monitor needs a torch.nn.Module, not a {type(model).__name__}")
     if not callable(on_finding) and on_finding not in ("warn", "raise", "ignore"):
@@ -29,6 +35,55 @@ def check(model: Any, on_finding: OnFinding, budget: float | None, loss: Any) ->
         raise UsageError(f"budget={budget!r}; give a share of a step's time between 0 and 1, e.g. 0.02")
     if loss is not None and not callable(loss):
         raise UsageError(f"loss={loss!r}; give a function loss(output, batch), and a value of the loss to monitor.loss")
+
+
+def _place_of(keyword: str) -> str:
+    """Where a keyword belongs that `Monitor` does not have, or which of its own come near."""
+    from gnnstab.evaluation import evaluate
+    from gnnstab.monitor.monitor import Monitor
+
+    if keyword in (*inspect.signature(evaluate).parameters, "verify"):
+        return f"pass it to monitor.diagnose({keyword}=…), after the run"
+    own = [name for name, p in inspect.signature(Monitor).parameters.items() if p.kind is not p.VAR_KEYWORD]
+    return hint(keyword, own, f"it takes {', '.join(own)}")
+
+
+def told_when_it_fails(loss: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    """``loss(output, batch)``; where its first call on a copy fails, a warning and the report say how it is called and what is left out."""
+    called, tried = of_output_and_batch(loss), list[bool]()
+    name = getattr(loss, "__name__", type(loss).__name__)
+
+    @functools.wraps(called, updated=())
+    def first(output: Any, batch: Any) -> Any:
+        if tried:
+            return called(output, batch)
+        tried.append(True)
+        try:
+            return called(output, batch)
+        except UsageError:  # Its reason is told already.
+            raise
+        except Exception as error:
+            let_through(error)
+            reason = (
+                f"loss={name} failed when it was called on a copy as loss(output, batch), where batch is "
+                f"{_what_batch_is(batch)}: {type(error).__name__}: {error}"
+            )
+            warn(
+                f"gnnstab: {reason}. Give a function that fits, e.g. loss=lambda output: criterion(output, y); else the first "
+                "update is not tried, a NaN in the loss is not traced to its line, and no suspect is undone with this loss"
+            )
+            raise left_out(reason) from error
+
+    return first
+
+
+def _what_batch_is(batch: Any) -> str:
+    """What the model was called with, in words."""
+    if isinstance(batch, dict):
+        return f"the dict of its keyword arguments {', '.join(map(str, batch))}"
+    if isinstance(batch, tuple):
+        return f"the tuple of its {len(batch)} arguments"
+    return f"its only argument, a {type(batch).__name__}"
 
 
 def optimizers_of(given: Any) -> tuple[torch.optim.Optimizer, ...]:

@@ -17,6 +17,20 @@ from gnnstab.rules.gs406_feature_scale import FeatureScale
 
 _RATE = "learning-rate"
 
+ENTER_IT = "put the training loop inside `with Monitor(...) as monitor:`"
+
+
+def nothing_yet(recorder: Recorder, begun: bool, has_optimizer: bool) -> tuple[str, ...]:
+    """Why there is nothing to judge before the first step has ended, and what will be watched; empty after it."""
+    if recorder.row is not None:
+        return ()
+    if not begun:
+        return (f"nothing was recorded: the monitor was not entered; {ENTER_IT}",)
+    watched = sum(facts.attention for facts in recorder.notes.facts())
+    layers = f"{watched} attention layer{'' if watched == 1 else 's'}"
+    how = "run the training inside `with monitor:`" + ("" if has_optimizer else " and call monitor.step()")
+    return (f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}",)
+
 
 def told(finding: Finding, recorder: Recorder) -> Finding:
     """The finding as the running training tells it.

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +15,22 @@ from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
-from gnnstab.monitor._arguments import OnFinding, as_number, check, of_processes, optimizers_of, path_of, steps_between
+from gnnstab.monitor._arguments import (
+    OnFinding,
+    as_number,
+    check,
+    of_processes,
+    optimizers_of,
+    path_of,
+    steps_between,
+    told_when_it_fails,
+)
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
-from gnnstab.monitor._telling import told
+from gnnstab.monitor._telling import ENTER_IT, nothing_yet, told
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
-from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
@@ -100,9 +108,10 @@ class Monitor:
         scaler: Any = None,
         loss: Callable[[Any, Any], Tensor] | None = None,
         sinks: Iterable[Sink] = (),
+        **unknown: NoReturn,
     ) -> None:
-        check(model, on_finding, budget, loss)
-        loss = None if loss is None else of_output_and_batch(loss)
+        check(model, on_finding, budget, loss, unknown)
+        loss = None if loss is None else told_when_it_fails(loss)
         optimizers = optimizers_of(optimizer)
         every = steps_between(_FULL_EVERY if schedule is None else schedule)
         by_default = schedule is None and budget is None
@@ -196,7 +205,8 @@ class Monitor:
 
         Call it after the update. With an optimizer the step's end is already known, and this only adds the loss.
         """
-        self._warn_not_entered()
+        if not self._entered:
+            self._warn_not_entered()
         if loss is not None:
             self.loss(loss)
         if not self._has_optimizer:
@@ -215,6 +225,8 @@ class Monitor:
             self._act()
 
     def _take_loss(self, loss: Any) -> None:
+        if not self._entered:
+            self._warn_not_entered()
         value, trouble = as_number(loss)
         if value is not None:
             self._recorder.loss(value)
@@ -237,7 +249,7 @@ class Monitor:
         """
         self._guarded("what was left out", self._ending.tell_left_out)
         with self._read() as trace:
-            notes = (self._nothing_yet(),) if self._recorder.row is None else trace.notes
+            notes = nothing_yet(self._recorder, self._begun, self._has_optimizer) or trace.notes
             path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
             options.setdefault("target", Target("trace", path, notes))
             found = self._in_own_lines(diagnose_trace(trace, **options))
@@ -287,24 +299,12 @@ class Monitor:
         held = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
         own = {id(tensor) for tensor in self._model.parameters()}
         if held and own and held.isdisjoint(own):
-            warn(
-                "gnnstab: the optimizer holds no parameter of the monitored model; pass the optimizer that moves this model"
-            )
+            warn("gnnstab: the optimizer holds no parameter of the monitored model; pass the one that moves this model")
 
     def _warn_not_entered(self) -> None:
         """Say once that a monitor that was never entered watches nothing."""
-        if not self._entered:
-            self._entered = True
-            warn(
-                "gnnstab: the monitor was not entered and watches nothing; put the training loop inside `with monitor:`"
-            )
-
-    def _nothing_yet(self) -> str:
-        """Why there is nothing to judge before the first step has ended, and what will be watched."""
-        watched = sum(facts.attention for facts in self._recorder.notes.facts())
-        layers = f"{watched} attention layer{'' if watched == 1 else 's'}"
-        how = "run the training inside `with monitor:`" + ("" if self._has_optimizer else " and call monitor.step()")
-        return f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}"
+        self._entered = True
+        warn(f"gnnstab: the monitor was not entered and watches nothing; {ENTER_IT}")
 
     def _moving(self, optimizer: torch.optim.Optimizer) -> None:
         """The optimizer is about to move the weights."""

@@ -45,8 +45,14 @@ def resolve(reference: str) -> Callable[..., Any]:
         UsageError: The reference has another form, or its module or name does not exist.
     """
     module, separator, name = reference.partition(":")
+    path, stem = os.path.split(module.removesuffix(".py"))
+    if module.endswith(".py") and stem:
+        place = f" and run in the folder {path}" if path else ""
+        raise UsageError(
+            f"{reference!r} names a file, where a module is asked for; write {stem}:{name or 'NAME'}{place}"
+        )
     if not (module and separator and name):
-        raise UsageError(f"{reference!r} is not of the form pkg.mod:name")
+        raise UsageError(f"{reference!r} is not of the form pkg.mod:name; write {module or 'pkg.mod'}:NAME")
     try:
         with _importable_from_here():
             found: Any = importlib.import_module(module)

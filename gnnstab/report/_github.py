@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.numbers import count, measured
@@ -42,13 +43,23 @@ def _command(diagnosis: Diagnosis, found: Sequence[Finding]) -> str:
     """The command for the first of these findings of one rule, with how many more places there are."""
     finding = found[0]
     properties = {"title": f"{finding.code} {finding.name}"}
-    if diagnosis.target.kind != "model":
-        properties = {"file": diagnosis.target.path, **properties}
+    properties = {**_source(diagnosis, finding), **properties}
     listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     place = summary.where(finding, diagnosis)
     if len(found) > 1:
         place += f" and {count(len(found) - 1, 'more place')}"
     return f"::{COMMANDS[finding.severity]} {listed}::{_data(f'{place}: {measured(finding)}. {escape.sentence(finding.message)}')}"
+
+
+def _source(diagnosis: Diagnosis, finding: Finding) -> dict[str, str]:
+    """File and line of the user's code that a finding is about, where known: GitHub shows nothing in a binary file."""
+    known = next((x.source_file for x in diagnosis.layers if x.name == finding.layer and x.source_file), "")
+    path, _, line = known.rpartition(":")
+    changes = [fix.change for c in diagnosis.causes if finding.code in c.codes for fix in summary.offered(c)]
+    patch = next(filter(None, map(changed_lines, changes)), [])
+    if path and line.isdecimal():
+        return {"file": path, "line": line}
+    return {"file": patch[0], "line": patch[1].split()[0]} if patch else {"file": known} if known else {}
 
 
 def _data(text: str) -> str:

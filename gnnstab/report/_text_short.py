@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ def one_line(diagnosis: Diagnosis, width: int) -> Text:
     word, rest = summary.verdict(diagnosis, short=True)
     unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], summary.options_to_pass(diagnosis)
     if summary.state(diagnosis) == "nothing-found" and asked:
-        rest = f"{unjudged} of {count(len(diagnosis.rules), 'rule')} not judged: pass {asked}"
+        rest = f"{unjudged} of {count(len(diagnosis.rules), 'check')} not run: pass {asked}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({count(hidden, 'finding')} suppressed)"
     target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
@@ -161,7 +162,7 @@ def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
         place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 180)
         yield _Line("began", Text(place, f"bold {RED}"))
     if told := extremes(diagnosis):
-        more = f"; {len(told) - 1} more" if len(told) > 1 else ""
+        more = f"; {count(len(told) - 1, 'more number')} were far worse too (-v)" if len(told) > 1 else ""
         yield _Line("run", Text(escape.sentence(told[0], 60, 180) + more))
 
 
@@ -255,20 +256,48 @@ def _also(group: Sequence[Finding], width: int) -> Text:
 
 def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
     """What the verdict does not cover, in one line."""
-    parts = list(summary.not_covered(diagnosis))
-    unjudged = summary.rules_by_status(diagnosis)["not-evaluable"]
-    if unjudged:
-        needs = f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'}"
-        asked = summary.state(diagnosis) == "nothing-found" and summary.to_pass(diagnosis)
-        told = (
-            [f"{needs}: pass {asked}", f"{needs}: pass {summary.options_to_pass(diagnosis)}"]
-            if asked
-            else [f"{needs} (-v tells)"]
+    parts = [*summary.not_covered(diagnosis), *_left_out(diagnosis)]
+    if unjudged := summary.rules_by_status(diagnosis)["not-evaluable"]:
+        checks = (
+            f"{count(unjudged, 'check')} not run" if parts else f"{unjudged} of {count(len(diagnosis.rules), 'check')}"
         )
         room = width - _LABEL - cell_len("; ".join([*parts, ""]))
+        told = [f"{checks}{why}" for why in _lacking(diagnosis)]
         parts.append(next((text for text in told if cell_len(text) <= room), told[-1]))
-    if parts:
+        label = "not seen" if len(parts) > 1 else "not run"
+        yield _Line(label, Text(escape.shorten("; ".join(parts), 2 * (width - _LABEL) - 12)))
+    elif parts:
         yield _Line("not seen", Text(escape.shorten("; ".join(parts), 2 * (width - _LABEL) - 12)))
+
+
+def _left_out(diagnosis: Diagnosis) -> list[str]:
+    """The looks on copies that could not be had, with the beginning of the first reason."""
+    reasons = [note.partition(": ")[2] for note in diagnosis.target.notes if note.startswith("some looks on copies")]
+    return [f"looks on copies, left out ({summary.beginning(escape.sentence(reasons[0]), 60)})"] if reasons else []
+
+
+_NEEDS = {
+    "several graphs": r"several graphs",
+    "a validation loss": r"validation loss",
+    "the optimizer": r"optimizer",
+    "a recorded run": r"record a run",
+    "more steps": r"fewer steps",
+    "a batch": r"\bbatch\b|\bdata\b|\bgraph\b",
+    "a checkpoint": r"checkpoint",
+    "the model": r"the model\b|--model",
+}
+"""What a check may lack → how its reason says so; the first that matches counts."""
+
+
+def _lacking(diagnosis: Diagnosis) -> list[str]:
+    """What would let the checks run that could not, the longest way to say it first."""
+    if summary.state(diagnosis) == "nothing-found" and (asked := summary.to_pass(diagnosis)):
+        return [f": pass {asked}", f": pass {summary.options_to_pass(diagnosis)}"]
+    reasons = [rule.reason for rule in diagnosis.rules if rule.status == "not-evaluable"]
+    found = (next((need for need, said in _NEEDS.items() if re.search(said, reason)), "") for reason in reasons)
+    needs = [need for need, _ in Counter(filter(None, found)).most_common()]
+    listed = [", ".join(needs[:most]) + (" …" if len(needs) > most else "") for most in (3, 2, 1) if needs]
+    return [*(f": they need {words} (-v)" for words in listed), " (-v tells why)"]
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:

@@ -82,7 +82,7 @@ def _context(diagnosis: Diagnosis) -> dict[str, Any]:
         "run": charts.run_series(evidence),
         "model_numbers": evidence.numbers(MODEL),
         "test": summary.how_to_test(
-            fix for c in _by_status(diagnosis) for i, fix in enumerate(c.fixes) if (c.cause, i) in anchors.fixes
+            fix for c in summary.by_weight(diagnosis) for i, fix in enumerate(c.fixes) if (c.cause, i) in anchors.fixes
         ),
         "events": evidence.events()[:EVENTS_SHOWN],
         "events_left": max(0, len(diagnosis.events) - EVENTS_SHOWN),
@@ -107,8 +107,7 @@ def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[dict[str, Any]]:
-    """Root causes first, then the others in the order of the diagnosis: the five, then the rest."""
-    listed = summary.told(diagnosis)
+    """In the order in which they weigh: root causes, what contributes, then what is merely so, unknown or absent."""
     return [
         {
             "cause": cause,
@@ -121,8 +120,7 @@ def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[
             "fixes": [anchor for i in range(len(cause.fixes)) if (anchor := anchors.fixes.get((cause.cause, i)))],
             **_card(cause, diagnosis, anchors),
         }
-        for cause in (*diagnosis.root_causes(), *(c for c in diagnosis.causes if c.status != "root-cause"))
-        if cause in listed
+        for cause in summary.told(diagnosis)
     ]
 
 
@@ -141,17 +139,12 @@ def _card(cause: Cause, diagnosis: Diagnosis, anchors: Anchors) -> dict[str, Any
     return {"shown": [(anchors.finding(f), f) for f in own[:EVIDENCE_SHOWN]], "change": change if anchor else None}
 
 
-def _by_status(diagnosis: Diagnosis) -> list[Cause]:
-    others = (cause for cause in diagnosis.causes if cause.status != "root-cause")
-    return [*diagnosis.root_causes(), *sorted(others, key=lambda cause: summary.CAUSE_ORDER.index(cause.status))]
-
-
 def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     """Fixes of root causes first, then in the order of the causes; the proven ones of a cause before the others."""
     measured = {id(change.fix): change for change in evidence.before_after()}
     rows: dict[str, dict[str, Any]] = {}
     told = summary.Told()
-    for cause in _by_status(evidence.diagnosis):
+    for cause in summary.by_weight(evidence.diagnosis):
         for fix in summary.fixes_in_order(cause):
             anchor = anchors.fixes.get((cause.cause, cause.fixes.index(fix)), "")
             if not anchor:

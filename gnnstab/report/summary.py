@@ -268,12 +268,18 @@ def unsuspected(diagnosis: Diagnosis) -> tuple[Cause, ...]:
     return tuple(c for c in diagnosis.causes if explained and c.status not in ("root-cause", "contributing"))
 
 
+def by_weight(diagnosis: Diagnosis) -> list[Cause]:
+    """The causes: `Diagnosis.root_causes`, then contributing ones, then what is so and does nothing."""
+    later = sorted(diagnosis.causes, key=lambda cause: CAUSE_ORDER.index(cause.status))
+    return [*diagnosis.root_causes(), *(cause for cause in later if cause.status != "root-cause")]
+
+
 def told(diagnosis: Diagnosis) -> tuple[Cause, ...]:
-    """The causes that a table lists: without those to which nothing points, and without further ones whose rules could not judge."""
+    """The causes that a table lists, `by_weight`: without those to which nothing points, and without further ones whose rules could not judge."""
     quiet = unsuspected(diagnosis)
     return tuple(
         cause
-        for cause in diagnosis.causes
+        for cause in by_weight(diagnosis)
         if cause not in quiet and (cause.status != "not-evaluable" or cause.cause in FIVE_CAUSES)
     )
 
@@ -378,9 +384,10 @@ def _limits(diagnosis: Diagnosis) -> str:
 def _nothing_judged(diagnosis: Diagnosis) -> str:
     if diagnosis.coverage.layers_observed:
         return "no rule could be judged with what was given"
-    # A run without a step says nothing about its model.
     if diagnosis.target.kind == "trace" and diagnosis.context.get("steps") == 0:
-        return "nothing was recorded" if diagnosis.context.get("closed") else "nothing was recorded yet"
+        entered = not any("was not entered" in note for note in diagnosis.target.notes)
+        yet = " yet" if entered else " yet: use `with Monitor(...) as monitor:`"
+        return f"nothing was recorded{'' if diagnosis.context.get('closed') else yet}"
     expected = diagnosis.coverage.layers_expected
     if diagnosis.target.kind == "checkpoint":
         asked = f"; pass {options}" if (options := options_to_pass(diagnosis)) else ""

@@ -82,6 +82,8 @@ def _attention_explosion(statuses: Statuses, signals: Signals) -> StatusAndReaso
         lowest = f"lowest attention entropy {worst.value:.2f} of ln(in-degree) at {worst.layer}{size}"
         if _status(statuses, "GS301") == "passed" and _status(statuses, "GS302") in ("passed", "suppressed"):
             return "absent", lowest
+        if fired := [code for code in ("GS301", "GS302") if _status(statuses, code) == "fired"]:
+            return "present", f"{lowest}; {' and '.join(fired)} tells why that is no cause of its own here"
         return "not-evaluable", f"{lowest}; {_reason(statuses, 'GS301', 'GS302')}"
     weights = signals.find("logit.frobenius")
     if not weights:

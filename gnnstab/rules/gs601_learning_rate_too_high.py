@@ -24,7 +24,7 @@ from gnnstab.records.vocabulary import (
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.learned import frozen
-from gnnstab.rules.queries import attention, matrices, names, percent, typical_matrix
+from gnnstab.rules.queries import attention, matrices, names, percent, times, typical_matrix
 
 
 @rule("GS601", "learning-rate-too-high", cause="learning-rate", severity="error", confidence="high")
@@ -229,7 +229,7 @@ class LearningRateTooHigh(Rule):
         if moved > self.least_move and loss.value > self.warn_rise * start and loss.detail.get("steps", 0) >= self.run:
             yield self.finding(
                 f"the run ends above where it began, the loss at {loss.value:.3g} after {start:.3g}, and one update moves the output by "
-                f"{moved:.3g} times its spread. {lower(calm_rate(signals))}",
+                f"{times(moved)} times its spread. {lower(calm_rate(signals))}",
                 severity="warning",
                 limit=self.warn_rise * start,
                 signal=loss,
@@ -321,13 +321,13 @@ def _said(rise: Signal, moves: Sequence[float], signals: Signals) -> str:
     detail = rise.detail
     first, lr = detail.get("first"), detail.get("lr")
     rate = f" (lr {lr:.3g})" if isinstance(lr, (int, float)) else ""
-    began, to = "", f" {rise.value:.3g} times" if math.isfinite(rise.value) else " beyond every number"
+    began, to = "", f" {times(rise.value)} times" if math.isfinite(rise.value) else " beyond every number"
     if isinstance(first, (int, float)):
         began = f" from {first:.3g}"
         to = f" to {first * rise.value:.3g}," + to + " as much" if math.isfinite(rise.value) else to
     where = "of this run" if rise.name == LOSS_FIRST_RISE else "taken on a copy"
     who = detail.get("optimizer", "the optimizer")
-    moved = f"; one update moves the output by {max(moves):.3g} times its spread" if moves else ""
+    moved = f"; one update moves the output by {times(max(moves))} times its spread" if moves else ""
     return f"in the first steps of {who}{rate} {where} the loss rises{began}{to}{moved}. {_advice(detail, calm_rate(signals))}"
 
 

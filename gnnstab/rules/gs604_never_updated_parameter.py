@@ -10,7 +10,7 @@ from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_UNDONE, PLACE_PLAIN_SCORES
 from gnnstab.rules._silent_by_design import inside, trains, unread_relation
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import fresh, largest, left_out, measured, names, stops
+from gnnstab.rules.queries import fresh, largest, left_out, measured, names, never_finite, stops
 
 _BEYOND = {
     "another head": "since they belong to a head that this forward does not use, as of another task or a later phase",
@@ -106,6 +106,10 @@ class NeverUpdatedParameter(Rule):
         if not count > self.parameters:
             return
         listed = sorted(silent - idle)
+        if never_finite(signals):
+            said = f"{count:.0f} parameters had no gradient, as no loss of the run was finite: {names(listed, 6)}. Mend that first."
+            yield self.finding(said, severity="info", limit=self.parameters, signal=worst)
+            return
         if signals.kind != "checkpoint" and worst.value == worst.detail.get("of") and worst.detail.get("zero"):
             yield self._nothing_arrives(worst, count, listed, "error")
             return
@@ -290,6 +294,7 @@ _UNFED = (
     "Hand the features of the edges on to the layers and their propagate()",
 )
 """Why parameters that are needed have no gradient, and what to look for."""
+
 
 _DRAWS = ("normal", "bernoulli", "poisson")
 _STOPS = {

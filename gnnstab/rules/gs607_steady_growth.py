@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import LOSS_GROWTH, OUTPUT_GROWTH
 from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.queries import times as shown
 
 
 @rule("GS607", "steady-growth", cause="", severity="warning", confidence="medium")
@@ -66,7 +67,7 @@ class SteadyGrowth(Rule):
         """The finding of a layer whose output is ``times`` that of the first steps and grows by ``pace`` per step."""
         if pace > self.pace:
             yield self.finding(
-                f"{layer}: at step {step} its output has {times:.3g} times the RMS of the first steps and grows by {100 * pace:.2g} % per "
+                f"{layer}: at step {step} its output has {shown(times)} times the RMS of the first steps and grows by {100 * pace:.2g} % per "
                 "step, without slowing down, while the loss is not at its best. Find what grows with it: inputs, sums over neighbours, weights.",
                 limit=self.pace,
                 signal=Signal(OUTPUT_GROWTH, pace, layer, None, step, "training"),

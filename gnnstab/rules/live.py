@@ -27,13 +27,12 @@ from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs607_steady_growth import SteadyGrowth
+from gnnstab.rules.queries import times
 from gnnstab.signals.fitting import BLOCK, HALF, LASTS, shared_growth
 from gnnstab.signals.optimisation import BESIDE, FIRST, JUMP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-FP16_LARGEST = 65504.0
 
 FALLEN = 0.9
 """Share of the first losses after a rise below which the latest ones come down: less is the scatter of batches."""
@@ -226,7 +225,7 @@ class LiveEngine:
             first = track.start if track.ready else track.before
             pace = f", and grows by {100 * math.expm1(min(growth, 50.0)):.2g} % per step" if steady else ""
             yield self._attention.finding(
-                f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {size / max(first, 1e-12):.3g} times that of the steps "
+                f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {times(size / max(first, 1e-12))} times that of the steps "
                 f"before{pace}. Lower the learning rate, or cap the scores.",
                 severity="info" if steady and not self._jumped(track, size) and self._learning() else "warning",
                 limit=limits.score_growth,
@@ -271,7 +270,7 @@ class LiveEngine:
 
     def _overflow(self, step: int, layer: str, track: Track) -> Iterator[Finding]:
         size = track.values[-1]
-        headroom = FP16_LARGEST / (size * math.sqrt(self._channels.get(layer, 1)))
+        headroom = 65504 / (size * math.sqrt(self._channels.get(layer, 1)))
         growth = track.lasting_growth() if headroom > 1 else 0.0
         left = math.log(headroom) / growth if growth > 0 else math.inf
         if headroom <= self._precision.overflow or left < self._limits.projected_steps:
@@ -298,7 +297,7 @@ class LiveEngine:
             yield from self._steady.output(key.layer, step, rms / track.start, math.expm1(min(growth, 50.0)))
         if self._jumped(track, rms):
             yield self._rate.finding(
-                f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.before:.3g} times everything before. "
+                f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {times(rms / track.before)} times everything before. "
                 f"{self._beginning.lower(self._rate_before)}",
                 severity="error",
                 limit=self._limits.jump * track.before,
@@ -327,7 +326,7 @@ class LiveEngine:
         # One spike may be a hard batch. Several, or one that lasts, are not.
         if len(lately) >= self._spike.times:
             yield self._spike.finding(
-                f"at step {step} the gradient norm is {ratio:.3g} times its running median, number {len(lately)} of its kind in "
+                f"at step {step} the gradient norm is {times(ratio)} times its running median, number {len(lately)} of its kind in "
                 f"{5 * WINDOW} steps. Clip at the 90th percentile of its history, or lower the learning rate.",
                 severity="warning",
                 limit=self._spike.ratio,

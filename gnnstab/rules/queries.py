@@ -22,6 +22,20 @@ ASSUMED_DEGREE = 10.0
 """In-degree that a static judgement assumes when no graph was seen; every message that uses it says so."""
 
 
+def never_finite(signals: Signals) -> bool:
+    """True for a run without one finite loss: what its gradients are says nothing of the wiring."""
+    losses = [s for s in signals.series if s.name == LOSS and s.layer is None]
+    return bool(losses) and not any(np.isfinite(s.values).any() for s in losses)
+
+
+def times(ratio: float) -> str:
+    """A ratio with three digits, in digits that can be read: ``1.92``, ``193 000``, ``6.49 million``."""
+    rounded = float(f"{ratio:.3g}")
+    if 1e3 <= rounded < 1e6:
+        return f"{rounded:,.0f}".replace(",", " ")
+    return f"{rounded / 1e6:.3g} million" if 1e6 <= rounded < 1e9 else f"{ratio:.3g}"
+
+
 def measured(found: Iterable[Signal]) -> tuple[Signal, ...]:
     """The values taken from the user's own data; those of generated graphs are left out."""
     return tuple(s for s in found if s.source != "synthetic")

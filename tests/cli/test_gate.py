@@ -171,7 +171,8 @@ def test_no_report_replaces_what_is_read(cli, calls: list[dict], arguments: list
         ("json=no/such/folder.json", "the folder no/such does not exist"),
         ("json=.", "cannot write .: it is a folder"),
         ("pdf=x.pdf", "unknown format 'pdf'; choose from text, json"),
-        ("report.json", "is not of the form FORMAT=PATH"),
+        ("report.json", "is not of the form FORMAT=PATH; write --output json=report.json"),
+        ("a/report.html", "; write --output html=a/report.html"),
         ("json=", "is not of the form FORMAT=PATH"),
     ],
 )
@@ -252,3 +253,19 @@ def test_each_target_has_its_own_folder_of_figures(cli, monkeypatch: pytest.Monk
     assert asked == [("checkpoints/agents7/actor.pt", "figures")]
     assert cli("check", "one.pt", "clean.pt", "--plots", "both").code == 1
     assert [folder for _, folder in asked[1:]] == [str(Path("both/0")), str(Path("both/1"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "last"),
+    [
+        (["clean.pt"], "passed: nothing at or above --fail-on warning"),
+        (["one.pt", "--fail-on", "error"], "passed: nothing at or above --fail-on error, 1 warning below it"),
+        (["one.pt"], "failed: 1 warning at or above --fail-on warning"),
+        (["clean.pt", "empty.pt"], "failed: a target, or with --strict a part of one, could not be judged"),
+        (["one.pt", "missing.pt"], "failed: a target, or a file of it, could not be read"),
+    ],
+)
+def test_the_last_line_of_a_check_says_whether_it_passed_and_why(cli, arguments: list[str], last: str) -> None:
+    assert cli("check", *arguments).out.splitlines()[-1] == last
+    assert last not in cli("check", *arguments, "--quiet").out
+    assert last not in cli("diagnose", *arguments).out

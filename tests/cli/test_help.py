@@ -47,3 +47,17 @@ def test_replay_says_that_a_path_is_missing(cli) -> None:
     ran = cli("replay", "run.bundle-9")
     assert ran.code == 2
     assert ran.err.startswith("gnnstab: error: run.bundle-9: no such file or folder")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["diagnose", "a.pt", "--html", "b.html"], "No such option '--html'; write --output html=PATH\n"),
+        (["explain", "--html"], "No such option '--html'\n"),
+        (["diagnose", "a.pt", "--verbos"], "No such option '--verbos'; did you mean '--verbose'"),
+        (["diagnose", "a.pt", "--xyz"], "No such option '--xyz'\n"),
+    ],
+)
+def test_an_unknown_option_is_answered_with_what_comes_near_alone(cli, arguments: list[str], told: str) -> None:
+    ran = cli(*arguments)
+    assert ran.code == 2 and told in ran.err

@@ -47,9 +47,22 @@ def test_file_title_layer_head_and_number() -> None:
     found = commands(render(examples.many_findings(), "github"))
     command, properties, data = next(c for c in found if "GS301" in c[1]["title"])
     assert command == "error"
-    assert properties == {"file": "runs/7agents/run.gnnstab", "title": "GS301 attention-explosion"}
+    assert properties == {"file": "models/actor.py", "line": "41", "title": "GS301 attention-explosion"}
     place = "encoder.blocks.0.attention, head 0, step 1200 and 5 more places"
     assert data.startswith(f"{place}: attention.entropy 0.09 < 0.1")
+
+
+PATCH = "--- a/nets/actor.py\n+++ b/nets/actor.py\n@@ -3,3 +3,3 @@\n a = 1\n-b = 2\n+b = 3\n c = 4"
+
+
+@pytest.mark.parametrize(("change", "place"), [(PATCH, {"file": "nets/actor.py", "line": "4"}), ("b = 3", {})])
+def test_a_file_is_named_where_a_line_of_it_is_known(change: str, place: dict[str, str]) -> None:
+    base = examples.one_finding()
+    causes = tuple(replace(c, fixes=tuple(replace(f, change=change) for f in c.fixes)) for c in base.causes)
+    of_file = replace(base.target, kind="checkpoint", path="actor.pt")
+    layers = tuple(replace(layer, source_file=None) for layer in base.layers)
+    ((_, properties, _),) = commands(render(replace(base, causes=causes, target=of_file, layers=layers), "github"))
+    assert {key: value for key, value in properties.items() if key != "title"} == place
 
 
 @pytest.mark.parametrize("format", ["text", "github", "markdown"])

@@ -16,7 +16,7 @@ import examples
 import gallery
 from gnnstab.records import Cause, Coverage, Diagnosis, FixAdvice, Suppressed
 from gnnstab.records.vocabulary import PRECISION_FP16_HEADROOM
-from gnnstab.report import render
+from gnnstab.report import render, summary
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import Evidence
 from gnnstab.report.faces import spoken
@@ -223,6 +223,7 @@ def test_the_verdict_never_calls_healthy_what_was_not_seen(
 
 def test_all_causes_with_their_status(diagnosis: Diagnosis, page: Page) -> None:
     others = [cause for cause in diagnosis.causes if cause.status != "root-cause"]
+    others.sort(key=lambda cause: summary.CAUSE_ORDER.index(cause.status))  # What contributes before what is merely so.
     for i, cause in enumerate([*diagnosis.root_causes(), *others]):
         assert cause.cause in page.by_id[f"cause-{i}"].casefold()
         assert cause.status.replace("-", " ") in page.by_id[f"cause-{i}"]
