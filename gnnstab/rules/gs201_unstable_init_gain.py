@@ -12,7 +12,8 @@ from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
-from gnnstab.rules.queries import came_down, fresh, measured, names, need_depth, smallest
+from gnnstab.rules.learned import came_down
+from gnnstab.rules.queries import fresh, measured, names, need_depth, smallest
 
 
 @rule("GS201", "unstable-init-gain", cause="unsuitable-init", severity="warning", confidence="medium")

@@ -17,7 +17,8 @@ from gnnstab.records.vocabulary import (
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
-from gnnstab.rules.queries import Attention, attention, came_down, largest, measured, names, smallest
+from gnnstab.rules.learned import came_down
+from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
 
 
 @rule("GS401", "sum-aggregation-growth", cause="sum-aggregation", severity="error", confidence="high")

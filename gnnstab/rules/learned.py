@@ -1,4 +1,4 @@
-"""Sharp attention that training has found, and a softmax that no training comes back from."""
+"""What training has found: a loss that came down, sharp attention that is of use, and a softmax that no training comes back from."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, SCORE_WITHIN_STD
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, LOSS, LOSS_OVER_ZERO, OPTIMIZER_UNDONE, SCORE_WITHIN_STD
 from gnnstab.rules.queries import ASSUMED_DEGREE, Attention, trained_well
 
 LAST_BIT = 24 * math.log(2)
@@ -63,3 +63,10 @@ def as_learned(found: Finding, signals: Signals, state: Attention | None, *, ali
 def _began_soft(signals: Signals, layer: str | None, soft: float) -> bool:
     first = [s.values[0] for s in signals.over_steps(ATTENTION_ENTROPY, layer=layer) if len(s.values) > 1]
     return bool(first) and min(first) >= soft
+
+
+def came_down(signals: Signals) -> bool:
+    """True where the run, or steps on a copy, have brought the loss down to less than 1/e² of that of an output of zeros."""
+    over = max((s.value for s in signals.find(LOSS_OVER_ZERO)), default=math.nan)
+    told = [s.detail for name in (LOSS, OPTIMIZER_UNDONE) for s in signals.find(name) if "best" in s.detail]
+    return any(float(one["best"]) < math.exp(-2) * float(one["first"]) / over for one in told if "first" in one)

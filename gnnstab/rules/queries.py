@@ -12,7 +12,7 @@ import numpy as np
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import FAMILY, layer_named
 from gnnstab.records import LayerFacts, Series, Signal, Signals
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, LOSS, LOSS_OVER_ZERO, OPTIMIZER_UNDONE, WEIGHT_RMS
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, LOSS, WEIGHT_RMS
 from gnnstab.signals import Trend
 
 LOSSES = 5
@@ -66,13 +66,6 @@ def smallest(found: Sequence[Signal]) -> Signal:
 def largest(found: Sequence[Signal]) -> Signal:
     """The largest finite value (the first one when none is finite); ``found`` must not be empty."""
     return max(found, key=lambda s: s.value if math.isfinite(s.value) else -math.inf)
-
-
-def came_down(signals: Signals) -> bool:
-    """True where the run, or steps on a copy, have brought the loss down to less than 1/e² of that of an output of zeros."""
-    over = max((s.value for s in signals.find(LOSS_OVER_ZERO)), default=math.nan)
-    told = [s.detail for name in (LOSS, OPTIMIZER_UNDONE) for s in signals.find(name) if "best" in s.detail]
-    return any(float(one["best"]) < math.exp(-2) * float(one["first"]) / over for one in told if "first" in one)
 
 
 def typical_matrix(found: Iterable[Signal]) -> Signal | None:
