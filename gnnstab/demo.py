@@ -162,7 +162,7 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
     if died is not None:
         lines.append(("died", f"update {died.step}: first non-finite value, in {died.layer or 'the model'}"))
     causes = [cause.cause for cause in outcome.run.root_causes()]
-    lines += [("causes", ", ".join(causes))] if causes else []
+    lines += [("causes", f"{', '.join(causes)} (run; page: last warning)")] if causes else []
     judged = _judged(outcome)
     said = {
         verdict: [fix for fix in judged if fix.verdict == verdict]
@@ -182,10 +182,7 @@ def closing(outcome: Outcome) -> str:
     """What was proven, in one sentence."""
     judged = _judged(outcome)
     cured = sum(fix.verdict == "confirmed" for fix in judged)
-    return (
-        f"{cured} of {len(judged)} fixes confirmed on copies ({SEEDS_OF_PROOF} seeds, {STEPS_OF_PROOF} training "
-        f"steps at {RATE_OF_PROOF})."
-    )
+    return f"{cured} of {len(judged)} fixes confirmed at rate {RATE_OF_PROOF} in fp32; the fp16 run was not repeated."
 
 
 def verdicts(outcome: Outcome) -> str:
