@@ -10,7 +10,9 @@ from typing import Any
 
 from gnnstab.errors import UsageError
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
+_PLAIN: frozenset[type] = frozenset((bool, int, float, complex, str, bytes, type(None), types.FunctionType, types.BuiltinFunctionType, types.ModuleType))  # fmt: skip
+
+_KEPT: tuple[type, ...] = (type, *_PLAIN)
 
 
 def refuse_finalisers(value: Any, memo: Mapping[int, Any] | None = None) -> None:
@@ -24,7 +26,7 @@ def refuse_finalisers(value: Any, memo: Mapping[int, Any] | None = None) -> None
     while waiting:
         one = waiting.pop()
         kind = type(one)
-        if kind in _PLAIN or id(one) in seen:
+        if id(one) in seen:
             continue
         seen.add(id(one))
         if kind not in slots:
@@ -33,7 +35,7 @@ def refuse_finalisers(value: Any, memo: Mapping[int, Any] | None = None) -> None
                     f"a copy of {kind.__name__} would clean up what belongs to the run when it is thrown away: {owner.__name__} has a __del__"
                 )
             slots[kind] = slots_of(kind)
-        waiting += _parts(one, slots[kind])
+        waiting += [part for part in _parts(one, slots[kind]) if type(part) not in _PLAIN]
 
 
 def _with_finaliser(kind: type) -> type | None:
@@ -58,7 +60,7 @@ _STANDARD = sys.stdlib_module_names - {"__main__"}
 
 
 def _parts(value: Any, slots: list[str]) -> Iterator[Any]:
-    if isinstance(value, (type, *_PLAIN)):
+    if isinstance(value, _KEPT):
         return
     if isinstance(value, dict):
         yield from value.values()

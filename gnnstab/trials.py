@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from gnnstab.errors import let_through
 
 PutBack = Callable[[], None]
+
+T = TypeVar("T")
 
 _running: ContextVar[tuple[_Trial, ...]] = ContextVar("_running", default=())
 """The outermost first."""
@@ -17,8 +19,8 @@ _running: ContextVar[tuple[_Trial, ...]] = ContextVar("_running", default=())
 
 class _Trial:
     def __init__(self) -> None:
-        self.known: dict[int, Any] = {}
-        """What is about to run, or ran; held, since an id is used again once its object is gone."""
+        self.known: dict[int, tuple[Any, Any]] = {}
+        """What is about to run, or ran, and what it reaches; held, since an id is used again once its object is gone."""
 
         self.back: list[PutBack] = []
 
@@ -71,12 +73,18 @@ def a_trial() -> AbstractContextManager[None]:
     return nullcontext() if _running.get() else trial()
 
 
-def put_back_after(called: Any, look: Callable[[], PutBack]) -> None:
-    """``called`` is about to be called, which ``look`` finds the state of: every trial that runs puts it back in the end."""
-    lacking = [one for one in _running.get() if id(called) not in one.known]
+def put_back_after(called: Any, find: Callable[[], T], look: Callable[[T], PutBack]) -> None:
+    """``called`` is about to be called; ``look`` takes the state of what it reaches, which ``find`` finds once for trials within each other.
+
+    Every trial that runs puts it back in the end.
+    """
+    running = _running.get()
+    lacking = [one for one in running if id(called) not in one.known]
     if not lacking:
         return
-    back = look()
+    known = next((one.known[id(called)] for one in running if id(called) in one.known), None)
+    reached = find() if known is None else known[1]
+    back = look(reached)
     for one in lacking:
-        one.known[id(called)] = called
+        one.known[id(called)] = called, reached
         one.back.append(back)

@@ -124,7 +124,7 @@ class Monitor:
         self._tell_held = budget is not None
         self._updates = UpdateWatch(
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs),
-            loss, lambda: self._recorder.kept,
+            loss, lambda: self._recorder.kept, self._recorder.places.give,
         )  # fmt: skip
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
         self._boundary = Boundary(

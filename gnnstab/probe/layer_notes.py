@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -49,6 +50,9 @@ class LayerNotes:
     ) -> None:
         self._compiled = called is not model
         self._model, self._state, self._layers, self._norms, self._ways = model, state, layers, norms, ways
+        self._known = weakref.WeakSet(model.modules())
+        """Those that were there when the layers were found."""
+
         self._written = (-1, False, 0)
 
     @property
@@ -91,9 +95,8 @@ class LayerNotes:
 
     def note_new_layers(self) -> None:
         """Name the layers that nobody watches, since they came into the model later."""
-        watched = {layer.module for layer in self._layers}
         for name, module in self._model.named_modules():
-            if module not in watched and recordable(module):
+            if module not in self._known and recordable(module):
                 self._state.unseen(name, "output", _CAME_LATER)
 
     def finish(self, writer: StepWriter) -> None:

@@ -109,13 +109,13 @@ class Recorder:
         self._step_writer = StepWriter(writer, self.state.keys)
         self.explainer = Explainer(model, objective, batch)
         """Names the operation behind an event."""
-
         self._forwards.keep_before = objective is not None
         self.detector = NonFiniteDetector(
             self.model, self.state, self._forwards, self.parameters, self.notes.facts, bundles, self.explainer
         )
         self.dropped = DroppedUpdates(self, self._forwards, self._emit, _full)
-        self._places = Surveys(self.model, writer, places, patient=budget is not None)
+        self.places = Surveys(self.model, writer, places, patient=budget is not None)
+        """Looks at every place."""
         self._on_event = on_event
         self._weights, self._start, self._attached = EMPTY, time.monotonic(), False
         self.told: Number = None
@@ -153,7 +153,7 @@ class Recorder:
             run("what no step shows", lambda: self._emit(self.detector.end(self.state.step)))
             self.explainer.close()
             if self.state.step > 1:
-                run("the places at the end", partial(self._places.end, self.kept))
+                run("the places at the end", partial(self.places.end, self.kept))
 
     __enter__ = attach
 
@@ -213,7 +213,7 @@ class Recorder:
         """Hand over what is still on its way, and wait for it; look at the places that wait for a look."""
         if self._late is not None:
             self.state.error_guard.run("handing over a step", self._hand_over_late)
-        self.state.error_guard.run("the places", self._places.catch_up)
+        self.state.error_guard.run("the places", self.places.catch_up)
 
     def end_step(
         self, *, lr: Number = None, scale: Number = None, skipped: Tensor | bool = False, moves: bool = False
@@ -323,7 +323,7 @@ class Recorder:
         if state.full:
             if not self.budget.looks_again():
                 self._step_writer.measures(step, state.measures)
-                self.budget.copies |= self._places.step(ended.inputs, self.kept)
+                self.budget.copies |= self.places.step(ended.inputs, self.kept)
             if moves:
                 self.parameters.remember(state.buffer)
                 self._weights = self._step_writer.sites(step, state.buffer.take())

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.optimizer.next_update import SMALLEST, few_bits, next_update
 from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOST_SHARE, OPTIMIZER_OUTPUT_MOVE
 from trained import take_step
 
@@ -166,3 +168,26 @@ def test_an_eps_of_0_is_told_where_a_gradient_is_0(
             monitor.loss(value)
     for diagnosis in (before, monitor.diagnose()):
         assert [c.cause for c in diagnosis.root_causes()] == (["adam-epsilon"] if told else [])
+
+
+@pytest.mark.parametrize("lr", [1e-3, 10.0])
+def test_the_copy_that_is_given_away_is_as_the_model_was(lr: float) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    x = torch.randn(16, 4)
+    model(x).square().mean().backward()
+    given: list[nn.Module] = []
+    next_update(model, optimizer, ForwardInputs((x,)), [], given.append)
+    assert given[0] is not model and all(p.grad is None for p in given[0].parameters())
+    assert all(torch.equal(value, given[0].state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_few_bits_is_the_share_of_gradients_that_are_small_multiples() -> None:
+    model = nn.Linear(2, 2)
+    assert math.isnan(few_bits(model))
+    model.weight.grad, model.bias.grad = torch.zeros(2, 2), torch.zeros(2)
+    assert math.isnan(few_bits(model))
+    model.bias.grad = torch.tensor([0.3, 1e-5])
+    assert few_bits(model) == 0
+    model.weight.grad = torch.tensor([[1.0, 4.0], [5.0, 0.0]]) * SMALLEST
+    assert few_bits(model) == 2 / 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -374,3 +375,6 @@ def test_the_spread_is_that_within_targets_and_without_masks() -> None:
     flat, index = torch.tensor([[1.0], [3.0], [10.0], [14.0]]), torch.tensor([0, 0, 1, 1])
     assert spread_over_edges(flat, index) == pytest.approx(((1 + 1 + 4 + 4) / 4) ** 0.5)
     assert spread_over_edges(flat[:0], index[:0]) == 0
+    assert spread_over_edges(flat, index, 6.0) == spread_over_edges(flat, index)
+    assert spread_over_edges(flat, index, 6.5) == 6.5  # Half of the range: no larger spread can be within it.
+    assert math.isnan(spread_over_edges(torch.full((4, 1), math.nan), index, 6.5))

@@ -233,19 +233,38 @@ def test_what_cannot_be_put_back_is_told_and_the_rest_is_put_back() -> None:
     def tried() -> None:
         with trial():
             for known in (first, last):
-                put_back_after(known, lambda: partial(known.__setitem__, slice(None), list(known)))  # noqa: B023
+                put_back_after(known, list, lambda _: partial(known.__setitem__, slice(None), list(known)))  # noqa: B023
                 known.append(3)
-                put_back_after(object(), lambda: refuses)
+                put_back_after(object(), list, lambda _: refuses)
 
     with pytest.raises(OSError, match="sealed"):
         tried()
     assert (first, last) == ([1], [2])
 
 
+def test_what_is_reached_is_found_once_and_its_state_is_taken_for_every_trial() -> None:
+    known, found = [1], list[int]()
+
+    def called() -> None:
+        with trial():
+            put_back_after(
+                known, lambda: found.append(1), lambda _: partial(known.__setitem__, slice(None), list(known))
+            )
+            known.append(2)
+
+    with trial():
+        called()
+        assert known == [1]
+        known.append(3)
+        called()
+        assert known == [1, 3]
+    assert (known, found) == ([1], [1])
+
+
 def test_after_an_exception_that_one_is_told() -> None:
     def tried() -> None:
         with trial():
-            put_back_after(object(), lambda: refuses)
+            put_back_after(object(), list, lambda _: refuses)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -107,8 +107,8 @@ class StepWriter:
         """Read the full tier from the device and hand it over."""
         rows: list[Measure] = []
         for item in queued:
-            value = item.value.detach().double().cpu()
-            numbers = [(-1, float(value))] if item.head == -1 else list(enumerate(value.tolist()))
+            value: Any = item.value.tolist()
+            numbers = [(-1, float(value))] if item.head == -1 else list(enumerate(map(float, value)))
             details = [""] * len(numbers) if item.spread is None else [_histogram(one) for one in item.spread.tolist()]
             rows += [
                 Measure(step, item.layer, item.mode, item.call, item.name, head, v, detail)

@@ -11,6 +11,7 @@ import math
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -207,8 +208,7 @@ class _Seen:
     @property
     def end(self) -> float:
         """ln of the largest number of the format, or −ln of the smallest."""
-        limits = torch.finfo(self.dtype)
-        return math.log(limits.max) if self.sign > 0 else -math.log(limits.smallest_normal * limits.eps)
+        return _end(self.dtype, self.sign)
 
     @property
     def where(self) -> str:
@@ -291,6 +291,12 @@ class _Following(TorchFunctionMode):
                     self.seen[entering] = _Seen(torch.linalg.vector_norm(given, math.inf), output.dtype, name, place)
         self._run = [*self._run[1 - CHAIN :], key] if chained else [key]
         self._last = output
+
+
+@cache
+def _end(dtype: torch.dtype, sign: int) -> float:
+    limits = torch.finfo(dtype)
+    return math.log(limits.max) if sign > 0 else -math.log(limits.smallest_normal * limits.eps)
 
 
 def _pace(looks: Sequence[tuple[int, float]]) -> float:

@@ -58,7 +58,7 @@ class Suspect(NamedTuple):
 
 def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:
     """What ``loss``, which runs forward and backward of ``model``, shows; ``model`` is a copy, and generators are forked."""
-    closed, apart = _Closed(), Spreads(model)
+    closed, apart = _Closed(), Spreads(model, APART)
     with closed, apart:
         closed.watch(model)
         apart.watch(model)
@@ -93,7 +93,7 @@ def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:
             "sum-aggregation", sums.names, f"dividing the sums of {listed(sums.names)} by the number of their terms",
             f"the sums of {listed(sums.names)} follow the number of their terms", divided.edit, divided.mode(),
         )  # fmt: skip
-    wide = tuple(apart.wider_than(APART))
+    wide = tuple(apart.wide)
     if wide:
         softer = Softened(wide)
         yield Suspect(

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -64,8 +65,16 @@ class Update(NamedTuple):
     """Share of the entries with a gradient that the update leaves as they are, of weights held in 16 bits; NaN without such."""
 
 
-def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, wide: list[str]) -> Update:
+def next_update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    wide: list[str],
+    give: Callable[[nn.Module], None] | None = None,
+) -> Update:
     """Take the update that the gradients of ``model`` ask for on a copy, and compare its outputs on ``inputs``.
+
+    ``give`` gets the copy of the model in the end, with the numbers that the model has.
 
     The modules whose attention may be sharp as it is are added to ``wide``, also where the update cannot be taken.
 
@@ -86,18 +95,28 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
             if not all(bool(gradient.isfinite().all()) for gradient in asked.values()):
                 raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
             moved, lost = _moved(twin, mover, asked, before, inputs), lost_share(start)
-            if eps_of(optimizer) is None:
-                return Update(moved, math.nan, lost)
-            mover = optimizer_twin(optimizer, model, twin)
-            shrink_eps(mover)
-            with torch.no_grad():
-                for tensor, value in start:
-                    tensor.copy_(value)
-            free = _moved(twin, mover, asked, before, inputs)
-            return Update(moved, moved / free if free > 0 else math.nan, lost)
+            damping = math.nan
+            if eps_of(optimizer) is not None:
+                mover = optimizer_twin(optimizer, model, twin)
+                shrink_eps(mover)
+                _set(start)
+                free = _moved(twin, mover, asked, before, inputs)
+                damping = moved / free if free > 0 else math.nan
+            if give is not None:
+                _set(start)
+                for parameter in asked:
+                    parameter.grad = None
+                give(twin)
+            return Update(moved, damping, lost)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
             raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
+
+
+def _set(start: Sequence[tuple[Tensor, Tensor]]) -> None:
+    with torch.no_grad():
+        for tensor, value in start:
+            tensor.copy_(value)
 
 
 def _moved(
@@ -119,15 +138,17 @@ def few_bits(model: nn.Module) -> float:
 
     Gradients that went through fp16 unscaled, or by too little, look so; NaN without a gradient.
     """
-    total = few = 0
-    for gradient in (p.grad for p in model.parameters()):
-        if gradient is None or gradient.layout is not torch.strided:
-            continue
-        steps = gradient.detach()[gradient != 0].abs().double() / SMALLEST
-        total += len(steps)
-        if bool((steps == steps.round()).all()):
-            few += int((steps <= FEW).sum())
-    return few / total if total else math.nan
+    given = [p.grad.detach() for p in model.parameters() if p.grad is not None and p.grad.layout is torch.strided]
+    few, whole, other = 0, False, False
+    for gradient in given:
+        steps = gradient.abs().double() / SMALLEST
+        if not torch.equal(steps, steps.round()):
+            other = True
+        elif steps.any():
+            few, whole = few + int(((steps > 0) & (steps <= FEW)).sum()), True
+    if not whole:
+        return 0.0 if other else math.nan
+    return few / sum(int(gradient.count_nonzero()) for gradient in given)
 
 
 def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:
@@ -145,6 +166,7 @@ class UpdateWatch:
         now: The step that is about to end, and the latest inputs of it per mode.
         loss: ``loss(output, batch)``, with which the first update of the run is tried in full, see `run_trial`.
         kept: The forward that is kept beyond its step, with what came back to it.
+        give: Gets the copy on which the first update was tried, as it was before it, and the step.
     """
 
     def __init__(
@@ -155,6 +177,7 @@ class UpdateWatch:
         now: Callable[[], tuple[int, Mapping[str, ForwardInputs]]],
         loss: Loss | None = None,
         kept: Callable[[], ForwardInputs | None] = lambda: None,
+        give: Callable[[int, nn.Module], None] = lambda step, twin: None,
     ) -> None:
         self._model = model
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
@@ -163,7 +186,7 @@ class UpdateWatch:
         self._next = 0
         self._latest: tuple[int, float] = (-1, math.nan)
         self._loss = self._given = loss
-        self._kept = kept
+        self._kept, self._give = kept, give
         self._first: FirstStep | None = None
         self.rise: Signal | None = None
         """How far the loss rose in trial steps before the first update of the run; None where none were taken."""
@@ -194,7 +217,7 @@ class UpdateWatch:
         wide, fast = list[str](), False
         try:
             self._try_rate(optimizer, inputs, step)
-            update = next_update(self._model, optimizer, inputs, wide)
+            update = next_update(self._model, optimizer, inputs, wide, partial(self._give, step) if first else None)
             fast = self.rise is None and update.moved >= FAST
             if first:
                 self.began = beginning(self._model, optimizer)

@@ -92,6 +92,9 @@ class Softened(TorchFunctionMode):
     So does an exponential, which is how a softmax is written by hand. The factor of a layer is that of its first call, so that training may sharpen the attention anew.
     """
 
+    _least = SPREAD
+    """Spread up to which it makes no difference how large it is."""
+
     def __init__(self, layers: Sequence[str]) -> None:
         super().__init__()
         self._layers = frozenset(layers)
@@ -112,10 +115,9 @@ class Softened(TorchFunctionMode):
             if name in self._layers:
                 module.register_forward_pre_hook(partial(self._enter, name))
                 module.register_forward_hook(self._leave, always_call=True)
-        for module in model.modules():
-            for home in homes(module):  # None is found again once its softmax is this one: each is given back once.
-                self._homes.append(home)
-                home.softmax = self._over_edges
+        for home in homes(model):  # None is found again once its softmax is this one: each is given back once.
+            self._homes.append(home)
+            home.softmax = self._over_edges
 
     def __exit__(self, *error: Any) -> None:
         while self._homes:
@@ -147,7 +149,7 @@ class Softened(TorchFunctionMode):
     def _over_edges(self, src: Tensor, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         # Another thread finds this function in the place of PyG's too.
         if self._running and isinstance(index, Tensor) and get_ident() == self._thread:
-            src = src * self._factor(lambda: spread_over_edges(src, index))
+            src = src * self._factor(lambda: spread_over_edges(src, index, self._least))
             self._in_softmax = True
         try:
             result: Tensor = softmax(src, index, *args, **kwargs)
@@ -171,8 +173,9 @@ class Softened(TorchFunctionMode):
 class Spreads(Softened):
     """The same, with the scores as they are: their largest spread in each module of a model that calls a softmax itself."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, limit: float) -> None:
         super().__init__([name for name, _ in model.named_modules() if name])
+        self._least = limit
 
     def _factor(self, measured: Callable[[], float]) -> float:
         name = self._running[-1]
@@ -183,22 +186,23 @@ class Spreads(Softened):
         # Of a module that nothing is known of: a kernel of distances, or a variance from its logarithm.
         return scores
 
-    def wider_than(self, spread: float) -> list[str]:
-        """Names of the modules whose scores spread further."""
-        return [name for name, value in self._factors.items() if value > spread]
+    @property
+    def wide(self) -> list[str]:
+        """Names of the modules whose scores spread further than ``limit``."""
+        return [name for name, value in self._factors.items() if value > self._least]
 
     @property
     def widest(self) -> float:
-        """The largest spread of all."""
+        """The largest spread of all, where one is wide."""
         return max(self._factors.values(), default=0.0)
 
 
 def outputs_and_wide(twin: nn.Module, forward: Callable[[], T]) -> tuple[T, list[str]]:
     """What ``forward`` of a copy returns, and the modules whose scores spread so far in it that their attention may be sharp."""
-    mode = Spreads(twin)
+    mode = Spreads(twin, WIDE)
     with mode:
         mode.watch(twin)
-        return forward(), mode.wider_than(WIDE)
+        return forward(), mode.wide
 
 
 def spread(scores: Tensor, dim: int) -> float:
@@ -210,11 +214,14 @@ def spread(scores: Tensor, dim: int) -> float:
     return math.sqrt(float(((known - mean).square() * seen).sum() / seen.sum().clamp(min=1)))
 
 
-def spread_over_edges(scores: Tensor, index: Tensor) -> float:
-    """The same of scores (E, …) whose targets are ``index`` (E,)."""
+def spread_over_edges(scores: Tensor, index: Tensor, least: float = 0.0) -> float:
+    """The same of scores (E, …) whose targets are ``index`` (E,); half of their range, which it cannot exceed, where that is up to ``least``."""
     scores = scores.detach().float()
     if not scores.numel():
         return 0.0
+    low, high = scores.aminmax()
+    if (bound := float(high - low) / 2) <= least:
+        return bound
     flat = scores.reshape(len(scores), -1)
     total = flat.new_zeros(int(index.max()) + 1, flat.shape[1]).index_add_(0, index, flat)
     count = torch.bincount(index).clamp(min=1).to(flat)

@@ -65,6 +65,7 @@ class Surveys:
         self._wanted, self._patient = wanted, patient
         self._waiting: tuple[nn.Module, ForwardInputs, Any] | None = None
         self._asked = 0
+        self._given: tuple[int, nn.Module] | None = None
         self._found: dict[tuple[str, str], Place] = {}
 
     def step(self, inputs: Mapping[str, ForwardInputs], kept: ForwardInputs | None) -> bool:
@@ -76,6 +77,7 @@ class Surveys:
         if forward is None or not self._wanted:
             return False
         self.catch_up()
+        given, self._given = self._given, None
         self._asked += 1
         if self._asked & (self._asked - 1):
             return False
@@ -87,8 +89,13 @@ class Surveys:
             and kept.mode == forward.mode
             and size <= LARGEST_HELD
         ):
-            return self._wait(kept, kept.answer)
+            return self._wait(kept, given)
         return self._look(self._model, forward, forward.answer)
+
+    def give(self, step: int, twin: nn.Module) -> None:
+        """Here is a copy of the model as it is in ``step``; it saves the first look from making one."""
+        if not self._asked:
+            self._given = step, twin
 
     def catch_up(self) -> None:
         """Look at what the first step has left, if it still waits."""
@@ -102,9 +109,10 @@ class Surveys:
         if kept is not None and self._found and self._has_finite_weights():
             self._look(self._model, kept, kept.answer)
 
-    def _wait(self, kept: ForwardInputs, answer: Any) -> bool:
+    def _wait(self, kept: ForwardInputs, given: tuple[int, nn.Module] | None) -> bool:
         try:
-            self._waiting = replica(self._model), kept, answer
+            own = given is not None and given[0] == kept.answer.step
+            self._waiting = given[1] if given and own else replica(self._model), kept, kept.answer
         except UsageError:
             return False  # A model that cannot be copied: the run itself is recorded all the same.
         return True

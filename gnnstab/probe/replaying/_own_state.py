@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import Any, NoReturn
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.left_out import left_out
 from gnnstab.probe.own_operations import is_own
-from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, refuse_draws_of_process
+from gnnstab.probe.replaying.reach import held_by, refuse_draws_of_process
 from gnnstab.torch_private import TorchDispatchMode, generator_number
 
 _CREATED = ("lift_fresh", "lift_fresh_copy")
@@ -47,9 +48,7 @@ class Guard:
         if mode in self._seen:
             return run(*args, **kwargs)
         given = (tensor for _, tensor in self._tensors_in([args, kwargs]))
-        values = (v for m in twin.modules() for v in vars(m).values())
-        held = [v for v in values if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)]
-        kept = (tensor for _, tensor in self._tensors_in(held))
+        kept = (tensor for _, tensor in self._tensors_in(held_by(twin)))
         passed = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator))
         with OwnState([*self._held, *given, *kept, *passed]):
             output = run(*args, **kwargs)
@@ -98,6 +97,7 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
+@lru_cache(maxsize=1024)
 def _name(func: Any) -> str:
     return str(func._schema.name).rpartition("::")[2].rstrip("_") if hasattr(func, "_schema") else str(func)
 

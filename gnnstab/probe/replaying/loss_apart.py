@@ -63,7 +63,7 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
         raise left_out(f"the loss holds a module whose copy is itself; {_ADVICE}")
     kept = [(own, vars(own)) for own in reached.owners]
     states = [(generator, _state(generator)) for generator in reached.generators]
-    put_back_after(loss, lambda: Outside(reached.code).put_back)
+    put_back_after(loss, lambda: reached.code, lambda code: Outside(code).put_back)
     try:
         for (own, _), twin in zip(kept, twins, strict=True):
             object.__setattr__(own, "__dict__", vars(twin))

@@ -53,7 +53,7 @@ _BY_NAME = frozenset({"globals", "setattr", "vars", "__dict__", "__setattr__"})
 
 def keep_around(twin: nn.Module | torch.optim.Optimizer) -> None:
     """A copy is about to run: the trials that run put back what its forward and the backward of it, or its step, will count outside of it."""
-    put_back_after(twin, lambda: Outside(code_around(twin)).put_back)
+    put_back_after(twin, lambda: code_around(twin), lambda found: Outside(found).put_back)
 
 
 class Outside:

@@ -70,10 +70,10 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
     Tables of hooks are passed over. ``functions`` are over copies of what hangs in their closures, see `own_function`.
     """
     own = {id(m) for m in original.modules()} | {id(t) for t in (*original.parameters(), *original.buffers())}
-    known = {id(v) for m in original.modules() for v in vars(m).values() if not holds_nothing(v)}
+    known = frozenset(map(id, held_by(original)))
     mine = frozenset(map(id, functions))
     steps = Steps()
-    for value, path in _reached(twin, own, frozenset(known), mine=mine):
+    for value, path in _reached(twin, own, known, mine=mine):
         if id(value) in own or _keeps_state(value):
             return path or type(value).__name__
         steps.saw(value, path)
@@ -204,12 +204,17 @@ def stateful(function: Any) -> Reached:
 
 def code_around(twin: nn.Module | torch.optim.Optimizer) -> list[Any]:
     """Functions, classes and objects of the user's own that a copy of a model or optimizer has in common with the run; hooks are looked at too."""
-    modules: Iterable[Any] = twin.modules() if isinstance(twin, nn.Module) else [twin]
-    hung = [value for module in modules for value in vars(module).values()]
+    hung = held_by(twin) if isinstance(twin, nn.Module) else list(vars(twin).values())
     hooks = [hook for table in hung if isinstance(table, dict) for hook in table.values() if callable(hook)]
     functions = {id(value) for value in (*hung, *hooks) if isinstance(value, types.FunctionType)}
     found = _reached([twin, *hooks], functions, frozenset(), into_modules=True)
     return [value for value, _ in found if _is_code(value)]
+
+
+def held_by(model: nn.Module) -> list[Any]:
+    """What stands in the attributes of its modules; most of those are flags and empty tables, which are left out."""
+    values = (v for m in model.modules() for v in vars(m).values())
+    return [v for v in values if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)]
 
 
 def holds_nothing(value: Any) -> bool:
@@ -300,17 +305,20 @@ def _reached(
 
 def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any, bool]]:
     """(name, part, whether a copy shares it)."""
+    if isinstance(value, Tensor):  # Most of what is asked about, like modules.
+        return
     if isinstance(value, types.FunctionType):
         yield from _of_function(value, id(value) not in mine)
+    elif isinstance(value, nn.Module):
+        yield from _of_object(value)
     elif isinstance(value, types.MethodType):
         yield from (("__self__", value.__self__, False), ("__func__", value.__func__, True))
     elif isinstance(value, types.BuiltinMethodType):
         if not any(value.__self__ is known for known in _RESTORED):
             yield "__self__", value.__self__, True
     elif isinstance(value, weakref.ref):
-        if not isinstance(
-            value(), Tensor
-        ):  # torch's recurrent layers keep such references to weights, and never read them.
+        # torch's recurrent layers keep such references to weights, and never read them.
+        if not isinstance(value(), Tensor):
             yield "__call__", value(), True
     elif isinstance(value, functools.partial):
         yield from (("func", value.func, False), ("args", value.args, False), ("keywords", value.keywords, False))
@@ -331,12 +339,15 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
         if not of_library(value):
             names = (n for n in vars(value) if n not in _METHODS)
             yield from ((n, part, True) for n in names for part in _unwrapped(vars(value)[n]))
-    elif isinstance(value, (nn.Module, *SPACES)) or not (
-        of_library(type(value)) or isinstance(value, (Tensor, types.ModuleType))
-    ):
-        # Hooks stay behind when a model is copied, and gnnstab's own hang on it.
-        yield from ((n, v, False) for n, v in vars_of(value) if not n.endswith("hooks") and n != "message")
-        yield from ((c.__name__, c, True) for c in type(value).__mro__ if not of_library(c))
+    elif isinstance(value, SPACES) or not of_library(type(value)):
+        yield from _of_object(value)
+
+
+def _of_object(value: Any) -> list[tuple[str, Any, bool]]:
+    held = [(n, v) for n, v in vars_of(value) if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)]
+    # Hooks stay behind when a model is copied, and gnnstab's own hang on it.
+    parts = [(n, v, False) for n, v in held if not n.endswith("hooks") and n != "message"]
+    return parts + [(c.__name__, c, True) for c in type(value).__mro__ if not of_library(c)]
 
 
 def _cached(function: Any) -> Iterator[Any]:

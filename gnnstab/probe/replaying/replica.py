@@ -23,7 +23,16 @@ from gnnstab.own_draws import generator_of
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
 from gnnstab.probe.replaying.outside import keep_around
-from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, SHARED, holds_nothing, own_copy, own_function, shared_with
+from gnnstab.probe.replaying.reach import (
+    CONTAINERS,
+    FLAGS,
+    SHARED,
+    held_by,
+    holds_nothing,
+    own_copy,
+    own_function,
+    shared_with,
+)
 from gnnstab.randomness import deep_copy, same_random_state
 from gnnstab.trials import a_trial
 
@@ -177,14 +186,8 @@ def without_history(model: nn.Module) -> dict[int, Any]:
 
     Such a tensor still hangs in its autograd graph and refuses to be copied.
     """
-    # Most attributes of a module are flags.
-    attributes = [
-        v
-        for m in model.modules()
-        for v in vars(m).values()
-        if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)
-    ]
-    return {id(t): t.detach().clone() for value in attributes for _, t in tensors_in(value) if t.grad_fn is not None}
+    tensors = (t for value in held_by(model) for _, t in tensors_in(value))
+    return {id(t): t.detach().clone() for t in tensors if t.grad_fn is not None}
 
 
 def left_by_forward(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -78,8 +78,9 @@ def dead_share(output: Tensor) -> Tensor:
 def tanh_saturated_share(x: Tensor) -> Tensor:
     """Share of |x| > 0.97 when every entry lies within [−1, 1], as behind a tanh; 0 when one lies outside."""
     size = x.detach().abs()
-    part = share(size > TANH_LIMIT, ~highest(size).isnan())
-    return torch.where(highest(size) > 1, torch.zeros_like(part), part)
+    top = highest(size)
+    part = share(size > TANH_LIMIT, ~top.isnan())
+    return torch.where(top > 1, 0.0, part)
 
 
 def underflow_share(x: Tensor) -> Tensor:
