@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gnnstab.errors import is_thrown
 from gnnstab.finalisers import refuse_finalisers
 from gnnstab.left_out import left_out
 from gnnstab.other_threads import may_draw
@@ -73,6 +74,10 @@ def _within() -> Iterator[None]:
     token = _same.set(True)
     try:
         yield
+    except (KeyboardInterrupt, GeneratorExit) as error:
+        if _asked.get() or not is_thrown(error):
+            raise
+        raise left_out(f"on a copy, code of yours raised {type(error).__name__}") from None
     finally:
         _same.reset(token)
 
