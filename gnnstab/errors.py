@@ -21,6 +21,7 @@
 from __future__ import annotations
 
 import difflib
+import dis
 import inspect
 import signal
 import sys
@@ -145,6 +146,18 @@ def ours(error: BaseException) -> bool:
     # A call that does not fit what is called, as of a loss of three arguments, is raised by the caller.
     calls = isinstance(error, TypeError) and frame.f_code.co_name == "forward"
     return str(frame.f_globals.get("__name__")).startswith("gnnstab.") and not calls
+
+
+def is_thrown(error: BaseException) -> bool:
+    """Whether a ``raise`` in code of the user's made this exception, and no signal: those interrupt between two instructions."""
+    frames, trace = [frame for frame, _ in traceback.walk_tb(error.__traceback__)], error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or isinstance(error.__context__, type(error)):
+        return False
+    by_statement = frames[-1].f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    by_user = _package(frames[-1].f_globals.get("__name__")) not in _KNOWN
+    return by_statement and by_user and {frame.f_code for frame in frames}.isdisjoint(_handlers())
 
 
 def _from_outside(error: BaseException) -> bool:

@@ -7,12 +7,13 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import wraps
 from typing import Any, TypeVar
 
 import numpy as np
 
+from gnnstab.errors import is_thrown
 from gnnstab.finalisers import refuse_finalisers
 from gnnstab.left_out import left_out
 from gnnstab.other_threads import may_draw
@@ -25,6 +26,9 @@ T = TypeVar("T")
 
 
 _NAMING = "torch_geometric.nn.sequential"
+
+_same: ContextVar[bool] = ContextVar("_same", default=False)
+"""Whether what runs now is within `same_random_state`."""
 
 _asked: ContextVar[bool] = ContextVar("_asked", default=False)
 """Whether the user asked for what runs now by a call, and no monitor does by itself."""
@@ -44,7 +48,7 @@ def same_random_state() -> Iterator[None]:
         UsageError: Nobody asked for what would run here, and it would disturb the run: hooks or modes of the user's are
             active without which copies compute something else.
     """
-    with _undisturbed(), trial():
+    with _undisturbed(), trial(), _within():
         # Of what nobody has loaded nobody has drawn: asking would load it.
         shared = not _draws_apart()
         numbers = np.random.get_state(legacy=False) if shared and "numpy.random" in sys.modules else None
@@ -58,6 +62,24 @@ def same_random_state() -> Iterator[None]:
                 random.setstate(python)
             for generator, state in generators:
                 generator.set_state(state)
+
+
+def given_back() -> AbstractContextManager[None]:
+    """`same_random_state`, where that does not hold already: the gate of every call of the user's code on copies."""
+    return nullcontext() if _same.get() else same_random_state()
+
+
+@contextmanager
+def _within() -> Iterator[None]:
+    token = _same.set(True)
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit) as error:
+        if _asked.get() or not is_thrown(error):
+            raise
+        raise left_out(f"on a copy, code of yours raised {type(error).__name__}") from None
+    finally:
+        _same.reset(token)
 
 
 def _undisturbed() -> AbstractContextManager[None]:
@@ -122,7 +144,7 @@ def keeps_random_state(function: Function) -> Function:
         token = _asked.set(True)
         try:
             with same_random_state():
-                return function(*args, **kwargs)
+                return copy_context().run(function, *args, **kwargs)
         finally:
             _asked.reset(token)
 

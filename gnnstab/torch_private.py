@@ -44,6 +44,11 @@ def not_compiled_alone(function: Function) -> Function:
     return function
 
 
+def print_options() -> dict[str, Any]:
+    """How tensors are printed, as `torch.set_printoptions` takes it."""
+    return dict(vars(torch._tensor_str.PRINT_OPTS))
+
+
 def functions_of_operator(operator: object) -> dict[str, Any]:
     """Name → functions of the user's that an operator made by `torch.library.custom_op` calls; empty for anything else."""
     if not isinstance(operator, _custom_ops.CustomOpDef):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from gnnstab.errors import let_through
+from gnnstab.surroundings import surroundings
 
 PutBack = Callable[[], None]
 
@@ -22,7 +23,7 @@ class _Trial:
         self.known: dict[int, tuple[Any, Any]] = {}
         """What is about to run, or ran, and what it reaches; held, since an id is used again once its object is gone."""
 
-        self.back: list[PutBack] = []
+        self.back: list[PutBack] = [surroundings()]
 
 
 @contextmanager
@@ -66,11 +67,6 @@ def put_all_back(back: Iterable[PutBack]) -> None:
         let_through(failure)
     if failures:
         raise failures[0]
-
-
-def a_trial() -> AbstractContextManager[None]:
-    """The trial that runs, or one of its own where none does."""
-    return nullcontext() if _running.get() else trial()
 
 
 def put_back_after(called: Any, find: Callable[[], T], look: Callable[[T], PutBack]) -> None:

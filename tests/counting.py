@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import array
 import ctypes
+import decimal
+import hashlib
+import mmap
 import multiprocessing
 import os
+import random
+import sqlite3
 import sys
+import threading
 import types
-from collections import ChainMap, deque
+import warnings
+from collections import ChainMap, OrderedDict, deque
 from collections import Counter as Tally
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -238,9 +246,77 @@ def in_an_operator_by_name() -> Count:
     return lambda: float(torch.ops.gnnstab_tests.counted(torch.ones(1)))
 
 
+FOUND: ContextVar[int] = ContextVar("FOUND", default=0)
+
+
+def around_the_code() -> Count:
+    FOUND.set(0)
+    decimal.getcontext().prec = 28
+    order = OrderedDict(a=1, b=2, c=3)
+
+    def count() -> float:
+        FOUND.set(FOUND.get() + 1)
+        decimal.getcontext().prec += 1
+        warnings.simplefilter("ignore", ResourceWarning, lineno=FOUND.get())
+        order.move_to_end(next(iter(order)))
+        own = sum(kept[2] is ResourceWarning and kept[4] > 0 for kept in warnings.filters)
+        found = FOUND.get() + own + decimal.getcontext().prec
+        return found + order[next(iter(order))]
+
+    return count
+
+
+def on_a_tensor() -> Count:
+    held, sparse = torch.zeros(1), torch.eye(2).to_sparse().coalesce()
+    held.step = 0  # type: ignore[attr-defined]
+
+    def count() -> float:
+        held.step += 1  # type: ignore[attr-defined]
+        sparse.values().add_(1)
+        return float(held.step + sparse.values().sum())  # type: ignore[attr-defined]
+
+    return count
+
+
+def in_objects_of_c() -> Count:
+    free, memory, children = threading.Semaphore(99), mmap.mmap(-1, 8), np.random.SeedSequence(1)
+
+    def count() -> float:
+        free.acquire()
+        memory[0] += 1
+        children.spawn(1)
+        return memory[0] + children.n_children_spawned - free._value
+
+    return count
+
+
+def by_drawing() -> Count:
+    np.random.seed(3)
+    random.seed(3)
+    return lambda: np.random.rand() + random.random()
+
+
+def in_what_nobody_puts_back() -> Count:
+    """No copy may run the code that reaches these."""
+    base, digest = sqlite3.connect(":memory:"), hashlib.sha256()
+    base.execute("create table seen (n)")
+
+    def count() -> float:
+        base.execute("insert into seen values (1)")
+        digest.update(b"1")
+        return float(base.execute("select count(*) from seen").fetchone()[0] + digest.digest()[0] / 256)
+
+    return count
+
+
 settings: Any = types.ModuleType("settings")
 
 WAYS = (
+    by_drawing,
+    around_the_code,
+    on_a_tensor,
+    in_objects_of_c,
+    in_what_nobody_puts_back,
     in_a_default,
     on_a_function,
     by_name,

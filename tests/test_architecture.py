@@ -17,10 +17,10 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"characters", "rich_loaded"},
     {"errors"},
-    {"left_out", "sharding", "trials", "unheard"},
+    {"left_out", "sharding", "unheard"},
     {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},
-    {"own_draws"},
-    {"undisturbed"},
+    {"own_draws", "surroundings"},
+    {"trials", "undisturbed"},
     {"randomness"},
     {"unpickling"},
     {"records"},

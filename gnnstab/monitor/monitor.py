@@ -288,7 +288,7 @@ class Monitor:
     def _compare_with_optimizer(self) -> None:
         """Note which trainable parameters no optimizer holds; a model may get new ones during the run."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        found = self._not_held.look(self._model, groups)
+        found = self._not_held.look(self._model, groups, self._recorder.state.ran_with)
         if found and self._recorder.row is None:
             self._began_fresh = fresh(static_signals(self._model))
         if self._not_held.any_so_far:

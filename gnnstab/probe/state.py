@@ -65,6 +65,7 @@ class State:
         "measures",
         "normalising",
         "norms",
+        "ran_with",
         "recorded",
         "step",
         "thread",
@@ -94,6 +95,9 @@ class State:
 
         self.fired: dict[str, int] = {}
         """Layer → position, in the order of first calls."""
+
+        self.ran_with: dict[str, int] = {}
+        """Name of a parameter → id of what stood there in the latest forward of the full tier."""
 
         self.formats: FormatWatch | None = None
         """Follows, in few steps, what heads for the end of its number format."""

@@ -230,6 +230,10 @@ def deadline(number: int, frame: object) -> None:
     raise Deadline
 
 
+def thrown(kind: type[BaseException], *args: object) -> None:
+    raise kind
+
+
 def stop(*args: object) -> None:
     sys.exit("stopped")
 
@@ -270,7 +274,16 @@ def handled(request: pytest.FixtureRequest) -> Iterator[None]:
     signal.signal(signal.SIGUSR1, before)
 
 
-@pytest.mark.parametrize(("handled", "error"), [(deadline, Deadline), (stop, SystemExit)], indirect=["handled"])
+@pytest.mark.parametrize(
+    ("handled", "error"),
+    [
+        (deadline, Deadline),
+        (stop, SystemExit),
+        (partial(thrown, KeyboardInterrupt), KeyboardInterrupt),
+        (signal.default_int_handler, KeyboardInterrupt),
+    ],
+    indirect=["handled"],
+)
 @pytest.mark.parametrize(
     "part", ["", "probe.recorder:Recorder._end", "probe.attaching.forward_tracker:ForwardTracker._before"]
 )
@@ -285,13 +298,14 @@ def test_what_a_signal_handler_raises_while_gnnstab_works_reaches_the_loop(
     assert caught.value.__cause__ is None
 
 
-def test_a_model_that_exits_on_a_copy_does_not_end_the_run() -> None:
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_a_model_that_exits_on_a_copy_does_not_end_the_run(error: type[BaseException]) -> None:
     """Nor is it a failure of the tool."""
-    monitor = train(Signalled(stop))
+    monitor = train(Signalled(partial(thrown, error)))
     assert "GS902" not in codes(monitor)
     with monitor.trace as trace:
         assert len(trace.steps()) == 3
-        assert any("code of yours raised SystemExit" in note for note in trace.notes)
+        assert any(f"code of yours raised {error.__name__}" in note for note in trace.notes)
 
 
 def test_a_closed_standard_error_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

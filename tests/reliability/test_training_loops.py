@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
 
+import gnnstab
 from side_by_side import Loop, Net, Run, codes, graph, unnoticed
 
 STEPS = 6
@@ -223,6 +224,30 @@ def test_functional_transforms() -> None:
     found = run.monitor.diagnose()
     assert not any(cause.status in ("root-cause", "contributing") for cause in found.causes)
     assert {f.code for f in found.findings if f.severity != "info"} <= {"GS901"}, "what was not seen, and nothing else"
+
+
+@pytest.mark.filterwarnings("ignore:gnnstab. the optimizer holds no parameter")
+@pytest.mark.parametrize("instead", [True, False])
+def test_an_ensemble_whose_parameters_stand_in_the_place_of_the_models(instead: bool) -> None:
+    """Who trains is not seen; a model that runs with its own parameters, which no optimizer holds, is not trained."""
+    models = [Net(dropout=0.0) for _ in range(2)]
+    model, (x, edge_index) = models[0], graph()
+    stacked, buffers = stack_module_state(models)
+    weights = {name: p.detach().requires_grad_() for name, p in stacked.items()}
+    optimizer = torch.optim.SGD(weights.values(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, schedule=2) as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            if instead:
+                output = vmap(lambda w, b: functional_call(model, (w, b), (x, edge_index)))(weights, buffers)
+            else:
+                output = model(x, edge_index)
+            loss = output.square().mean()
+            loss.backward()
+            monitor.loss(loss)
+            optimizer.step()
+    found = codes(monitor, "info")
+    assert ("GS604" in found) is not instead and "GS902" not in found
 
 
 def test_without_an_optimizer_steps_are_said() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.left_out import left_out
 from gnnstab.probe.attaching.hooks import Hook, ignore, keep_out_of_copies, take_off
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
@@ -230,7 +231,7 @@ class ForwardTracker:
             return
         if kept is not None and kept.step == state.step:
             state.answer = kept
-        elif state.step < OPENING:
+        elif state.step < OPENING and not transforms():
             state.answer = Answer(state.step)
         else:
             return
@@ -247,6 +248,12 @@ class ForwardTracker:
 
     def _measure(self, model: nn.Module, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self._state
+        state.ran_with = {name: id(parameter) for name, parameter in model.named_parameters()}
+        if transforms():
+            left_out(
+                "a forward within a torch.func transform was not looked at closely: its tensors have no values yet"
+            )
+            return
         if self._keep and mode.startswith("train"):
             self.kept = self._copy_of(mode, args, kwargs)
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)

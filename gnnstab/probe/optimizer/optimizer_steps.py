@@ -155,7 +155,7 @@ class Bench:
     def gradient_norm(self) -> float:
         """L2 norm over all gradients of the first batch, as no clipping has touched them; failures as of `trial`."""
         model, _ = twins(self.model, self.optimizer)
-        with torch.enable_grad():
+        with forked_rng(), torch.enable_grad():
             try:
                 self._gradients(model, 0, _SCALES[0] if self.dtype is torch.float16 else 1.0)
             except Exception as error:

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers.lazy import unwritten
+from gnnstab.left_out import left_out
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _unmatched as unmatched
@@ -102,9 +103,18 @@ class NotHeld:
         """True once a look has found something, also where a later one finds nothing."""
         return bool(self._began)
 
-    def look(self, model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-        """What no optimizer holds by now; ``late`` counts those that the model did not have at first."""
+    def look(self, model: nn.Module, groups: Iterable[Mapping[str, Any]], ran: Mapping[str, int]) -> dict[str, Any]:
+        """What no optimizer holds by now; ``late`` counts those that the model did not have at first.
+
+        ``ran`` is name → id of the tensor that the latest forward of the full tier found there.
+        """
         found = not_held(model, groups, self._began)
+        own = dict(model.named_parameters())
+        if any(ran.get(name, id(own[name])) != id(own[name]) for name in found.get("parameters", ())):
+            left_out(
+                "the model runs with other parameters than its own, as by functional_call: what trains was not seen"
+            )
+            return {}
         late = sum(name not in self._names for name in found.get("parameters", ()))
         return {**found, "late": late} if late else found
 

@@ -1,4 +1,4 @@
-"""What code names: globals, modules, attributes, and the steps of optimizers."""
+"""What code names: globals, modules, attributes, the steps of optimizers, and objects whose state nobody can put back."""
 
 from __future__ import annotations
 
@@ -42,3 +42,17 @@ class Steps:
 
 
 _STEPS = frozenset({"step", "zero_grad", "load_state_dict", "add_param_group"})
+
+
+def is_sealed(value: Any) -> bool:
+    """True of what goes on from what it was given before, and lets nobody put that back: a hash, a stream, a database."""
+    return type(value).__module__ in _SEALED
+
+
+_SEALED = frozenset(
+    (
+        *("sqlite3", "zlib", "_bz2", "_lzma"),
+        *("_hashlib", "_md5", "_sha1", "_sha2", "_sha256", "_sha512", "_sha3", "_blake2"),
+    )
+)
+"""Their modules."""

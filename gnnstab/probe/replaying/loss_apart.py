@@ -16,8 +16,8 @@ from gnnstab.probe.replaying._own_state import OwnState
 from gnnstab.probe.replaying.outside import Outside
 from gnnstab.probe.replaying.reach import refuse_draws_of_process, stateful
 from gnnstab.probe.replaying.replica import tensors_in
-from gnnstab.randomness import deep_copy
-from gnnstab.trials import a_trial, put_back_after
+from gnnstab.randomness import deep_copy, given_back
+from gnnstab.trials import put_back_after
 
 
 def apart(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -30,8 +30,8 @@ def apart(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
     @functools.wraps(loss, updated=())
     def called(output: Any, batch: Any) -> Any:
-        refuse_draws_of_process(loss)
-        with a_trial(), _on_copies(loss) as held:
+        with given_back(), _on_copies(loss) as held:
+            refuse_draws_of_process(loss)
             if seen:
                 return loss(output, batch)
             with OwnState([*held, *(tensor for _, tensor in tensors_in([output, batch]))]):

@@ -6,8 +6,10 @@ import array
 import ctypes
 import dis
 import functools
+import mmap
 import os
 import sys
+import threading
 import types
 import weakref
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
@@ -43,6 +45,9 @@ _WRAPPERS = (UserDict, UserList, weakref.WeakKeyDictionary, weakref.WeakValueDic
 
 _IN_MEMORY: tuple[Any, ...] = (ctypes.Array, ctypes.Structure, ctypes.Union, ctypes.c_int.__base__)
 """Numbers of C, of which each is a piece of memory; so are those that several processes share."""
+
+_FLAGGED = (threading.Semaphore, threading.Event)
+"""How many have passed, or that it has happened, is an attribute of each."""
 
 _OF_MODULES = frozenset({"modules", "import_module", "__import__"})
 """By these code reaches modules, its own above all, that it names in strings."""
@@ -160,6 +165,17 @@ class Outside:
                 self._back.append(functools.partial(_set_memory, value, bytes(value)))
             elif type(value).__module__ == "multiprocessing.sharedctypes":
                 values.append(value.get_obj())
+            elif isinstance(value, mmap.mmap):
+                if not value.closed and len(value) <= LARGEST_COPIED:
+                    self._back.append(functools.partial(_set_map, value, value[:], value.tell()))
+            elif isinstance(value, _FLAGGED):
+                self._table(vars(value), ("_value", "_flag"))
+            elif isinstance(value, (np.random.Generator, np.random.BitGenerator)):
+                values.append(getattr(value, "bit_generator", value).seed_seq)  # type: ignore[union-attr]
+            elif isinstance(value, np.random.SeedSequence):
+                self._back.append(
+                    functools.partial(_set_spawned, value, value.n_children_spawned, value.__reduce__()[2])
+                )
             elif isinstance(value, SPACES):
                 values.append(vars(value))
             elif isinstance(value, BaseData):
@@ -170,7 +186,15 @@ class Outside:
                 values += [] if isinstance(value, (bytearray, array.array)) else held[-1]
 
     def _tensor(self, value: Tensor) -> None:
-        if type(value) is not Tensor or value.layout is not torch.strided or value.is_meta or value.is_inference():
+        if attributes := vars(value):
+            self._table(attributes, self._attributes)
+            self._containers(list(attributes.values()))
+        if type(value) is not Tensor or value.is_meta or value.is_inference():
+            return
+        if value.layout is not torch.strided:
+            # What these give are their own numbers, of which they are made.
+            parts = ("_values", "_indices") if value.layout is torch.sparse_coo else ("values",)
+            self._containers([getattr(value, part)() for part in parts if hasattr(value, part)])
             return
         self._left -= value.nbytes
         if self._left >= 0:
@@ -229,6 +253,19 @@ def _set_cell(cell: types.CellType, held: list[Any]) -> None:
         del cell.cell_contents
 
 
+def _set_map(value: mmap.mmap, held: bytes, position: int) -> None:
+    if value.closed:
+        return
+    if value[:] != held and len(value) == len(held):
+        value[:] = held
+    value.seek(position)
+
+
+def _set_spawned(sequence: Any, number: int, state: Any) -> None:
+    if sequence.n_children_spawned != number:
+        sequence.__setstate__(state)
+
+
 def _set_memory(number: Any, held: bytes) -> None:
     ctypes.memmove(ctypes.byref(number), held, len(held))
 
@@ -259,6 +296,9 @@ def _empty_cache(cached: Any, held: int) -> None:
 
 def _entries(container: Any) -> tuple[Any, ...]:
     """Copies of what a container holds: of a dict the keys and the values."""
+    if isinstance(container, OrderedDict):  # Its order is not that of the dict in it.
+        keys = list(OrderedDict.keys(container))
+        return keys, [dict.__getitem__(container, key) for key in keys]
     if isinstance(container, dict):
         return list(dict.keys(container)), list(dict.values(container))
     return (container[:] if isinstance(container, (bytearray, array.array)) else list(container),)

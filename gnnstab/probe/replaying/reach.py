@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from gnnstab.errors import UsageError
 from gnnstab.finalisers import refuse_finalisers, slots_of
 from gnnstab.own_draws import own_draws
-from gnnstab.probe.replaying._named import Steps, names_of
+from gnnstab.probe.replaying._named import Steps, is_sealed, names_of
 from gnnstab.randomness import deep_copy
 from gnnstab.torch_private import functions_of_operator, operators_named, tree_leaves
 
@@ -120,7 +120,7 @@ def own_copy(value: Any) -> Any:
     if isinstance(value, torch.Generator):
         return value.clone_state()
     what = f"the model is called with a {type(value).__name__}"
-    if isinstance(value, (queue.Queue, queue.SimpleQueue)) or _iterates(value):
+    if isinstance(value, (queue.Queue, queue.SimpleQueue)) or _goes_on(value):
         raise UsageError(f"{what}, which a replay would use up")
     tensors = held_tensors(value)
     # Whoever writes into a tensor that the copy and the run have in common is refused, see `_own_state`.
@@ -237,11 +237,12 @@ def _keeps_state(value: Any) -> bool:
         return any(True for _ in value.parameters()) or any(True for _ in value.buffers())
     if isinstance(value, CACHED) and value.cache_info().currsize == 0:  # The first call would be that of the copy.
         return not _MAKERS.isdisjoint(getattr(getattr(value, "__wrapped__", None), "__code__", _NO_CODE).co_names)
-    return isinstance(value, _STATEFUL) or (isinstance(value, Tensor) and value.requires_grad) or _iterates(value)
+    return isinstance(value, _STATEFUL) or (isinstance(value, Tensor) and value.requires_grad) or _goes_on(value)
 
 
-def _iterates(value: Any) -> bool:
-    return not isinstance(value, (type, nn.Module, Tensor)) and hasattr(type(value), "__next__")
+def _goes_on(value: Any) -> bool:
+    own = not isinstance(value, (type, nn.Module, Tensor))
+    return own and (hasattr(type(value), "__next__") or is_sealed(value))
 
 
 def own_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:

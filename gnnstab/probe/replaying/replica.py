@@ -7,7 +7,6 @@ import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import copy_context
 from dataclasses import fields, is_dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -33,8 +32,7 @@ from gnnstab.probe.replaying.reach import (
     own_function,
     shared_with,
 )
-from gnnstab.randomness import deep_copy, same_random_state
-from gnnstab.trials import a_trial
+from gnnstab.randomness import deep_copy, given_back, same_random_state
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 """Endings of the attribute names under which torch and torch_geometric keep hooks."""
@@ -260,10 +258,9 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
     guard = _GUARDS.get(twin)
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        with a_trial():
+        with given_back():
             keep_around(twin)
-            # What the forward sets in context variables, a counter say, ends with it.
-            return run(*args, **kwargs) if guard is None else copy_context().run(guard, twin, run, args, kwargs)
+            return run(*args, **kwargs) if guard is None else guard(twin, run, args, kwargs)
 
     return called
 
