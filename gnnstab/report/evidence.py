@@ -107,6 +107,7 @@ class Evidence:
     def __init__(self, diagnosis: Diagnosis) -> None:
         self.diagnosis = diagnosis
         self._home: dict[str, str] = {}
+        self._profiles: dict[str, Profile | None] = {}
         self._signals: dict[tuple[str, str, int | None, str], Signal] = {}
         self._one: dict[tuple[str, str, int | None], Signal] = {}
         # That a tensor of a file holds no NaN is nothing to read of it.
@@ -178,7 +179,12 @@ class Evidence:
         return tuple(sorted(found, key=lambda s: s.head or 0))
 
     def profile(self, name: str) -> Profile | None:
-        """One signal over depth, or None when no layer measured it."""
+        """One signal over depth, or None when no layer measured it; the section of every layer asks for the same ones."""
+        if name not in self._profiles:
+            self._profiles[name] = self._profile(name)
+        return self._profiles[name]
+
+    def _profile(self, name: str) -> Profile | None:
         layers = [layer for layer in self.layers if self.signal(name, layer) or self.heads(name, layer)]
         if not layers:
             return None

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 import forked
+import gnnstab
 import readers
 from gnnstab.errors import TraceError
+from gnnstab.report import html
+from gnnstab.report.evidence import Evidence
 from gnnstab.trace import Trace
 from gnnstab.trace._opening import LARGEST_FILE
 
@@ -219,3 +222,13 @@ def test_rows_that_are_each_damaged_in_their_own_way(trace: Path) -> None:
         *first, last = opened.notes
         assert len(first) == 50 and all("'x10" in note for note in first)
         assert f"{number - 50} more kinds of damage" in last
+
+
+def test_layers_by_the_thousand_that_nobody_could_see_make_a_page(trace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 200)"
+    change(trace, f"INSERT INTO blind {rows} SELECT 'l' || i, 'score', 'r' FROM n")
+    made: list[str] = []
+    own = Evidence._profile
+    monkeypatch.setattr(Evidence, "_profile", lambda self, name: made.append(name) or own(self, name))
+    html.render(gnnstab.diagnose(trace))
+    assert len(made) == len(set(made)) < 100
