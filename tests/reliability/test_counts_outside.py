@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 import gnnstab
 from counting import WAYS, Count
+from gnnstab.probe.replaying._named import names_of
 from gnnstab.probe.replaying.outside import Outside
+from gnnstab.probe.replaying.reach import stateful
 from gnnstab.trials import put_back_after, trial
 from side_by_side import Net, Run, graph, unnoticed
 
@@ -341,3 +343,17 @@ def test_public_functions_fill_no_cache(name: str) -> None:
     kept = drawn_once(1), settings.drawn
     CALLS[name](Projected(), lambda output, batch: output.square().mean())
     assert drawn_once(1) is kept[0] and settings.drawn is kept[1]
+
+
+def test_the_code_of_a_large_library_that_a_loss_reaches_is_not_gone_through() -> None:
+    frames = pytest.importorskip("pandas")
+    kept = frames.DataFrame({"loss": [0.0]})
+
+    def loss(output: Tensor, batch: Any = None) -> Tensor:
+        kept.loc[len(kept)] = 1.0
+        return output.square().mean()
+
+    assert len(stateful(loss).code) < 5000
+    read = names_of.cache_info().misses
+    stateful(loss)
+    assert names_of.cache_info().misses == read

@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 import threading
+import warnings
 from contextvars import ContextVar
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gnnstab.errors import GnnstabWarning
 from gnnstab.unheard import unheard
 from side_by_side import Net, Run, graph, unnoticed
 
@@ -74,7 +76,19 @@ def test_tensors_are_packed_for_the_run_alone() -> None:
     unnoticed(loop)
 
 
-def test_other_threads_and_warnings_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warnings_of_copies_are_not_shown_and_those_of_gnnstab_are() -> None:
+    quiet = ContextVar("quiet", default=False)
+    quiet.set(True)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with unheard(quiet):
+            warnings.warn("on a copy", UserWarning, stacklevel=1)
+            warnings.warn("told", GnnstabWarning, stacklevel=1)
+        warnings.warn("by the run", UserWarning, stacklevel=1)
+    assert [str(warning.message) for warning in shown] == ["told", "by the run"]
+
+
+def test_other_threads_are_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = ContextVar("quiet", default=False)
     heard = io.StringIO()
     monkeypatch.setattr(sys, "stdout", heard)

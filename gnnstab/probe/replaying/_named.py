@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 
-@functools.lru_cache(4096)
+@functools.lru_cache(2**15)  # Of a large library that a loss reaches, once.
 def names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Globals that a function reads, modules that it imports, and all that it names, also in the functions that it makes."""
     steps = list(dis.get_instructions(code))
@@ -21,6 +21,13 @@ def names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], froz
     inner = [names_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     sets = zip((read, imported, names), *inner, strict=True)
     return tuple(frozenset().union(*each) for each in sets)  # type: ignore[return-value]
+
+
+QUIET = frozenset({
+    "joblib", "lightning", "lightning_fabric", "lightning_utilities", "matplotlib", "mlflow", "networkx", "pandas", "pyarrow",
+    "pytorch_lightning", "scipy", "sklearn", "tensorboard", "torchmetrics", "tqdm", "wandb",
+})  # fmt: skip
+"""Large libraries whose functions keep nothing in their globals that a run would miss; what their objects hold counts all the same."""
 
 
 class Steps:

@@ -99,7 +99,8 @@ class Outside:
             self._back.append(functools.partial(_set, read, put, drop, name, read(name)))
 
     def _table(self, table: dict[str, Any], names: Iterable[str] | None = None) -> None:
-        self._names(lambda name: table.get(name, _MISSING), table.__setitem__, table.pop, names)
+        own = self._attributes if names is None else frozenset(names)
+        self._back.append(functools.partial(_set_table, table, own, {name: table[name] for name in _of(own, table)}))
 
     def _object(self, value: Any) -> None:
         attributes = getattr(value, "__dict__", None)
@@ -218,7 +219,7 @@ class _Assigned(NamedTuple):
     attributes: frozenset[str]
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(2**14)
 def _assigned(code: types.CodeType) -> _Assigned:
     """Names of cells, globals and attributes that code assigns or deletes; also in the functions that it makes."""
     found: dict[str, set[str]] = {"DEREF": set(), "GLOBAL": set(), "ATTR": set()}
@@ -243,6 +244,22 @@ def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
 def _set(read: Callable[[str], Any], put: Callable[[str, Any], Any], drop: Callable[[str], Any], name: str, value: Any) -> None:  # fmt: skip
     if read(name) is not value:
         drop(name) if value is _MISSING else put(name, value)
+
+
+def _of(names: frozenset[str], table: dict[str, Any]) -> list[str]:
+    """Those of ``names`` that stand in a table; whichever of the two is larger is not gone through."""
+    return (
+        [name for name in names if name in table] if len(names) < len(table) else [n for n in list(table) if n in names]
+    )
+
+
+def _set_table(table: dict[str, Any], names: frozenset[str], held: dict[str, Any]) -> None:
+    for name in _of(names, table):
+        if name not in held:
+            table.pop(name)
+    for name, value in held.items():
+        if table.get(name, _MISSING) is not value:
+            table[name] = value
 
 
 def _set_cell(cell: types.CellType, held: list[Any]) -> None:

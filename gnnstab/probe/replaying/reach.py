@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from gnnstab.errors import UsageError
 from gnnstab.finalisers import refuse_finalisers, slots_of
 from gnnstab.own_draws import own_draws
-from gnnstab.probe.replaying._named import Steps, is_sealed, names_of
+from gnnstab.probe.replaying._named import QUIET, Steps, is_sealed, names_of
 from gnnstab.randomness import deep_copy
 from gnnstab.torch_private import functions_of_operator, operators_named, tree_leaves
 
@@ -367,7 +367,7 @@ def _of_function(function: types.FunctionType, shared: bool) -> Iterator[tuple[s
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
         yield from ((name, value, shared) for value in contents(cell))
     yield "defaults", (function.__defaults__, function.__kwdefaults__, vars(function)), True
-    if (function.__module__ or "").partition(".")[0] not in _LIBRARIES:
+    if not of_library(function) and (function.__module__ or "").partition(".")[0] not in QUIET:
         read, imported, names = names_of(function.__code__)
         given = {n: function.__globals__.get(n) for n in read} | {n: sys.modules.get(n) for n in imported}
         yield from (("ops", operator, True) for operator in operators_named(names))
