@@ -91,7 +91,9 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     if request.strict:
         codes += [NOTHING_EVALUABLE for d in judged if state(d) == "nothing-found"]
     code = max([*failed, *codes], key=WORSE.index)
-    if request.brief and not request.quiet and judged and chosen.format == "text":
+    # Where nothing was found, the one line of each target says so already.
+    told = code or any(d.at_least("warning") for d in judged)
+    if request.brief and not request.quiet and told and judged and chosen.format == "text":
         output.show(f"{'failed' if code else 'passed'}: {_why(code, judged, chosen.fail_on)}\n")
     return code
 

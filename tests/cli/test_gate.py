@@ -255,10 +255,13 @@ def test_each_target_has_its_own_folder_of_figures(cli, monkeypatch: pytest.Monk
     assert [folder for _, folder in asked[1:]] == [str(Path("both/0")), str(Path("both/1"))]
 
 
+def test_a_check_that_finds_nothing_says_so_in_one_line(cli) -> None:
+    assert len(cli("check", "clean.pt").out.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "last"),
     [
-        (["clean.pt"], "passed: nothing at or above --fail-on warning"),
         (["one.pt", "--fail-on", "error"], "passed: nothing at or above --fail-on error, 1 warning below it"),
         (["one.pt"], "failed: 1 warning at or above --fail-on warning"),
         (["clean.pt", "empty.pt"], "failed: a target, or with --strict a part of one, could not be judged"),
