@@ -91,8 +91,8 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     if request.strict:
         codes += [NOTHING_EVALUABLE for d in judged if state(d) == "nothing-found"]
     code = max([*failed, *codes], key=WORSE.index)
-    # Where nothing was found, the one line of each target says so already.
-    told = code or any(d.at_least("warning") for d in judged)
+    # Of a target in which nothing was found, or that cannot be judged, its one line says so already.
+    told = any(d.at_least("warning") for d in judged) or (code and (request.strict or len(targets) > 1))
     if request.brief and not request.quiet and told and judged and chosen.format == "text":
         output.show(f"{'failed' if code else 'passed'}: {_why(code, judged, chosen.fail_on)}\n")
     return code

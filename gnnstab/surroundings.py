@@ -42,7 +42,7 @@ def surroundings() -> Callable[[], None]:
 
 
 def _shown() -> dict[str, Any]:
-    if "torch" not in sys.modules:
+    if sys.modules.get("torch") is None:
         return {}
     from gnnstab.torch_private import print_options
 

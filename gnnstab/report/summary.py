@@ -319,8 +319,8 @@ def beginning(text: str, longest: int = 140) -> str:
     if len(text) <= longest:
         return text
     clauses = re.split(r"(?<=[;.:]) ", text)
-    while len(clauses) > 1 and (len(" ".join(clauses)) > longest or clauses[-1].endswith(":")):
-        clauses.pop()  # What announces something is not the end of what is told.
+    while len(clauses) > 1 and (len(" ".join(clauses)) > longest or re.search(r"\D:$", clauses[-1])):
+        clauses.pop()  # What announces something is not the end of what is told; a number before a remark is.
     short = " ".join(clauses)
     # A first clause that is a mere name tells nothing: then the words count.
     if longest // 3 < len(short) <= longest:

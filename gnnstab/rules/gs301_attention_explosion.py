@@ -132,6 +132,14 @@ class AttentionExplosion(Rule):
             if found is not None:
                 yield by_steps(self.as_learned(found, signals, state), signals)
 
+    def put_there(self, signals: Signals, name: str) -> bool:
+        """True where queries and keys agree so little that no training has made their scores sharp."""
+        layer = signals.layer(name)
+        aligned = [s.value for s in signals.find("logit.alignment", layer=name)]
+        if layer is None or not aligned or layer_named(layer).weighs_scores:
+            return False
+        return max(aligned) <= self._alignment_limit(layer)
+
     def as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
         """As `as_learned`, with this rule's limits."""
         layer = signals.layer(found.layer or "")

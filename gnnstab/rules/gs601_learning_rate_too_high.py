@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
@@ -253,7 +254,7 @@ class LearningRateTooHigh(Rule):
             return
         # Weights that the rate has blown up make it look small: as they were drawn, one update replaced them.
         drawn = [s.detail["of drawn"] for s in matrices(signals.find(OPTIMIZER_LR_TO_RMS)) if "of drawn" in s.detail]
-        of_drawn = statistics.median(drawn) if drawn else 0.0
+        of_drawn = float(np.median(drawn)) if drawn else 0.0
         blown = ratio.value > self.warn_ratio and of_drawn > self.replaced
         if not blown and not ratio.value > self.ruined_ratio:
             return

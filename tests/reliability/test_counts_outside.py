@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import gnnstab
-from counting import WAYS, Count
+from counting import WAYS, Count, in_what_nobody_puts_back
 from gnnstab.probe.replaying._named import names_of
 from gnnstab.probe.replaying.outside import Outside
 from gnnstab.probe.replaying.reach import stateful
@@ -103,7 +103,10 @@ def test_a_forward_and_a_backward_that_count(way: Callable[[], Count]) -> None:
         trained(run, Counting(count, left), loss, loss)
         run.keep(torch.tensor([count(), CountedBackward.calls]))
 
-    assert unnoticed(loop).warned == []
+    warned = unnoticed(loop).warned
+    # A forward that runs on no copy leaves nothing for the loss, which is asked about the run's own output: that is said.
+    assert len(warned) == (way is in_what_nobody_puts_back)
+    assert all("the loss sees what its own forward has left, and nothing else" in words for words in warned)
 
 
 class Slowing(torch.optim.Optimizer):

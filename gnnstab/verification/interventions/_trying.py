@@ -76,8 +76,9 @@ def investigate(
 def _excuse(case: Case, base: Look, symptoms: tuple[Symptom, ...]) -> str:
     """A model that has learned is not blamed for how it attends; of one whose loss nobody gave, nobody knows."""
     sharp = _sharp(symptoms)
-    limit = AttentionExplosion().warn_entropy
-    if not sharp or fresh(case.signals) or any(sharp_from_the_start(case.signals, one, limit) for one in sharp):
+    rule = AttentionExplosion()
+    began = any(sharp_from_the_start(case.signals, one, rule.warn_entropy) for one in sharp)
+    if not sharp or fresh(case.signals) or began:
         return ""
     if base.over_ignorant < LEARNED:
         ignorant = base.loss / base.over_ignorant
@@ -86,7 +87,7 @@ def _excuse(case: Case, base: Look, symptoms: tuple[Symptom, ...]) -> str:
     perhaps = case.signals.kind == "checkpoint" or (
         case.signals.kind == "model" and case.signals.context.get("trained")
     )
-    if case.loss is None and perhaps and not stuck:
+    if case.loss is None and perhaps and not stuck and not any(rule.put_there(case.signals, one) for one in sharp):
         return "Training may have made it so; whether it is of use, your loss tells: pass it with loss=."
     return ""
 
