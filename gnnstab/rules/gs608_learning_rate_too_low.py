@@ -155,8 +155,8 @@ class LearningRateTooLow(Rule):
                 )
                 yield self.finding(
                     f"{limited} {told['clip']:.3g}, where the loss gives one of {told['norm']:.3g}: a limit, or a "
-                    f"factor, takes 1/{slow.value:.3g} of it. On a copy {told['steps']} steps of {told['optimizer']} limited so lower the loss by "
-                    f"{-100 * math.expm1(-own):.2g} %, others by {percent(-math.expm1(-free))}, calmly. Raise the limit.",
+                    f"factor on the loss, leaves 1/{slow.value:.3g} of it. On a copy {told['steps']} steps of {told['optimizer']} with such gradients lower "
+                    f"the loss by {-100 * math.expm1(-own):.2g} %, with whole ones by {percent(-math.expm1(-free))}, calmly. Raise the limit to the norms that you log.",
                     limit=self.factor,
                     signal=slow,
                 )

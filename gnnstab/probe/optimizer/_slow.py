@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,7 +17,7 @@ from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_SLOW
 
 if TYPE_CHECKING:
-    from gnnstab.probe.optimizer.optimizer_steps import Bench
+    from gnnstab.probe.optimizer.optimizer_steps import Bench, Trial
 
 STEPS = 20
 """Most steps of each trial: six at a good rate may take less than a tenth off a loss of classes."""
@@ -77,40 +77,30 @@ def unclipped(bench: Bench, clip: float) -> Iterator[Signal]:
         return
     own, free = (one.trial(STEPS, setting=hold_rates) for one in (replace(bench, clip=clip), bench))
     if free.calm:
-        detail = {
-            "clip": clip,
-            "norm": norm,
-            "steps": STEPS,
-            "fell": [own.fall, free.fall],
-            "over_zeros": own.losses[0] / of_zeros(bench),
-            "optimizer": type(bench.optimizer).__name__,
-        }
+        detail = {"clip": clip, "norm": norm, **_beside(bench, own, free)}
         yield Signal(OPTIMIZER_SLOW, norm / clip, source="steps", detail=detail)
 
 
 def far_below_usual(bench: Bench) -> Iterator[Signal]:
-    """What the default rate of the optimizer's class makes of a few steps, where the one in use, and the highest that its schedule has in store, is a hundredth of it or less; nothing where those are not calm.
-
-    The same of steps without the limit of the gradient's norm, where there is one.
-    """
-    if bench.clip is not None:
-        yield from unclipped(replace(bench, clip=None), bench.clip)
+    """What the default rate of the optimizer's class makes of a few steps, where the one in use, and the highest that its schedule has in store, is a hundredth of it or less; nothing where those are not calm."""
     told = [float(group.get(name, 0.0)) for group in bench.optimizer.param_groups for name in ("lr", *_IN_STORE)]
     now, usual = max(told), _usual(bench.optimizer)
     if not 0 < now <= usual / HUNDRED:
         return
     own, better = (bench.trial(STEPS, factor=f, setting=hold_rates) for f in (1.0, usual / now))
     if better.calm:
-        detail = {
-            "lr": now,
-            "usual": usual,
-            "steps": STEPS,
-            "fell": [own.fall, better.fall],
-            "moved": own.moved,
-            "over_zeros": own.losses[0] / of_zeros(bench),
-            "optimizer": type(bench.optimizer).__name__,
-        }
+        detail = {"lr": now, "usual": usual, "moved": own.moved, **_beside(bench, own, better)}
         yield Signal(OPTIMIZER_SLOW, usual / now, source="steps", detail=detail)
+
+
+def _beside(bench: Bench, own: Trial, better: Trial) -> dict[str, Any]:
+    """What a few steps as they are, and others beside them, have come to."""
+    return {
+        "steps": STEPS,
+        "fell": [own.fall, better.fall],
+        "over_zeros": own.losses[0] / of_zeros(bench),
+        "optimizer": type(bench.optimizer).__name__,
+    }
 
 
 def _usual(optimizer: torch.optim.Optimizer) -> float:
