@@ -162,7 +162,7 @@ def summary(outcome: Outcome) -> list[tuple[str, str]]:
     if died is not None:
         lines.append(("died", f"update {died.step}: first non-finite value, in {died.layer or 'the model'}"))
     causes = [cause.cause for cause in outcome.run.root_causes()]
-    lines += [("causes", f"{', '.join(causes)} (run; page: last warning)")] if causes else []
+    lines += [("causes", f"{', '.join(causes)} (of the run; the page shows the last warning)")] if causes else []
     judged = _judged(outcome)
     said = {
         verdict: [fix for fix in judged if fix.verdict == verdict]

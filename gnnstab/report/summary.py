@@ -76,8 +76,8 @@ UNJUDGED = re.compile(
 def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     """What a calm verdict does not cover: layers, the user's own data, rules that were not asked, findings hidden."""
     parts = []
-    unread = [note[len(LEFT_OUT) :].partition(": ")[0] for note in diagnosis.target.notes if note.startswith(LEFT_OUT)]
-    if unread:
+    notes = diagnosis.target.notes
+    if unread := [note[len(LEFT_OUT) :].partition(": ")[0] for note in notes if note.startswith(LEFT_OUT)]:
         parts.append(f"{escape.name(', '.join(unread), 40)}, which could not be read")
     if missing := diagnosis.context.get("ranks_missing"):
         parts.append(
@@ -85,15 +85,15 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         )
     if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
         parts.append(count(unjudged, "stored tensor"))
-    blind = diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed
-    if blind > 0:
+    if (blind := diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed) > 0:
         parts.append(count(blind, "attention layer"))
     if not any(signal.source in ("batch", "training") for signal in diagnosis.signals):
         parts.append("your data and the training")
     if diagnosis.context.get("closed") is False:
         parts.append("what came after the last step of a trace that was not closed")
-    left_out = sum(rule.reason == "not selected" for rule in diagnosis.rules)
-    if left_out:
+    if any("of use, your loss tells" in finding.message for finding in diagnosis.findings):
+        parts.append("whether its sharp attention is of use (pass the loss)")
+    if left_out := sum(rule.reason == "not selected" for rule in diagnosis.rules):
         parts.append(f"{left_out} of {count(len(diagnosis.rules), 'rule')}, not selected")
     hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
     parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]

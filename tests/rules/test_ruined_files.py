@@ -12,6 +12,7 @@ from torch_geometric.nn import GATConv, TransformerConv
 
 import gnnstab
 from gnnstab.records import Diagnosis
+from gnnstab.report.summary import state
 
 NODES, EDGES, CLASSES = 120, 960, 4
 
@@ -90,6 +91,9 @@ def test_a_model_that_has_learned_is_not_blamed(files: Any) -> None:
             told = [f.message for f in found.findings if f.code in ("GS301", "GS302")]
             assert ruined or told, "sharp attention is told as information"
             assert ruined or all(("has learned" if loss else "your loss tells") in one for one in told)
+            # Without a loss nobody knows whether it is of use: that is not seen, and the model not called stable.
+            assert ruined or state(found) == ("stable" if loss else "nothing-found")
+            assert ("whether its sharp attention is of use" in str(found)) is (not ruined and loss is None)
 
 
 def test_how_weights_were_drawn_is_no_cause_where_their_shape_shows_training(files: Any) -> None:
