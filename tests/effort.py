@@ -1,8 +1,9 @@
-"""How much work a call takes, counted and not timed: the same on a slow machine and on a busy one."""
+"""How much work a call takes: counted where it can be, else timed by the pace of the processor that it runs on."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -34,6 +35,34 @@ def at_most(calls: int) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(before)
+
+
+PACE = 0.014
+"""Seconds that `_stretch` takes on the machine on which the limits of `within` were set."""
+
+
+def _stretch() -> float:
+    started = time.process_time()
+    kept = {}
+    for number in range(100_000):
+        kept[number % 997] = str(number)
+        len(kept)
+    return time.process_time() - started
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail when the block takes more than these seconds of processor time, of the machine on which the limit was set.
+
+    For work inside C that no call counts. The limit grows where the processor is slower than that machine, before the
+    block or after it: what is caught is work that grows without bound.
+    """
+    before = _stretch()
+    started = time.process_time()
+    yield
+    spent = time.process_time() - started
+    allowed = seconds * max(1.0, max(before, _stretch()) / PACE)
+    assert spent < allowed, f"took {spent:.2f} s of processor time where {allowed:.2f} s are allowed"
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import json
 import os
 import sqlite3
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 import torch
 
 import readers
+from effort import within
 from gnnstab.checkpoint import load as load_checkpoint
 from gnnstab.config import load
 from gnnstab.errors import ConfigurationError, LoadError, TraceError
@@ -112,10 +112,8 @@ def endless_table(path: Path, table: str, depth: int) -> None:
 
 
 def refusal(path: Path) -> str:
-    started = time.process_time()
-    with pytest.raises(TraceError) as caught:
+    with within(20), pytest.raises(TraceError) as caught:
         Trace.open(path)
-    assert time.process_time() - started < 20
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -135,10 +133,8 @@ def test_an_index_that_is_named_some_times_is_no_reason(tmp_path: Path) -> None:
 def test_rows_without_end_of_several_ranks_are_refused(tmp_path: Path) -> None:
     for rank in range(2):
         endless_table(tmp_path / f"run.rank{rank}.gnnstab", "step", 6)
-    started = time.process_time()
-    with pytest.raises(TraceError, match="more rows than gnnstab writes"):
+    with within(30), pytest.raises(TraceError, match="more rows than gnnstab writes"):
         Trace.open(tmp_path)
-    assert time.process_time() - started < 30
 
 
 @pytest.mark.parametrize("lines", [490, 25])
@@ -154,13 +150,12 @@ def test_dots_of_all_keys_are_limited(lines: int, tmp_path: Path) -> None:
 def test_keys_below_a_deep_table_are_limited(lines: int, name: str, tmp_path: Path) -> None:
     text = f"[tool.{name}{'.a' * 990}]\n" + "".join(f"k{i} = 1\n" for i in range(lines))
     (tmp_path / "pyproject.toml").write_text(f"{text}[tool.gnnstab]\nfail-on = 'error'\n", "utf-8")
-    started = time.process_time()
-    if lines == 10:
-        assert load(tmp_path).fail_on == "error"
-    else:
-        with pytest.raises(ConfigurationError, match="a table with 991 dots"):
-            load(tmp_path)
-    assert time.process_time() - started < 1
+    with within(1):
+        if lines == 10:
+            assert load(tmp_path).fail_on == "error"
+        else:
+            with pytest.raises(ConfigurationError, match="a table with 991 dots"):
+                load(tmp_path)
 
 
 def test_versions_and_globs_are_no_such_keys(tmp_path: Path) -> None:
@@ -272,8 +267,6 @@ def test_rows_of_all_kinds_are_counted_together(tmp_path: Path, monkeypatch: pyt
 
 def test_reading_measures_grows_with_their_number_alone(tmp_path: Path) -> None:
     """A tenth of what a trace may hold in a tenth of ten seconds; three times that on a busy machine."""
-    with Trace.open(of_rows(tmp_path / "run.gnnstab", measure=300_000)) as opened:
-        started = time.process_time()
+    with Trace.open(of_rows(tmp_path / "run.gnnstab", measure=300_000)) as opened, within(3):
         assert len(opened.measures()) > 300_000
-    assert time.process_time() - started < 3
     assert gc.isenabled()

@@ -23,6 +23,7 @@ from torch_geometric.nn import TransformerConv
 
 import readers
 from attacks import ATTACKS, call, storage, tensor, text, written
+from effort import within
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import LoadError, UnsafeFileError
 from gnnstab.probe.batches.arguments import load_batch
@@ -34,22 +35,18 @@ from gnnstab.unpickling import guard
 def test_attacks_cost_one_line(name: str, read: Callable[..., Any], tmp_path: Path) -> None:
     body, expected = ATTACKS[name]
     path = written(tmp_path / "x.pt", body)
-    started = time.process_time()
-    with pytest.raises(LoadError) as caught:
+    with within(5), pytest.raises(LoadError) as caught:
         read(path)
     assert re.search(expected, str(caught.value))
     assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
-    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_the_rules_hold_without_a_child(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a platform without processes that can be forked gets."""
     monkeypatch.setattr(guard, "available", lambda: False)
-    started = time.process_time()
-    with pytest.raises(LoadError, match=ATTACKS[name][1]):
+    with within(10), pytest.raises(LoadError, match=ATTACKS[name][1]):
         load(written(tmp_path / "x.pt", ATTACKS[name][0]))
-    assert time.process_time() - started < 10
 
 
 def test_the_files_written_here_are_healthy_otherwise(tmp_path: Path) -> None:
@@ -228,7 +225,7 @@ def eat() -> None:
 
 def overflow() -> None:
     nested: Any = ()
-    for _ in range(10_000_000):
+    for _ in range(2_000_000):
         nested = (nested,)
     hash(nested)
 
@@ -242,7 +239,7 @@ def leave() -> None:
     [
         (crash, r"brings down the process that looks at it \(signal 11\)"),
         (spin, "takes more than 1 s to look through"),
-        (eat, "asks for more memory|takes more than 1 s"),  # whichever a loaded machine comes to first
+        (eat, "asks for more memory"),
         (overflow, "brings down the process|asks for more memory"),
         (leave, "brings down the process"),
         (lambda: 1 / 0, r"damaged \(ZeroDivisionError\)"),
@@ -252,7 +249,8 @@ def leave() -> None:
 def test_whatever_happens_in_the_child_costs_one_line(
     worst: Callable[[], object], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "SECONDS", 1)
+    if worst is spin:  # The others come to their end by themselves, whenever the machine lets them.
+        monkeypatch.setattr(guard, "SECONDS", 1)
     with pytest.raises(LoadError, match=f"file.pt: .*{expected}"):
         guard.look_first("file.pt", 1000, worst)
 
