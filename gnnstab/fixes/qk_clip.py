@@ -10,7 +10,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.model_structure import editable_layers
 from gnnstab.fixes.printing import written
-from gnnstab.layers import FAMILY, LAYERS, layer_named, layer_of
+from gnnstab.layers import FAMILY, layer_named, layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS
 
@@ -23,6 +23,12 @@ Factors = Mapping[str, Sequence[float]]
 
 _UNTOUCHED = 1.0 - 1e-3
 """A factor above this is no change that anything could show."""
+
+
+_UNMEASURED = (
+    "# factor of each head: min(1, 3 * sqrt(2 * ln(median in-degree)) / its largest |score|)\n"
+    "# no score was measured: diagnose with a batch of data, and the lines are printed with their numbers"
+)
 
 
 class QKClip(Fix):
@@ -46,9 +52,7 @@ class QKClip(Fix):
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
-            kinds = [layer_named(layer) for layer in layers if layer.attention]
-            kind = next((kind for kind in kinds if kind.applies("scale_scores")), layer_named(""))
-            return "\n".join(kind.scale_lines("conv", None, None))
+            return _UNMEASURED
         known = {layer.name: layer for layer in layers}
         clipped = {
             name: gammas
@@ -56,8 +60,9 @@ class QKClip(Fix):
             if (name not in known or FAMILY in known[name].options or layer_named(known[name]).applies("scale_scores"))
             and min(gammas, default=1.0) < _UNTOUCHED
         }
-        if len(clipped) > 1 and all(_alike(known.get(name)) for name in clipped):
-            return _loop(clipped)
+        loops = {tuple(layer_named(f or "").scale_lines("conv", f, None)) for f in map(known.get, clipped)}
+        if len(clipped) > 1 and len(loops) == 1 and (body := loops.pop()):
+            return _loop(clipped, body)
         lines = [line for name, gammas in clipped.items() for line in _edit_lines(name, gammas, known.get(name))]
         return "\n".join(lines) or "# every head is below its cap: nothing to scale"
 
@@ -140,18 +145,13 @@ def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) ->
     return layer_named(layer or "").scale_lines(_path(name), layer, kept)
 
 
-def _alike(layer: LayerFacts | None) -> bool:
-    """True for layers whose edit differs in nothing but the factors: the first kind, with a bias."""
-    return layer_named(layer or "") is LAYERS[0] and (layer is None or layer.bias is not False)
-
-
-def _loop(factors: Factors) -> str:
+def _loop(factors: Factors, body: Sequence[str]) -> str:
     """The same edit of several layers as one loop."""
     lines = [
         f"    {_path(name)}: [{', '.join(f'{gamma:.4g}' for gamma in gammas)}]," for name, gammas in factors.items()
     ]
-    body = [f"    {line.partition('  #')[0]}" for line in LAYERS[0].scale_lines("conv", None, None)]
-    return "\n".join(["gammas = {", *lines, "}", "for conv, gamma in gammas.items():", *body])
+    inner = [f"    {line}" for line in body]
+    return "\n".join(["gammas = {", *lines, "}", "for conv, gamma in gammas.items():", *inner])
 
 
 def _path(name: str) -> str:

@@ -357,7 +357,7 @@ class Layer(ABC):
         raise self._inapplicable(UNSCALABLE)
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
-        """The same edit as lines of code; ``factors`` None for the loop to adapt."""
+        """The same edit as lines of code; ``factors`` None for a loop over heads with a list ``gamma``, empty where there is none."""
         raise self._inapplicable(UNSCALABLE)
 
     def add_gate(self, module: Any) -> nn.Module:

@@ -79,11 +79,7 @@ class GenericLayer(Layer):
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
         """What to do by hand: which weights make the scores is not known."""
-        if factors is None:
-            return [
-                f"# {owner}: multiply the scores before its softmax by gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score|)"
-            ]
-        shown = ", ".join(f"{factor:.4g} in head {head}" for head, factor in enumerate(factors) if factor < 1.0)
+        shown = ", ".join(f"{factor:.4g} in head {head}" for head, factor in enumerate(factors or ()) if factor < 1.0)
         return [f"# {owner}: multiply the scores before its softmax by {shown}"] if shown else []
 
 

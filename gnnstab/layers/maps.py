@@ -130,11 +130,6 @@ def _alignment(query: Tensor, key: Tensor, root: float) -> Tensor:
     return alignment
 
 
-def loop(heads: str) -> str:
-    """The head of a loop over ``heads`` in which gamma is what the scores of head h are multiplied with."""
-    return f"for h in range({heads}):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)"
-
-
 def row_lines(
     owner: str, names: Sequence[str], counts: tuple[str, str], facts: LayerFacts | None, factors: Sequence[float] | None
 ) -> list[str]:
@@ -142,7 +137,11 @@ def row_lines(
     heads, rows = counts
     if factors is None:
         of_head = f"    rows = slice(h * {owner}.{rows}, (h + 1) * {owner}.{rows})"
-        return [loop(f"{owner}.{heads}"), of_head, *(f"    {owner}.{name}.data[rows] *= gamma[h]" for name in names)]
+        return [
+            f"for h in range({owner}.{heads}):",
+            of_head,
+            *(f"    {owner}.{name}.data[rows] *= gamma[h]" for name in names),
+        ]
     width = facts.out_channels if facts and facts.out_channels else 0
     low = [(h, factor) for h, factor in enumerate(factors) if factor < 1.0]
     ends = {h: f"{h * width}:{(h + 1) * width}" if width else f"{h} * C:{h + 1} * C" for h, _ in low}

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.layers.base import UNSCALABLE, Layer
 from gnnstab.layers.edges import edge_ends, fewest, with_loops
-from gnnstab.layers.maps import loop
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ class PygLayer(Layer):
         self._able("scale_scores", UNSCALABLE)
         chosen = [f for f in self.factors if facts is None or self.present(f.name, facts)]
         if factors is None:
-            return [loop(f"{owner}.heads"), *(f"    {_line(owner, f, 'h', 'gamma[h]')}" for f in chosen)]
+            return []
         low = [(head, factor) for head, factor in enumerate(factors) if factor < 1.0]
         block = self.columns(facts, len(factors)) // max(len(factors), 1)
         places = {h: str(h) if block == 1 else f"{h * block}:{(h + 1) * block}" for h, _ in low}
