@@ -71,19 +71,16 @@ class PrecisionHeadroom(Rule):
             return
         size = math.exp(near.looks[-1][1] * (-1 if near.shrinks else 1))
         where = f", {near.place}" if near.place else ""
-        what = (
-            f"what is divided by is at most {size:.3g}"
-            if near.shrinks
-            else f"{near.operation} gives values up to {size:.3g}"
-        )
-        then = (
-            "0, and the quotient Inf or NaN" if near.shrinks else f"Inf: {near.format} ends at {math.exp(near.end):.3g}"
-        )
-        advice = (
-            "Add an eps"
-            if near.shrinks
-            else "Bound it, subtract its maximum before an exponential, or compute it in a wider format"
-        )
+        if near.shrinks and near.operation.startswith("log"):
+            what, then = f"the smallest number that {near.operation} gets is {size:.3g}", "0, and its logarithm −Inf"
+            advice = "Take the logarithm in one function (log_softmax, logsigmoid, a loss on logits), or add an eps"
+        elif near.shrinks:
+            what, then = f"what is divided by is at most {size:.3g}", "0, and the quotient Inf or NaN"
+            advice = "Add an eps"
+        else:
+            what = f"{near.operation} gives values up to {size:.3g}"
+            then = f"Inf: {near.format} ends at {math.exp(near.end):.3g}"
+            advice = "Bound it, subtract its maximum before an exponential, or compute it in a wider format"
         yield self.finding(
             f"at step {near.step} {what}{where}. At the pace of the latest steps it is {then} in about {left:.0f} steps. {advice}.",
             severity="warning",

@@ -35,8 +35,12 @@ class Changed(nn.Module):
         return out
 
 
+def squares(out: Tensor, step: int) -> Tensor:
+    return out.float().square().mean()
+
+
 def warned(
-    change: Change, steps: int, *, half: bool = False, scaled: float = 1.0
+    change: Change, steps: int, *, half: bool = False, scaled: float = 1.0, loss_of: Change = squares
 ) -> tuple[int | None, int | None, nn.Module]:
     """The first step in which the end of a format was warned about, the first with a loss or a gradient that is not finite, and the model."""
     torch.manual_seed(0)
@@ -53,7 +57,7 @@ def warned(
         for step in range(steps):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.float16, enabled=half):
-                loss = model(x).float().square().mean()
+                loss = loss_of(model(x), model.calls)
             (loss * scaled**step).backward()
             finite = all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
             if lost is None and not (finite and math.isfinite(loss.item())):
@@ -119,6 +123,40 @@ def test_what_stops_on_the_way_is_not(case: str) -> None:
     assert first is lost is None
 
 
+def certainty(eps: float) -> Change:
+    """A cross entropy by hand, of outputs that grow by an even amount per step."""
+
+    def loss(out: Tensor, step: int) -> Tensor:
+        p = torch.sigmoid(0.2 * step + 0.01 * out)
+        return -torch.log(1 - p + eps if eps else 1 - p).mean()
+
+    return loss
+
+
+def likelihood(most: float) -> Change:
+    return lambda out, step: (out.square() * math.exp(-9) * torch.tensor(min(1.3 * step, most)).exp()).mean().log1p()
+
+
+@pytest.mark.parametrize(
+    ("loss", "twin", "steps"),
+    [(certainty(0.0), certainty(1e-6), 100), (likelihood(math.inf), likelihood(50.0), 90)],
+    ids=["the logarithm of a difference", "an exponential"],
+)
+def test_a_loss_that_heads_for_an_end_is_warned_about_too(loss: Change, twin: Change, steps: int) -> None:
+    first, lost, _ = warned(lambda h, step: h, steps, loss_of=loss)
+    assert lost is not None
+    assert first is not None
+    assert lost - 25 <= first <= lost - 5
+    assert warned(lambda h, step: h, steps, loss_of=twin)[:2] == (None, None)
+
+
+def test_what_rises_slowly_is_warned_about_however_often_it_was_looked_at() -> None:
+    first, lost, _ = warned(exponent(lambda step: 10 + 0.4 * step), 200)
+    assert lost is not None
+    assert first is not None
+    assert lost - 25 <= first <= lost - 5
+
+
 def test_gradients_in_fp16_under_a_loss_scale_that_grows() -> None:
     """A forward shows nothing of it."""
     change = gain(lambda step: 1.0)
@@ -160,6 +198,18 @@ def test_no_mode_is_left_behind_where_a_forward_fails() -> None:
                 assert step == 8
             optimizer.step()
             assert FUNCTION.stack() == []
+
+
+def test_no_mode_is_left_behind_where_steps_end_within_a_backward() -> None:
+    model, x = Changed(lambda h, step: h), torch.randn(6, 4)
+    optimizer = torch.optim.Adam(model.parameters())
+    with Monitor(model, optimizer=optimizer, on_finding="ignore"):
+        model.enter.weight.register_post_accumulate_grad_hook(lambda parameter: optimizer.step())
+        for step in range(22):
+            optimizer.zero_grad()
+            assert step == 20 or FUNCTION.stack() == []
+            model(x).square().mean().backward()
+    assert FUNCTION.stack() == []
 
 
 def test_nothing_is_followed_under_a_mode_of_the_users() -> None:

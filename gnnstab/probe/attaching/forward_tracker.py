@@ -131,6 +131,8 @@ class ForwardTracker:
         if self._hooked is not None:
             keep_out_of_copies(self._hooked)
         leave_closed()
+        if self._state.formats is not None:
+            self._state.formats.ended()
         self.end_step()
         self.before = {}
 
@@ -184,6 +186,8 @@ class ForwardTracker:
         if state.full and self._full_step != state.step:
             self._full_step = state.step
             self._measure(model, mode, args, kwargs)
+        if state.formats is not None and state.formats.busy:
+            state.formats.ended()
         if grad and model.training and state.formats is not None and state.step >= state.formats.next:
             state.formats.begin(state.step)
 
@@ -191,8 +195,6 @@ class ForwardTracker:
         state = self._state
         if graph_task() != -1:
             return
-        if state.formats is not None and state.formats.busy:
-            state.formats.ended()
         state.inside = False
         if not (model.training and grad) or (self.forwards > 1 and not state.backward):
             self._look_at_evaluation(MODES[model.training][grad], output)

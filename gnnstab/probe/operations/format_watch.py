@@ -1,15 +1,15 @@
 """How close the operations of a run come to the ends of their number formats, and how fast: seen in place, in few steps.
 
-What grows or shrinks inside a layer shows at no recorded site. In step 19, in step 38 and every 200 steps from there on one forward of the
-run is followed function by function; nothing is computed twice, and no value changes. Two looks give a pace: where something heads for an
-end, the looks come closer together.
+What grows or shrinks inside a layer or a loss shows at no recorded site. In step 19, in step 38 and every 200 steps from there on one forward
+of the run and what follows it up to the backward are followed function by function; nothing is computed twice, and no value changes. Two looks
+give a pace: where something heads for an end, the looks come closer together.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -26,7 +26,7 @@ from gnnstab.probe.operations._operands import UNWRITTEN
 from gnnstab.probe.operations.in_place import reason_against
 from gnnstab.probe.operations.source_lines import Modules, Place, caller_place
 from gnnstab.records.rises import Nearing
-from gnnstab.torch_private import FUNCTION, not_compiled_alone, transforms, without_torch_function
+from gnnstab.torch_private import FUNCTION, graph_task, not_compiled_alone, transforms, without_torch_function
 from gnnstab.undisturbed import nothing_aside
 
 FIRST = 19
@@ -50,7 +50,7 @@ UNDER_WAY = 0.15
 MULTIPLIES = 2.0
 """ln of the size from which on exponents may well multiply and not only rise: what a norm hands on seldom has an entry above e²."""
 
-HALFWAY = 0.5
+HALFWAY = 0.4
 """The same from which on the rules are told, and the next look comes after `LATEST` steps at the latest."""
 
 LATEST = 9
@@ -59,7 +59,7 @@ STANDS = 0.25
 """Share of the pace of what a divisor is made of that it has at least: a root has half."""
 
 LOOKS = 6
-"""Looks that are remembered."""
+"""Looks that are remembered: the first, and the latest."""
 
 CHAIN = 4
 """Operations behind each other that a divisor is followed back: the entries, their squares, the sum of these, its root."""
@@ -83,11 +83,19 @@ CARRIES = frozenset(
 )
 """What stands between squares and the divisor that is made of them; followed where it reads what was followed last."""
 
+LOGARITHMS = frozenset({"log", "log2", "log10"})
+"""What follows a number on its way to 0 at an even pace."""
+
+ROUNDED = frozenset({"sub", "rsub", "subtract"})
+"""Differences of numbers of size one end at half their rounding, from where on they are 0."""
+
+BACKWARDS = frozenset({Tensor.backward, torch.autograd.grad})
+
 _Key = tuple[Any, ...]
 
 
 class FormatWatch:
-    """Follows one training forward in some steps, and the gradients of the same step where they are computed in fp16.
+    """Follows one training forward and its loss in some steps, and the gradients of the same step where they are computed in fp16.
 
     Args:
         model: Its modules name the places.
@@ -108,7 +116,7 @@ class FormatWatch:
         self._mode: _Following | None = None
         self._step = -1
         self._sent: tuple[int, list[_Key], dict[_Key, _Seen], DeviceCopy] | None = None
-        self._looks: dict[_Key, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=LOOKS))
+        self._looks: dict[_Key, list[tuple[int, float]]] = defaultdict(list)
         self._near = False
 
     def begin(self, step: int) -> None:
@@ -126,11 +134,13 @@ class FormatWatch:
         self._mode.__enter__()  # type: ignore[no-untyped-call]
 
     def ended(self) -> None:
-        """The forward has returned, or has ended in an exception."""
-        mode = self._mode
-        if mode is not None and mode.active:
-            mode.active = False
-            FUNCTION.replace([one for one in FUNCTION.stack() if one is not mode])
+        """Nothing more of this step is followed: the backward has begun, another forward begins, or the step is over."""
+        if self._mode is not None:
+            self._mode.active = False
+        stack = FUNCTION.stack()
+        kept = [one for one in stack if type(one) is not _Following or one.active]
+        if len(kept) < len(stack):
+            FUNCTION.replace(kept)
 
     def step_ends(self, step: int, unscaled: bool) -> None:
         """The step is over; ``unscaled``: nobody scales the loss, and takes the scale back where gradients overflow."""
@@ -141,6 +151,8 @@ class FormatWatch:
         if mode is None:
             self.busy = self._sent is not None
             return
+        # Within a backward the mode is off the stack, and comes back when that returns.
+        returns = graph_task() != -1
         if mode.error is not None:
             raise mode.error
         if mode.half and unscaled:
@@ -152,12 +164,12 @@ class FormatWatch:
         keys = list(mode.seen)
         if not keys:
             self._rest(step)
-            self.busy = False
+            self.busy = returns
             return
         self._sent = step, keys, mode.seen, DeviceCopy([mode.seen[key].size.float() for key in keys])
         if all(is_on_host(one.size) for one in mode.seen.values()):
             self._arrive()
-        self.busy = self._sent is not None
+        self.busy = returns or self._sent is not None
 
     def _arrive(self) -> None:
         """The numbers of a look are there: what comes close, and when to look again."""
@@ -171,6 +183,7 @@ class FormatWatch:
                 continue
             looks, end = self._looks[key], one.end
             looks.append((step, one.sign * math.log(size)))
+            del looks[1 : -LOOKS + 1]
             # A divisor with an eps beside it stands still while what is added to that shrinks.
             pace, way = _pace(looks), looks[-1][1] / end
             if one.into and not _pace(self._looks[one.into]) > STANDS * pace:
@@ -191,7 +204,7 @@ class FormatWatch:
 class _Seen:
     """The largest entry of one result, and what is known of the place."""
 
-    __slots__ = ("dtype", "into", "name", "place", "sign", "size")
+    __slots__ = ("dtype", "end", "into", "name", "place", "sign", "size")
 
     def __init__(
         self,
@@ -201,14 +214,12 @@ class _Seen:
         place: Place | None = None,
         sign: int = 1,
         into: _Key | None = None,
+        end: float | None = None,
     ) -> None:
         self.size, self.dtype, self.name, self.place = size, dtype, name, place
         self.sign, self.into = sign, into
-
-    @property
-    def end(self) -> float:
+        self.end = _end(dtype, sign) if end is None else end
         """ln of the largest number of the format, or −ln of the smallest."""
-        return _end(self.dtype, self.sign)
 
     @property
     def where(self) -> str:
@@ -238,6 +249,9 @@ class _Following(TorchFunctionMode):
         self._modules = modules
         self._passed: dict[_Key, int] = defaultdict(int)
         self._last: Tensor | None = None
+        self._difference: Tensor | None = None
+        """The latest result of one of `ROUNDED`."""
+
         self._run: list[_Key] = []
         """Keys of operations in a row, each of which reads what the one before it has made; the last one made ``_last``."""
 
@@ -246,6 +260,8 @@ class _Following(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the function; look at what it gives."""
+        if func in BACKWARDS:
+            self.active = False
         output = func(*args, **kwargs) if kwargs else func(*args)
         if is_dynamo_compiling():
             return output
@@ -253,7 +269,9 @@ class _Following(TorchFunctionMode):
             name = getattr(func, "__name__", "an operation").strip("_")
             chained = len(args) > 0 and args[0] is self._last
             grows = name in GROWS or (chained and name in CARRIES) or output.dtype is torch.float16
-            if not grows or not output.is_floating_point():
+            if name in ROUNDED:
+                self._difference = output
+            if not (grows or name in LOGARITHMS) or not output.is_floating_point():
                 return output
             try:
                 with without_torch_function(), torch.no_grad():
@@ -264,7 +282,13 @@ class _Following(TorchFunctionMode):
         return output
 
     def _look(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], output: Tensor, chained: bool) -> None:
-        if output.layout is not torch.strided or not output.numel() or output.is_meta or name in UNWRITTEN:
+        if (
+            output.layout is not torch.strided
+            or not output.numel()
+            or output.is_meta
+            or name in UNWRITTEN
+            or transforms()
+        ):
             return
         frame = sys._getframe(2)
         while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
@@ -275,6 +299,12 @@ class _Following(TorchFunctionMode):
         self._passed[site] += 1
         key: _Key = (*site, self._passed[site])
         place = caller_place(self._modules, "model")[0] if self._modules else None
+        if name in LOGARITHMS:
+            given = args[0] if args else None
+            if type(given) is Tensor and given.is_floating_point():
+                end = -math.log(torch.finfo(given.dtype).eps / 2) if given is self._difference else None
+                self.seen[key] = _Seen(given.abs().min(), given.dtype, name, place, -1, end=end)
+            return
         if func in DIVIDES and self._last is not None and above_and_below(func, args)[1] is self._last:
             into = (*self._run[-1], "divides")
             for one in reversed(self._run):
