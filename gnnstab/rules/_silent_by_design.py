@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gnnstab.layers import layer_named
 from gnnstab.records import Signals
 
 RELATION = "__"
@@ -14,6 +15,29 @@ _OF_PARAMETERS = ("weight.rms", "weight.grad_rms", "optimizer.gradient_rms")
 
 def _known(signals: Signals) -> set[str]:
     return {str(s.detail.get("parameter", "")) for name in _OF_PARAMETERS for s in signals.find(name)}
+
+
+NO_WAY = {
+    "another head": "since they belong to a head that this forward does not use, as of another task or a later phase",
+    "never called": "since this forward does not use them (not called), as of a template for copies, another phase, or a module that was forgotten",
+    "out of reach": "since no entry of the output changes with them, as of an update of edges behind the last layer",
+}
+"""Why no loss can reach parameters, as the look at the places says it → in words."""
+
+
+def idle(signals: Signals, parameter: str) -> bool:
+    """True for a parameter that its layer holds and, configured so, does not use."""
+    layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
+    if layer is None:
+        return False
+    own = parameter.removeprefix(f"{layer.name}.")
+    return inside(own, layer_named(layer).idle(layer))
+
+
+def unread(signals: Signals, parameter: str) -> bool:
+    """True for a parameter that the forward does not use: no entry of the output changes with it."""
+    beyond = (s for s in signals.find("place.without_gradient") if s.detail.get("why") in NO_WAY)
+    return idle(signals, parameter) or any(parameter in s.detail.get("parameters", ()) for s in beyond)
 
 
 def trains(signals: Signals, layer: str) -> bool:

@@ -8,16 +8,9 @@ from dataclasses import replace
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_UNDONE, PLACE_PLAIN_SCORES
-from gnnstab.rules._silent_by_design import inside, trains, unread_relation
+from gnnstab.rules._silent_by_design import NO_WAY, idle, inside, trains, unread_relation
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, measured, names, never_finite, stops
-
-_BEYOND = {
-    "another head": "since they belong to a head that this forward does not use, as of another task or a later phase",
-    "never called": "since this forward does not use them (not called), as of a template for copies, another phase, or a module that was forgotten",
-    "out of reach": "since no entry of the output changes with them, as of an update of edges behind the last layer",
-}
-"""Why no loss can reach parameters, as the look at the places says it → in words."""
 
 
 @rule("GS604", "never-updated-parameter", cause="never-updated-parameter", severity="error", confidence="high")
@@ -194,7 +187,7 @@ class NeverUpdatedParameter(Rule):
         for signal in signals.find("place.without_gradient"):
             silent = [str(name) for name in signal.detail.get("parameters", ())]
             why = str(signal.detail.get("why"))
-            if silent and all(_unused(signals, name) for name in silent):
+            if silent and all(idle(signals, name) for name in silent):
                 continue
             if why == "never called" and layers and layers <= left_out(signals):
                 yield self.finding(
@@ -227,9 +220,9 @@ class NeverUpdatedParameter(Rule):
                     limit=self.parameters,
                     signal=replace(signal, layer=None),
                 )
-            elif why in _BEYOND:
+            elif why in NO_WAY:
                 yield self.finding(
-                    f"{signal.value:.0f} trainable parameters have no gradient, {_BEYOND[why]}: {_listed(signal)}. Freeze them, or wire them "
+                    f"{signal.value:.0f} trainable parameters have no gradient, {NO_WAY[why]}: {_listed(signal)}. Freeze them, or wire them "
                     "in if this loss should train them.",
                     severity="info",
                     limit=self.parameters,
@@ -330,22 +323,13 @@ def _stops(signals: Signals) -> list[Signal]:
     ]  # fmt: skip
 
 
-def _unused(signals: Signals, parameter: str) -> bool:
-    """True for a parameter that its layer holds and, configured so, does not use."""
-    layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
-    if layer is None:
-        return False
-    own = parameter.removeprefix(f"{layer.name}.")
-    return inside(own, layer_named(layer).idle(layer))
-
-
 def _without_part(signals: Signals, parameter: str) -> bool:
     """True for a parameter whose gradient is 0 by the configuration of its layer, which trains otherwise."""
     layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
     if layer is None or not trains(signals, layer.name):
         return False
     kind, own = layer_named(layer), parameter.removeprefix(f"{layer.name}.")
-    if _unused(signals, parameter):
+    if idle(signals, parameter):
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
@@ -388,7 +372,7 @@ def _given_zeros(signals: Signals, never: Signal) -> set[str]:
 
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:
     """Parameters that no loss on this output can reach by the way the model is built, and that are told as such."""
-    told = (*_BEYOND, "unmatched", "checkpoint")
+    told = (*NO_WAY, "unmatched", "checkpoint")
     return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in told)
 
 

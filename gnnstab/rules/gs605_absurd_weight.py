@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.rules._silent_by_design import unread
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names
 
@@ -29,7 +30,8 @@ class AbsurdWeight(Rule):
     only of what was as large at step 0.
 
     ## When it is silent
-    Where the whole network is that large: a run has diverged instead. Where the layer was run on your data and what it
+    Where the whole network is that large: a run has diverged instead. It is information where the forward never reads
+    the parameter. Where the layer was run on your data and what it
     returned is finite and below 1000, it is information, up to an RMS of a million. Parameters may hold quantities in
     large units on purpose.
 
@@ -53,7 +55,11 @@ class AbsurdWeight(Rule):
         if not found:
             raise NotEvaluable(signals.why_missing("weight.rms"))
         absurd = [s for s in found if s.value > self._limit(s) and not self._has_grown(s)]
+        useless = [s for s in absurd if unread(signals, str(s.detail.get("parameter")))]
+        absurd = [s for s in absurd if s not in useless]
         usual = sorted(s.value for s in found)[(len(found) - 1) // 4]
+        if useless and usual <= self.ordinary:
+            yield self._never_read(useless)
         if not absurd or usual > self.ordinary:
             return
         working = [s for s in absurd if s.value <= self.offset and self._works(signals, s)]
@@ -66,6 +72,16 @@ class AbsurdWeight(Rule):
         yield self.finding(
             f"{names(listed)}: RMS {worst.value:.2g} where a quarter of all parameters lies below {usual:.2g}, "
             "as with memory that was never initialised. Initialise it.",
+            limit=self._limit(worst),
+            signal=worst,
+        )
+
+    def _never_read(self, useless: Sequence[Signal]) -> Finding:
+        listed = sorted({str(s.detail.get("parameter", s.layer)) for s in useless})
+        worst = largest(useless)
+        return self.finding(
+            f"{names(listed)}: RMS {worst.value:.2g}, as with memory that was never initialised, and the forward does not read it: nothing comes of it.",
+            severity="info",
             limit=self._limit(worst),
             signal=worst,
         )

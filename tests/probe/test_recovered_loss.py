@@ -62,6 +62,15 @@ def test_a_loss_is_recovered_with_its_targets(name: str, scale: float) -> None:
         assert math.isclose(float(found(other, None)), float(LOSSES[name](other)), rel_tol=2e-2)
 
 
+def test_of_a_model_that_returns_more_it_reads_what_the_gradient_came_to() -> None:
+    found = recovered_loss(*asked(LOSSES["numbers"], 1.0))
+    assert found is not None
+    output = torch.randn(N, C)
+    value, learned = float(found(output, None)), (output.clone().requires_grad_() * 1.0)
+    for result in ((output, torch.randn(N, 2)), {"out": output}, (torch.randn(N, C), learned)):
+        assert float(found(result, None).detach()) == value
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_another_loss_is_none(name: str) -> None:
     assert recovered_loss(*asked(OTHERS[name], 1.0)) is None

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, GCNConv, HeteroConv, SimpleConv, TransformerConv
+from torch_geometric.data import Data
+from torch_geometric.nn import GATConv, GCNConv, HeteroConv, RGATConv, SimpleConv, TransformerConv
 
 import gnnstab
 from gnnstab.records import Finding, LayerFacts, Series, Signal, Signals
@@ -239,3 +240,24 @@ def test_a_weight_that_was_never_written_is_named_where_the_output_overflows(wri
     named = [f for f in diagnosis.findings if f.code == "GS605"]
     assert [f.cause for f in named] == ["uninitialized-parameter"] * (not written)
     assert all("2.weight" in f.message for f in named)
+
+
+@pytest.mark.parametrize(("mod", "severity"), [("scaled", "error"), (None, "info")])
+def test_memory_that_the_forward_does_not_read_is_information(mod: str | None, severity: str) -> None:
+    """PyG's layer has parameters for ways to count neighbours, of which it uses those of the way that it was asked for."""
+    torch.manual_seed(0)
+    layer = RGATConv(8, 8, num_relations=2, mod=mod)
+    layer.l2.data.fill_(3e20)
+    data = Data(torch.randn(20, 8), ring(20, lambda i: 5), edge_type=torch.arange(100) % 2)
+    diagnosis = gnnstab.diagnose(Related(layer), batch=data, loss=lambda output, batch: output.square().mean())
+    assert codes(diagnosis, "GS605") == [severity]
+
+
+class Related(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.conv = layer
+
+    def forward(self, data: Data) -> Tensor:
+        out: Tensor = torch.tanh(self.conv(data.x, data.edge_index, data.edge_type))
+        return out

@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.probe.replaying.skipped_step import histories
+
 CLOSE = 1e-3
 """Relative difference up to which gradient and value are those of a loss: the numbers of fp32 agree to 1e-5."""
 
@@ -42,8 +45,21 @@ def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered 
     for recover in (_cross_entropy, _soft, _binary, _squared, _huber):
         found = recover(output, gradient, value)
         if found is not None:
-            return found
+            return _of_its_part(found, output.shape)
     return None
+
+
+def _of_its_part(loss: Recovered, shape: torch.Size) -> Recovered:
+    """The same loss of all that the model returns, of which it reads one tensor: the one with a history, else the first of that shape."""
+
+    def read(result: Any, batch: Any) -> Tensor:
+        if isinstance(result, Tensor):
+            return loss(result, batch)
+        with_history = histories(result)
+        alike = (tensor for _, tensor in tensors_in(result) if tensor.shape == shape)
+        return loss(with_history[0] if len(with_history) == 1 else next(alike), batch)
+
+    return read
 
 
 def _cross_entropy(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
