@@ -10,6 +10,10 @@ MOST_MOMENTUM = 1.0
 LARGEST_DECAY = 0.02
 """Share of every weight that a step takes away from which on weights halve in fewer than 35 steps."""
 
+SMALL_ENOUGH = 0.1
+"""Size of the weights that a decoupled decay leaves to an optimizer whose steps are about its rate, from which down too little is left: most
+initialisations of up to a hundred inputs have as much."""
+
 
 class Setting(NamedTuple):
     """A setting that is beyond its limit."""

@@ -28,8 +28,8 @@ class RateJump(Rule):
 
     ## How it is measured
     The largest factor between the rates of two recorded steps in a row that leads beyond every rate before; while a run
-    goes on, of every parameter group, momentum, sign of the rate, and rate times weight decay (under SGD, and where the
-    decay is decoupled).
+    goes on, of every parameter group, momentum, sign of the rate, and rate times weight decay (under SGD, and under AdamW
+    where 1/decay, the size that it leaves to weights, is at most .1).
 
     ## When it is silent
     In the first five steps, where a warm-up multiplies its rate, and at a restart that goes back to a rate that the run

@@ -42,6 +42,7 @@ def diagnosed(optimizer: Any) -> gnnstab.Diagnosis:
         (lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=20), {"GS606", "GS609"}),
         (lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=50), {"GS609"}),
         (lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=1e-2), set()),
+        (lambda p: torch.optim.AdamW(p, lr=0.02, weight_decay=1.2), set()),  # Leaves weights of up to .8.
         (lambda p: torch.optim.Adam(p, lr=0.02, weight_decay=5e-4), set()),
     ],
 )

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from gnnstab.records import Signal
-from gnnstab.records.settings import LARGEST_DECAY, MOST_MOMENTUM, Setting
+from gnnstab.records.settings import LARGEST_DECAY, MOST_MOMENTUM, SMALL_ENOUGH, Setting
 from gnnstab.records.vocabulary import OPTIMIZER_DECAY, OPTIMIZER_MOMENTUM, OPTIMIZER_NEGATIVE_RATE
 
 
 def beyond_limits(optimizer: torch.optim.Optimizer) -> Iterator[Setting]:
     """A momentum of 1 or more, a rate below 0, and a decay that takes `LARGEST_DECAY` or more off every weight in a step.
 
-    A decay is judged where rate × decay is what a step takes: under SGD, and where it is decoupled from the gradient.
+    A decay is judged where rate × decay is what a step takes: under SGD, and where it is decoupled from the gradient. There a step also adds
+    about its rate, so that weights of a size up to 1/decay stay: it is judged from `SMALL_ENOUGH` down.
     """
     for place, group in enumerate(optimizer.param_groups):
         lr, momentum, decay = (_number(group.get(name)) for name in ("lr", "momentum", "weight_decay"))
@@ -23,7 +24,9 @@ def beyond_limits(optimizer: torch.optim.Optimizer) -> Iterator[Setting]:
             yield Setting(OPTIMIZER_MOMENTUM, momentum, place)
         if lr < 0:
             yield Setting(OPTIMIZER_NEGATIVE_RATE, lr, place)
-        elif lr * decay >= LARGEST_DECAY and (_decoupled(optimizer, group) or isinstance(optimizer, torch.optim.SGD)):
+        elif lr * decay >= LARGEST_DECAY and (
+            isinstance(optimizer, torch.optim.SGD) or (_decoupled(optimizer, group) and 1 / decay <= SMALL_ENOUGH)
+        ):
             yield Setting(OPTIMIZER_DECAY, lr * decay, place)
 
 
