@@ -23,6 +23,7 @@ from gnnstab.probe.optimizer.learning import LEARNS, LEARNS_WELL, MARGIN
 from gnnstab.probe.optimizer.marked import may_hold_marks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_trial, undone_trial
+from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
@@ -39,6 +40,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
     SCORE_GROWTH,
+    UNGIVEN,
 )
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -98,6 +100,12 @@ class Ending:
         self._hooks = _computing(recorder.model)
         self._left_out: dict[str, None] = {}
         taken()  # What another run has left out.
+
+    def note_gradients(self) -> None:
+        """Let the trace keep which parameters show no gradient at the run's end: few of its steps were measured parameter by parameter."""
+        silent = ungiven(self._recorder.model, self._optimizers)
+        if silent is not None:
+            self._writer.meta(UNGIVEN, json.dumps(silent))
 
     def tell_left_out(self) -> None:
         """Let the trace keep why looks on copies were left out so far, the last steps and the end of the run included."""

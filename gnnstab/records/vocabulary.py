@@ -338,6 +338,9 @@ SIGNALS: dict[str, SignalKind] = {
 }
 # fmt: on
 
+UNGIVEN = "without_gradient_at_end"
+"""Entry of a trace's metadata: the parameters that showed no gradient at the run's end, neither in their own nor in what an optimizer keeps."""
+
 INVESTIGATION = "investigation"
 """Entry of a trace's metadata, and of the context of its signals: what undoing the suspects showed at the run's end."""
 

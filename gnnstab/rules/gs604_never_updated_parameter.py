@@ -27,7 +27,8 @@ class NeverUpdatedParameter(Rule):
 
     ## How it is measured
     - Checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0.
-    - Run: trainable parameters whose gradient was None or exactly 0 in every step.
+    - Run: trainable parameters whose gradient was None or exactly 0 in every step that was measured parameter by
+      parameter, and at the run's end (their own, or what the optimizer keeps of it).
     - Model and batch: parameters without a gradient after a backward, and why (the module was not called, no path leads
       to it, or it stands in a reentrant checkpoint none of whose inputs has a gradient); weights that the loss depends
       on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or sigmoid of a plain tensor of

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
-from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP, LOSS_GROWTH
+from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP, LOSS_GROWTH, UNGIVEN
 from gnnstab.signals._extremes import short_run, with_extremes
 from gnnstab.signals._measures import measured_signals, parsed, streams
 from gnnstab.signals._places import place_signals
@@ -56,7 +56,8 @@ def from_trace(trace: Trace) -> Signals:
     full = streams(measures)
     values, undefined = measured_signals(full, source, single=single)
     values += gradient_signals(sites, layers, source, single=single)
-    values += parameter_signals(sites, [layer.name for layer in layers], source, single=single)
+    silent = {str(name) for name in parsed(meta[UNGIVEN], list)} if UNGIVEN in meta else None
+    values += parameter_signals(sites, [layer.name for layer in layers], source, silent, single=single)
     values += _modes_apart(sites, layers, source)
     values += place_signals(meta, source)
     series = () if single else tuple(run_series(sites, full, steps, layers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -275,11 +275,17 @@ def running_median(values: Floats, width: int) -> Floats:
 
 
 def parameter_signals(
-    sites: Mapping[SeriesKey, NDArray[np.void]], owners: Sequence[str], source: str, *, single: bool
+    sites: Mapping[SeriesKey, NDArray[np.void]],
+    owners: Sequence[str],
+    source: str,
+    ungiven: Collection[str] | None = None,
+    *,
+    single: bool,
 ) -> list[Signal]:
     """RMS, gradient and relative update per parameter, and the parameters that never got a gradient.
 
-    ``owners`` are the names of the recorded layers: a parameter's signals carry the layer that holds it.
+    ``owners`` are the names of the recorded layers: a parameter's signals carry the layer that holds it. ``ungiven`` names the
+    parameters without a gradient at the run's end, where that is known: few steps of a run are measured parameter by parameter.
     """
     rows: dict[str, dict[str, NDArray[np.void]]] = {}
     for key, array in sites.items():
@@ -291,7 +297,7 @@ def parameter_signals(
             (name for name in owners if parameter.startswith(f"{name}.")), key=len, default=parameter.rpartition(".")[0]
         )
         signals += _parameter(parameter, layer or None, own, source, single)
-    return signals + ([] if single else _never_updated(rows))
+    return signals + ([] if single else _never_updated(rows, ungiven))
 
 
 def _parameter(
@@ -333,11 +339,15 @@ def _updates(
     return found
 
 
-def _never_updated(rows: Mapping[str, Mapping[str, NDArray[np.void]]]) -> list[Signal]:
+def _never_updated(rows: Mapping[str, Mapping[str, NDArray[np.void]]], ungiven: Collection[str] | None) -> list[Signal]:
     """Trainable parameters without any gradient but zero; nothing when the run had no backward pass or no update."""
     if not any("weight_grad" in own for own in rows.values()) or not any("weight" in own for own in rows.values()):
         return []
-    silent = sorted(parameter for parameter, own in rows.items() if "weight" in own and not _moved(own))
+    silent = sorted(
+        parameter
+        for parameter, own in rows.items()
+        if "weight" in own and not _moved(own) and (ungiven is None or parameter in ungiven)
+    )
     zero = [parameter for parameter in silent if "weight_grad" in rows[parameter]]
     detail = {"parameters": silent[:MOST_NAMES], "zero": zero[:MOST_NAMES], "of": len(rows)}
     return [Signal("optimizer.never_updated", float(len(silent)), None, None, None, "training", detail)]

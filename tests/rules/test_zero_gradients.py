@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv
+from torch_geometric.nn import GATConv, TransformerConv
 
 import gnnstab
 from gnnstab.records import Diagnosis
@@ -141,3 +141,36 @@ def test_parameters_behind_a_closed_relu_follow_from_it() -> None:
     assert [cause.cause for cause in found.root_causes()] == ["dead-units"]
     assert [f.explained_by for f in found.findings if f.code == "GS604" and f.severity == "error"] == ["GS701"]
     assert not watched(Closed(-0.3)).at_least("warning")
+
+
+class Tower(nn.Module):
+    """Blocks that join one after the other, each behind a gate that begins at 0; what has not joined passes no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(TransformerConv(4, 4) for _ in range(2))
+        self.gates, self.head, self.open = nn.Parameter(torch.zeros(2)), nn.Linear(4, 1), 1
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for i, block in enumerate(self.blocks):
+            more = (0.1 + self.gates[i]) * block(x, edge_index)
+            x = x + (more if i < self.open else more.detach())
+        out: Tensor = self.head(x)
+        return out
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_gradient_that_comes_between_two_measurements_is_a_gradient(opened: bool, cleared: bool) -> None:
+    torch.manual_seed(0)
+    model, x, ring = Tower(), torch.randn(12, 4), torch.stack([torch.arange(12), torch.arange(12).roll(1)])
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, schedule=20, on_finding="ignore") as monitor:
+        for step in range(20):
+            model.open = 1 + (opened and step >= 10)
+            model(x, ring).square().mean().backward()
+            optimizer.step()
+            if cleared or step < 19:
+                optimizer.zero_grad()
+    silent = [f for f in monitor.diagnose().findings if f.code == "GS604" and f.severity != "info"]
+    assert bool(silent) is not opened

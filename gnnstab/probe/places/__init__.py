@@ -4,6 +4,7 @@ from gnnstab.probe.places._numbers import rms as rms
 from gnnstab.probe.places._numbers import saturated_share as saturated_share
 from gnnstab.probe.places._parameters import NotHeld as NotHeld
 from gnnstab.probe.places._parameters import not_held as not_held
+from gnnstab.probe.places._parameters import ungiven as ungiven
 from gnnstab.probe.places.survey import Place as Place
 from gnnstab.probe.places.survey import survey as survey
 from gnnstab.probe.places.survey import to_json as to_json

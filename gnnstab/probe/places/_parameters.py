@@ -295,3 +295,36 @@ def _within(value: Any, name: str) -> Iterator[tuple[str, nn.Parameter]]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _within(item, f"{name}[{key!r}]")
+
+
+def ungiven(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> list[str] | None:
+    """Names of trainable parameters whose gradient, and all that an optimizer keeps of it, is missing or exactly 0.
+
+    None where no gradient is left at all and no optimizer keeps anything: then nothing is known of any. A decay that is added to
+    gradients moves moments too, so that moments under one tell nothing.
+    """
+    if waits_for_others(model):
+        return None
+    state = {id(p): kept for p, kept in _moments(optimizers)}
+    found: dict[str, bool] = {}
+    known = False
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or is_lazy(parameter):
+            continue
+        shown = [parameter.grad, *state.get(id(parameter), ())]
+        known = known or any(one is not None for one in shown)
+        found[name] = any(one is not None and (one.layout is not torch.strided or bool(one.any())) for one in shown)
+    return [name for name, given in found.items() if not given] if known else None
+
+
+def _moments(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    for optimizer in optimizers:
+        decoupled = isinstance(optimizer, torch.optim.AdamW)
+        for group in optimizer.param_groups:
+            if decoupled or group.get("decoupled_weight_decay") or not group.get("weight_decay"):
+                for parameter in group["params"]:
+                    kept = optimizer.state.get(parameter, {}).values()
+                    yield (
+                        parameter,
+                        [one for one in kept if isinstance(one, Tensor) and one.shape == parameter.shape and one.dim()],
+                    )
