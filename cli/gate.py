@@ -88,18 +88,20 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     if request.update_baseline:
         output.complain("the baseline was not written: it would lose what is known of the targets that failed")
     codes = [d.exit_code(chosen.fail_on) for d in judged]
+    unjudged = codes.count(NOTHING_EVALUABLE) + failed.count(NOTHING_EVALUABLE)
     if request.strict:
         codes += [NOTHING_EVALUABLE for d in judged if state(d) == "nothing-found"]
     code = max([*failed, *codes], key=WORSE.index)
     # Of a target in which nothing was found, or that cannot be judged, its one line says so already.
     told = any(d.at_least("warning") for d in judged) or (code and (request.strict or len(targets) > 1))
     if request.brief and not request.quiet and told and judged and chosen.format == "text":
-        output.show(f"{'failed' if code else 'passed'}: {_why(code, judged, chosen.fail_on)}\n")
+        output.show(f"{'failed' if code else 'passed'}: {_why(code, judged, chosen.fail_on, unjudged)}\n")
     return code
 
 
-def _why(code: int, judged: Sequence[Diagnosis], fail_on: str) -> str:
-    """Why a check passed or failed, in words."""
+def _why(code: int, judged: Sequence[Diagnosis], fail_on: str, unjudged: int) -> str:
+    """Why a check passed or failed, in words; ``unjudged``: targets of which nothing could be judged."""
+    from gnnstab.report.numbers import count
     from gnnstab.report.summary import severities
 
     failing = [finding for d in judged for finding in d.at_least(fail_on)]
@@ -108,7 +110,9 @@ def _why(code: int, judged: Sequence[Diagnosis], fail_on: str) -> str:
     return {
         0: f"nothing at or above --fail-on {fail_on}{less}",
         FINDINGS: f"{severities(failing)} at or above --fail-on {fail_on}",
-        NOTHING_EVALUABLE: "a target, or with --strict a part of one, could not be judged",
+        NOTHING_EVALUABLE: f"{count(unjudged, 'target')} could not be judged"
+        if unjudged
+        else "--strict asks for every check, and some were not run",
     }.get(code, "a target, or a file of it, could not be read")
 
 

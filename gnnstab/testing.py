@@ -11,7 +11,7 @@ from gnnstab.baseline import read
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.faces import spoken
-from gnnstab.report.numbers import measured
+from gnnstab.report.numbers import count, measured
 
 if TYPE_CHECKING:
     import os
@@ -126,7 +126,7 @@ def _budgets(broken: Sequence[limits.Violation]) -> list[str]:
         by_budget.setdefault(violation.budget.text, []).append(violation)
     lines = []
     for found in by_budget.values():
-        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        more = f" (and at {count(len(found) - 1, 'more place')})" if len(found) > 1 else ""
         lines.append(f"budget {escape.sentence(str(max(found, key=_beyond)))}{more}")
     return [*lines[:MOST], *([f"and {len(lines) - MOST} more budgets"] if len(lines) > MOST else [])]
 

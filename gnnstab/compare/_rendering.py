@@ -50,7 +50,7 @@ def _parts(comparison: Comparison, factor: float | None, verbose: bool) -> Itera
     shown = _shown(comparison, factor, verbose)
     if shown:
         grown = len(comparison.grown(NOTABLE if factor is None else factor))
-        yield from _section("What grew towards danger", _changes(shown, grown, verbose))
+        yield from _section("What went towards danger", _changes(shown, grown, verbose))
     for title, found in (("New findings", comparison.new), ("Findings that are gone", comparison.gone)):
         if found:
             yield from _section(title, Group(*(_finding(f, verbose) for f in found)))
@@ -75,7 +75,7 @@ def _verdict(comparison: Comparison, factor: float | None, verbose: bool) -> Tex
     amount = f"{count(len(grown), 'number')} grew by {limit:g}× or more"
     layer = escape.name(worst.layer) if worst.layer else "the model"
     head = "" if worst.head is None else f" head {worst.head}"
-    place = f"worst: {name_of(worst, verbose)} {times(worst.growth)} at {layer}{head}"
+    place = f"worst: {name_of(worst, verbose)} {factor_of(worst)} at {layer}{head}"
     return Text.assemble(("GREW", f"bold {RED}"), "  ", (f"{amount}; {place}", "bold"))
 
 
@@ -92,7 +92,7 @@ def _shown(comparison: Comparison, factor: float | None, verbose: bool) -> list[
 def _changes(shown: list[Change], grown: int, verbose: bool) -> RenderableType:
     rows = shown if verbose else shown[:ROWS]
     path, names = escape.apart([change.layer or "the model" for change in rows], 18)
-    grid = table("Signal" if verbose else "What", "Layer", "Head", "Before", "After", "Growth", "Limit", numbers=3)
+    grid = table("Signal" if verbose else "What", "Layer", "Head", "Before", "After", "Factor", "Limit", numbers=3)
     grid.columns[0].no_wrap = True
     for change, name in zip(rows, names, strict=True):
         grid.add_row(
@@ -101,7 +101,7 @@ def _changes(shown: list[Change], grown: int, verbose: bool) -> RenderableType:
             "all" if change.head is None else str(change.head),
             number(change.before) if change.before or math.isfinite(change.after) else "–",
             number(change.after),
-            times(change.growth),
+            factor_of(change),
             _limit(change),
         )
     parts: list[RenderableType] = [relative_to(path), grid] if path else [grid]
@@ -116,9 +116,11 @@ def name_of(change: Change, verbose: bool = False) -> str:
     return f"{name} (worst)" if change.extreme else name
 
 
-def times(growth: float) -> str:
-    """``2.5×``; ``new`` for growth from nothing."""
-    return f"{number(growth)}×" if math.isfinite(growth) else "new"
+def factor_of(change: Change) -> str:
+    """``×2.5``, or ``÷2.5`` of a number whose fall is the danger; ``new`` for growth from nothing."""
+    if not math.isfinite(change.growth):
+        return "new"
+    return f"{'×' if SIGNALS[change.signal].rises else '÷'}{number(change.growth)}"
 
 
 def _limit(change: Change) -> str:

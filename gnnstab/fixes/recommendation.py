@@ -155,7 +155,8 @@ def _for_precision(seen: Seen) -> list[Choice]:
     operation = operation_behind(seen.signals)
     inside = {layer.name for layer in seen.signals.attention_layers}
     if not operation or (operation.get("place") == "model" and str(operation.get("module")) in inside):
-        return [("fp32-attention", {}, ""), ("qk-clip", {}, "")]
+        wider: list[Choice] = [("fp32-attention", {}, "")] if seen.signals.context.get("precision") != "fp32" else []
+        return [*wider, ("qk-clip", {}, "")]
     return by_hand
 
 

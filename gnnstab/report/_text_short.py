@@ -117,7 +117,7 @@ def one_line(diagnosis: Diagnosis, width: int) -> Text:
         rest = f"{unjudged} of {count(len(diagnosis.rules), 'check')} not run: pass {asked}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({count(hidden, 'finding')} suppressed)"
-    target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
+    target = _file(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
     return _unwrapped((word, STATE[summary.state(diagnosis)]), f"  {target}: {rest}")
 
 
@@ -126,6 +126,13 @@ def _fit(text: str, cells: int) -> str:
     most = max(12, cells)
     shorter = (escape.name(text, longest) for longest in range(most, 11, -1))
     return next((shown for shown in shorter if cell_len(shown) <= most), escape.name(text, 12))
+
+
+def _file(path: str, cells: int) -> str:
+    """A path in at most so many columns; its last part stays whole, which a log is searched for."""
+    folder, _, name = path.rpartition("/")
+    fitting, name = _fit(path, cells), escape.name(name)
+    return fitting if fitting.endswith(name) else f"…/{name}" if folder else name
 
 
 def _unwrapped(*parts: str | tuple[str, str] | Text) -> Text:

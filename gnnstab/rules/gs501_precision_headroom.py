@@ -136,7 +136,7 @@ class PrecisionHeadroom(Rule):
             off = "a factor of 2.7 or more" if severe else f"{100 * math.expm1(rounding.value):.3g} %"
             yield self.finding(
                 f"{layer}: in {precision} the largest logit is rounded by {rounding.value:.2g} (limit {limit:g}), which "
-                f"leaves attention weights off by {off}. Keep query, key and softmax in fp32.",
+                f"leaves attention weights off by {off}. {remedy(precision)}",
                 severity="error" if severe else "info" if trained_well(signals) else "warning",
                 limit=limit,
                 signal=rounding,
@@ -162,6 +162,13 @@ class PrecisionHeadroom(Rule):
         return Signal(
             "precision.rounding", UNIT_ROUNDOFF[precision] * worst.value, layer, worst.head, worst.step, worst.source
         )
+
+
+def remedy(precision: str) -> str:
+    """What to do about logits that a format rounds too coarsely."""
+    if precision == "fp32":
+        return "Bring the logits down: scale the query weights, or normalise queries and keys; a wider format is seldom the answer."
+    return "Keep query, key and softmax in fp32."
 
 
 def smallest_of(signals: Signals, name: str, layer: str) -> Signal | None:
