@@ -176,6 +176,11 @@ foreach_norm = torch._foreach_norm
 foreach_subtract = torch._foreach_sub
 """One kernel for many tensors."""
 
+storage_address: Callable[[torch.Tensor], int] = getattr(
+    torch._C, "_storage_address", lambda tensor: int(tensor.untyped_storage()._cdata)
+)
+"""Where the storage of a tensor is, without the Python object around it where torch can tell so."""
+
 negative_view = torch._neg_view
 """A tensor with its negative bit set, as files hold it."""
 
@@ -213,7 +218,6 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_saved_result": "a node of the autograd graph",
         "_saved_self": "a node of the autograd graph",
         "_saved_self_sym_sizes": "a node of the autograd graph",
-        "_cdata": "a torch.UntypedStorage",
         "_scale": "torch.amp.GradScaler",
         "_current_level": "torch.autograd.forward_ad",
         "_qkv_same_embed_dim": "an attention layer of torch.nn",

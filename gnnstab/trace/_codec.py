@@ -117,7 +117,7 @@ What comes back raises `ValueError` when the column does not hold what it should
 
 def to_columns(fields: Fields, record: Any) -> tuple[Any, ...]:
     """The columns of one record."""
-    return tuple(write(getattr(record, name)) for name, (write, _) in fields.items())
+    return tuple([write(getattr(record, name)) for name, (write, _) in fields.items()])
 
 
 def from_columns(fields: Fields, row: Sequence[Any]) -> dict[str, Any]:

@@ -242,18 +242,16 @@ class RowEncoder:
     def _step(self, row: StepRow) -> Columns:
         columns = codec.to_columns(codec.STEP, row)
         # Skipped steps and those with NaN or Inf are counted apart, so the first of each kind stays for ever.
-        kind = (row.skipped, *map(_kind, (row.loss, row.grad_norm)))
+        kind = (row.skipped, _kind(row.loss), _kind(row.grad_norm))
         self._kinds[kind] = self._kinds.get(kind, -1) + 1
         return (columns[0], level_of(self._kinds[kind]), *columns[1:])
 
     def _measure(self, row: Measure) -> Columns:
-        key = codec.to_columns(codec.QUANTITY, row)
+        quantity = self._quantities.get(row[1:6])  # The same few come again at every full step.
+        if quantity is None:
+            quantity = self._quantity(row)
         step, value = codec.whole(row.step), float(row.value)
         detail = codec.clean(row.detail) if row.detail else None
-        if key not in self._quantities:
-            self._quantities[key] = len(self._quantities) + 1
-            update(self.batch.facts, {"quantity": {self._quantities[key]: (self._quantities[key], *key)}})
-        quantity = self._quantities[key]
         if step != self._record_step:
             self._record_step, self._records = step, self._records + 1
         level = level_of(self._records)
@@ -262,6 +260,13 @@ class RowEncoder:
             level = FOREVER
         self._measures += 1
         return (step, quantity, self._measures, level, value, detail)
+
+    def _quantity(self, row: Measure) -> int:
+        key = codec.to_columns(codec.QUANTITY, row)
+        if key not in self._quantities:
+            self._quantities[key] = len(self._quantities) + 1
+            update(self.batch.facts, {"quantity": {self._quantities[key]: (self._quantities[key], *key)}})
+        return self._quantities[key]
 
 
 def taken(queue: Any) -> list[Any]:

@@ -51,37 +51,45 @@ def gather(items: Iterable[SiteItem], shared: Collection[int] = ()) -> tuple[NDA
     """
     steps: list[int] = []
     ids: list[NDArray[np.float64]] = []
+    together: list[NDArray[np.bool_]] = []
     rows: list[NDArray[np.float64]] = []
     refused = 0
-    last: tuple[Sequence[int], NDArray[np.float64]] = ((), np.empty(0))
+    last: Sequence[int] = ()
+    those, named, known = list(shared), np.empty(0), np.empty(0, bool)
     for step, names, values in items:
         try:
             array = np.asarray(values, dtype=np.float64)
             if array.shape != (len(names), 5):
                 raise ValueError(array.shape)
             step = whole(step)
-            if names is not last[0]:  # The same few tuples come again at every step.
-                last = (names, np.asarray(names, dtype=np.float64))
+            if names is not last:  # The same few tuples come again at every step.
+                named = np.asarray(names, dtype=np.float64)
+                last, known = names, np.isin(named, those)
         except (TypeError, ValueError, OverflowError):
             refused += len(names)
             continue
         steps.append(step)
-        ids.append(last[1])
+        ids.append(named)
+        together.append(known)
         rows.append(array)
-    matrix = np.zeros((sum(map(len, rows)), 9))
-    if len(matrix):
-        matrix[:, STEP] = np.repeat(np.asarray(steps, dtype=np.float64), [len(array) for array in rows])
-        matrix[:, SERIES] = np.concatenate(ids)
-        matrix[:, SPAN] = 1.0
-        matrix[:, MINIMUM:] = np.concatenate(rows)
-        # These two are counts: NULL or Inf in them would make the whole transaction fail.
-        matrix[:, COUNT] = np.nan_to_num(matrix[:, COUNT], nan=0.0, posinf=0.0, neginf=0.0)
-        matrix[:, NON_FINITE] = np.nan_to_num(matrix[:, NON_FINITE], nan=-1.0, posinf=-1.0, neginf=-1.0)
+    if not rows:
+        return np.empty((0, 9)), refused
+    columns = np.zeros((9, sum(map(len, rows))))
+    columns[STEP] = np.repeat(np.asarray(steps, dtype=np.float64), [len(array) for array in rows])
+    columns[SERIES] = np.concatenate(ids)
+    columns[SPAN] = 1.0
+    columns[MINIMUM:] = np.concatenate([array.T for array in rows], axis=1)
+    # These two are counts: NULL or Inf in them would make the whole transaction fail.
+    for column, unknown in ((COUNT, 0.0), (NON_FINITE, -1.0)):
+        if not np.isfinite(columns[column]).all():
+            np.nan_to_num(columns[column], copy=False, nan=unknown, posinf=unknown, neginf=unknown)
+    matrix = columns.T
     pooled = _pool(matrix)
     pooled[:, SPAN] = 1.0  # Several calls for one step are still one step.
-    together = np.isin(pooled[:, SERIES], list(shared))
-    if together.any():
-        pooled = np.concatenate([pooled[~together], _pool_steps(pooled[together], FACTOR)])
+    share = np.concatenate(together) if pooled is matrix else np.isin(pooled[:, SERIES], those)
+    if share.any():
+        pooled = np.concatenate([pooled[~share], _pool_steps(pooled[share], FACTOR)])
+        pooled = pooled.take(np.argsort(_places(pooled, 1), kind="stable"), axis=0)
     return pooled, refused
 
 
@@ -123,9 +131,10 @@ class OpenBuckets:
 
 def _pool_steps(rows: NDArray[np.float64], stride: int) -> NDArray[np.float64]:
     """One row per bucket of ``stride`` steps, series and part, at the first step that is in it."""
-    rows = rows.copy()
-    rows[:, PART] = ~np.isfinite(rows[:, MINIMUM : RMS + 1]).all(axis=1)
-    return _pool(rows, stride)
+    columns = rows.T.copy()
+    finite = np.isfinite(columns[MINIMUM : RMS + 1])
+    columns[PART] = ~(finite[0] & finite[1] & finite[2])
+    return _pool(columns.T, stride)
 
 
 def _pool(rows: NDArray[np.float64], stride: int = 1) -> NDArray[np.float64]:
@@ -134,18 +143,21 @@ def _pool(rows: NDArray[np.float64], stride: int = 1) -> NDArray[np.float64]:
     if (keys[1:] > keys[:-1]).all():
         return rows  # Most often: they come in order, each once.
     order = np.argsort(keys, kind="stable")
-    rows, keys = rows.take(order, axis=0), keys[order]
-    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
-    pooled = rows.take(starts, axis=0)
-    pooled[:, STEP] = np.minimum.reduceat(rows[:, STEP], starts)
-    pooled[:, SPAN] = np.add.reduceat(rows[:, SPAN], starts)
-    pooled[:, MINIMUM] = np.minimum.reduceat(rows[:, MINIMUM], starts)
-    pooled[:, MAXIMUM] = np.maximum.reduceat(rows[:, MAXIMUM], starts)
-    pooled[:, COUNT] = np.add.reduceat(rows[:, COUNT], starts)
-    pooled[:, RMS] = _pooled_rms(rows, starts, pooled[:, COUNT])
-    unknown = np.minimum.reduceat(rows[:, NON_FINITE], starts) < 0
-    pooled[:, NON_FINITE] = np.where(unknown, -1.0, np.add.reduceat(rows[:, NON_FINITE], starts))
-    return pooled
+    # Column by column: what is reduced then lies in one piece.
+    columns, keys = rows.T.take(order, axis=1), keys.take(order)
+    starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    pooled = columns.take(starts, axis=1)
+    pooled[STEP] = np.minimum.reduceat(columns[STEP], starts)
+    pooled[SPAN] = np.add.reduceat(columns[SPAN], starts)
+    pooled[MINIMUM] = np.minimum.reduceat(columns[MINIMUM], starts)
+    pooled[MAXIMUM] = np.maximum.reduceat(columns[MAXIMUM], starts)
+    pooled[COUNT] = np.add.reduceat(columns[COUNT], starts)
+    pooled[RMS] = _pooled_rms(columns, starts, pooled[COUNT])
+    if columns[NON_FINITE].any():
+        unknown = np.minimum.reduceat(columns[NON_FINITE], starts) < 0
+        pooled[NON_FINITE] = np.where(unknown, -1.0, np.add.reduceat(columns[NON_FINITE], starts))
+    found: NDArray[np.float64] = pooled.T
+    return found
 
 
 def _places(rows: NDArray[np.float64], stride: int) -> NDArray[np.float64]:
@@ -162,13 +174,13 @@ def _places(rows: NDArray[np.float64], stride: int) -> NDArray[np.float64]:
 
 
 def _pooled_rms(
-    rows: NDArray[np.float64], starts: NDArray[np.intp], counts: NDArray[np.float64]
+    columns: NDArray[np.float64], starts: NDArray[np.intp], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """RMS over all entries; every square is taken relative to the largest RMS, so that none overflows."""
-    largest = np.maximum.reduceat(rows[:, RMS], starts)
+    rms, largest = columns[RMS], np.maximum.reduceat(columns[RMS], starts)
     with np.errstate(divide="ignore", invalid="ignore"):
-        relative = rows[:, RMS] / np.repeat(largest, np.diff(np.r_[starts, len(rows)]))
-        pooled = largest * np.sqrt(np.add.reduceat(rows[:, COUNT] * relative**2, starts) / counts)
+        relative = rms / np.repeat(largest, np.diff(starts, append=len(rms)))
+        pooled = largest * np.sqrt(np.add.reduceat(columns[COUNT] * relative**2, starts) / counts)
     plain = (largest > 0) & np.isfinite(largest) & (counts > 0)
     return np.where(plain, pooled, largest)
 

@@ -34,9 +34,11 @@ AT_ONCE = (32, 8, 1)
 
 Python takes its global lock back after every single statement. With one row per statement the writer thread would wait
 for the training thread thousands of times per flush; with many it waits a few times, and costs less than half. A few
-fixed sizes, so that no statement is parsed twice; larger ones cost more to parse, once in every run, than they save in its first
-minutes.
+fixed sizes, so that no statement is parsed twice.
 """
+
+MANY_AT_ONCE = (128, *AT_ONCE)
+"""The same of statistics, of which a run that records every step has thousands a second."""
 
 # A step whose rows arrive apart, or late, is pooled with what is there, never overwritten.
 MERGE = """ ON CONFLICT (level, step, series, part) DO UPDATE SET
@@ -264,11 +266,11 @@ def _write(connection: sqlite3.Connection, batch: Batch, open_buckets: OpenBucke
 def _write_level(connection: sqlite3.Connection, rows: NDArray[np.float64], level: int) -> None:
     # The level is one parameter of all rows, so that no statement is parsed anew for it; what is 0 in all of them is none.
     columns = range(rows.shape[1])
-    absent = () if rows[:, (PART, NON_FINITE)].any() else (PART, NON_FINITE)
+    absent = () if rows[:, PART].any() or rows[:, NON_FINITE].any() else (PART, NON_FINITE)
     present = [i for i in columns if i not in absent]
     row = f"(?1,{','.join('?' if i in present else '0' for i in columns)})"
     # Whole numbers arrive as floats here; the INTEGER affinity of their columns turns them into integers.
-    for size, values in _groups(rows[:, present].ravel().tolist(), len(present)):
+    for size, values in _groups(rows[:, present].ravel().tolist(), len(present), MANY_AT_ONCE):
         try:
             connection.execute(_insert("INSERT INTO statistic", row, size), [level, *values])
         except sqlite3.IntegrityError:
@@ -283,10 +285,10 @@ def _put(connection: sqlite3.Connection, statement: str, rows: Sequence[Columns]
         connection.execute(_insert(statement, row, size), values)
 
 
-def _groups(values: list[Any], width: int) -> Iterator[tuple[int, list[Any]]]:
+def _groups(values: list[Any], width: int, sizes: Sequence[int] = AT_ONCE) -> Iterator[tuple[int, list[Any]]]:
     """The rows, one after the other, cut into groups of the sizes that there are statements for."""
     start = 0
-    for size in AT_ONCE:
+    for size in sizes:
         if size * width > VARIABLES:
             continue
         while len(values) - start >= size * width:

@@ -50,7 +50,7 @@ class GradientHook:
             set_grad_enabled(False)
         try:
             state.backward = True
-            state.buffer.put(self._slots, [gradient])
+            state.buffer.put_one(self._slots, gradient)
         except Exception as error:
             let_through(error)
             self._state = None

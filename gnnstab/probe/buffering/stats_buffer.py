@@ -179,6 +179,22 @@ class StatsBuffer:
             self._reduce(slots[i], tensors[i])
         self._position += 1
 
+    def put_one(self, slots: tuple[int], tensor: Tensor) -> None:
+        """As `put` of a single tensor."""
+        groups, position = self._groups, self._position
+        if position < len(groups):
+            group = groups[position]
+            if (
+                group.slots is slots
+                and group.small is None
+                and tensor.dtype is group.dtype
+                and tensor.shape == group.shapes[0]
+            ):
+                group.views[0].copy_(tensor)
+                self._position = position + 1
+                return
+        self.put(slots, [tensor])
+
     def put_joined(self, slots: tuple[int, ...], sizes: Sequence[int], tensors: Sequence[Tensor]) -> bool:
         """Record tensors of ``sizes[i]`` entries and one width under ``slots[i]``; False, and nothing recorded, where they cannot be joined.
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -47,6 +48,8 @@ SMALLEST = 2.0**-24
 FEW = 4
 """Multiples of `SMALLEST` that hold one or two bits."""
 
+TOGETHER = 2**16
+"""Entries of gradients that are looked at by one operation."""
 
 FAST = 4.0
 """Change of the output by the first update, over its spread, from which on its rate is tried, as for GS601."""
@@ -92,7 +95,7 @@ def next_update(
             start = [(t, t.detach().clone()) for t in (*asked, *itertools.filterfalse(is_lazy, twin.buffers()))]
             before, found = outputs_and_wide(twin, lambda: _outputs(twin, inputs))
             wide += found
-            if not all(bool(gradient.isfinite().all()) for gradient in asked.values()):
+            if not all(bool(flat.isfinite().all()) for flat, _ in _joined(asked.values())):
                 raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
             moved, lost = _moved(twin, mover, asked, before, inputs), lost_share(start)
             damping = math.nan
@@ -139,16 +142,43 @@ def few_bits(model: nn.Module) -> float:
     Gradients that went through fp16 unscaled, or by too little, look so; NaN without a gradient.
     """
     given = [p.grad.detach() for p in model.parameters() if p.grad is not None and p.grad.layout is torch.strided]
-    few, whole, other = 0, False, False
-    for gradient in given:
-        steps = gradient.abs().double() / SMALLEST
-        if not torch.equal(steps, steps.round()):
-            other = True
-        elif steps.any():
-            few, whole = few + int(((steps > 0) & (steps <= FEW)).sum()), True
+    few = nonzero = 0
+    whole = other = False
+    for flat, starts in _joined(gradient for gradient in given if gradient.numel()):
+        steps = (flat.abs().double() / SMALLEST).cpu().numpy()
+        between = np.logical_or.reduceat(steps != np.round(steps), starts)
+        within = ~between & np.logical_or.reduceat(steps != 0, starts)
+        nonzero += int(np.count_nonzero(steps))
+        whole, other = whole or bool(within.any()), other or bool(between.any())
+        if within.any():
+            few += int(np.add.reduceat((steps > 0) & (steps <= FEW), starts, dtype=np.int64)[within].sum())
     if not whole:
         return 0.0 if other else math.nan
-    return few / sum(int(gradient.count_nonzero()) for gradient in given)
+    return few / nonzero
+
+
+def _joined(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
+    """The entries of tensors that follow each other, small ones of one format together, and where each begins."""
+    joined: list[Tensor] = []
+    starts, size = [0], 0
+    for tensor in tensors:
+        if joined and (size + tensor.numel() > TOGETHER or _kind(tensor) != _kind(joined[0])):
+            yield _flat(joined), starts
+            joined, starts, size = [], [0], 0
+        elif joined:
+            starts.append(size)
+        joined.append(tensor)
+        size += tensor.numel()
+    if joined:
+        yield _flat(joined), starts
+
+
+def _kind(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.device, tensor.layout
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
 
 
 def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:

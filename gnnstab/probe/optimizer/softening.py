@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.optimizer._zeros import of_zeros
@@ -43,6 +44,10 @@ WIDE = 3.0
 """Standard deviation of the scores of one target from which on attention may be sharp: normal ones give five neighbours an entropy of half of ln 5."""
 
 EXPONENTIALS = frozenset({torch.exp, Tensor.exp})
+
+_SOFTMAXES = frozenset({torch.softmax, Tensor.softmax, F.softmax})
+
+_LOOKED_AT = frozenset({*EXPONENTIALS, *_SOFTMAXES, F.scaled_dot_product_attention, F.multi_head_attention_forward})
 
 FUSED = inspect.signature(F.multi_head_attention_forward)
 """What `nn.MultiheadAttention` hands to the function that holds its scores, where no other function or mode sees them."""
@@ -99,6 +104,7 @@ class Softened(TorchFunctionMode):
         super().__init__()
         self._layers = frozenset(layers)
         self._running: list[str] = []
+        self._handles: list[RemovableHandle] = []
         self._factors: dict[str, float] = {}
         self._homes: list[ModuleType] = []
         self._thread = get_ident()
@@ -113,8 +119,8 @@ class Softened(TorchFunctionMode):
         """Have a copy tell which of the layers runs."""
         for name, module in {type(model).__name__: model, **dict(model.named_modules())}.items():
             if name in self._layers:
-                module.register_forward_pre_hook(partial(self._enter, name))
-                module.register_forward_hook(self._leave, always_call=True)
+                self._handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
+                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         for home in homes(model):  # None is found again once its softmax is this one: each is given back once.
             self._homes.append(home)
             home.softmax = self._over_edges
@@ -122,23 +128,27 @@ class Softened(TorchFunctionMode):
     def __exit__(self, *error: Any) -> None:
         while self._homes:
             self._homes.pop().softmax = softmax  # type: ignore[attr-defined]
+        while self._handles:
+            self._handles.pop().remove()
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._running or func not in _LOOKED_AT:
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if self._running and args and func in (torch.softmax, Tensor.softmax, F.softmax):
+        if args and func in _SOFTMAXES:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
             return func(args[0] * self._factor(lambda: spread(args[0], dim)), *args[1:], **kwargs)
-        if self._running and len(args) > 1 and func is F.scaled_dot_product_attention:
+        if len(args) > 1 and func is F.scaled_dot_product_attention:
             query, key = args[:2]
             scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
             factor = self._factor(lambda: spread(query.detach() @ key.detach().transpose(-1, -2) * scale, -1))
             return func(query * factor, *args[1:], **kwargs)
-        if self._running and func is F.multi_head_attention_forward:
+        if func is F.multi_head_attention_forward:
             given = FUSED.bind(*args, **kwargs).arguments
             factor = self._factor(lambda: spread(_fused_scores(given), -1))
             return func(**given | _with_queries(given, factor))
-        if self._running and func in EXPONENTIALS and not self._in_softmax:
+        if func in EXPONENTIALS and not self._in_softmax:
             return func(self._softer_exponent(args[0] if args else kwargs["input"]))
         return func(*args, **kwargs)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gnnstab.left_out import left_out
 from gnnstab.probe.own_operations import is_own
 from gnnstab.probe.replaying.reach import held_by, refuse_draws_of_process
-from gnnstab.torch_private import TorchDispatchMode, generator_number
+from gnnstab.torch_private import TorchDispatchMode, generator_number, storage_address
 
 _CREATED = ("lift_fresh", "lift_fresh_copy")
 """What `torch.tensor` ends in: its operand was made outside of all operations."""
@@ -72,14 +72,14 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the operands, run the operation, and know what it made for the copy's own."""
-        strange = {_memory(tensor) for tensor in _tensors((args, kwargs))} - self._own
+        strange = set(map(_memory, _tensors((args, kwargs) if kwargs else args))) - self._own
         if strange:
             self._look(func, args, kwargs or {}, strange)
-        generator = (kwargs or {}).get("generator")
+        generator = kwargs.get("generator") if kwargs else None
         if isinstance(generator, torch.Generator) and generator_number(generator) not in self._generators:
             self._refuse(f"{_name(func)} draws from a generator")
-        result = func(*args, **(kwargs or {}))
-        made = {_memory(tensor) for tensor in _tensors(result)}
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        made = set(map(_memory, _tensors(result)))
         self._own |= made if _name(func) in _CREATED else made - strange
         return result
 
@@ -117,8 +117,7 @@ def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
 def _tensors(value: Any) -> list[Tensor]:
     """The tensors among the arguments of an operation, or in what it returns."""
     found, waiting = [], [value]
-    while waiting:
-        one = waiting.pop()
+    for one in waiting:  # What is inside of it comes behind it.
         if isinstance(one, Tensor):
             found.append(one)
         elif isinstance(one, (list, tuple)):
@@ -133,6 +132,6 @@ def _memory(tensor: Tensor) -> int:
     if tensor.layout is not torch.strided:
         return -1
     try:
-        return int(tensor.untyped_storage()._cdata)
+        return storage_address(tensor)
     except (NotImplementedError, RuntimeError, ValueError):  # A meta, a fake or a lazy tensor.
         return -1
