@@ -15,14 +15,18 @@ SHOWN = 6
 
 
 def worst_words(signal: Signal) -> str:
-    """``worst 1.5e7 at step 12, last 1.3 at step 149``; empty for a number without a run."""
+    """``worst 1.5e7 at step 12, last 1.3 at step 149``; empty for a number without a run.
+
+    The worst is known of every recorded step, the last may be that of a full measurement long before it.
+    """
     told = []
     for which in ("worst", "last"):
         value, step = signal.detail.get(which), signal.detail.get(f"{which}_step")
         if isinstance(value, (int, float)) and isinstance(step, int):
             span = signal.detail.get("worst_span") if which == "worst" else None
             place = f"steps {step} to {step + span - 1}" if isinstance(span, int) else f"step {step}"
-            told.append(f"{which} {number(float(value))} at {place}")
+            word = "last full measurement" if which == "last" and step < signal.detail.get("worst_step", step) else which
+            told.append(f"{word} {number(float(value))} at {place}")
     return ", ".join(told)
 
 

@@ -188,7 +188,10 @@ def _ratio(signals: Signals) -> str:
 
 def _scores(signals: Signals) -> str:
     found = measured(signals.find("score.max_abs"))
-    return f" (here max|s| = {largest(found).value:.3g} at {largest(found).layer})" if found else ""
+    if not found:
+        return ""
+    size, layer = max((max(s.value, float(s.detail.get("worst", 0.0))), str(s.layer)) for s in found)
+    return f" (here max|s| = {size:.3g} at {layer})"
 
 
 def _init_missed(signals: Signals) -> bool:
