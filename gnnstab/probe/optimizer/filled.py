@@ -34,8 +34,9 @@ def filled_signals(bench: Bench) -> Iterator[Signal]:
         batches.append(mapped(batch, filled.taken_out))
     with suppress(UsageError):  # The model, or the loss, takes no graphs of other sizes.
         other = replace(bench, calls=calls, batches=batches)
-        halves = halved(bench), halved(other)
-        bench, other = (own if None in halves else half for own, half in zip((bench, other), halves, strict=True))
+        half, other_half = halved(bench), halved(other)
+        if half is not None and other_half is not None:
+            bench, other = half, other_half
         without = other.trial(STEPS, until=lambda seen: progress(seen[0], seen) >= LEARNS_WELL + MARGIN).losses
         as_is = bench.trial(len(without) - 1).losses
         gaps = [

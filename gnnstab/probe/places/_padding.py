@@ -102,6 +102,8 @@ def filled_rows(named: Mapping[str, Tensor]) -> Filled | None:
     last = {name: name.rpartition(".")[2] for name in named}
     graphs = next((t for n, t in named.items() if last[n] == "batch" and t.dim() == 1 and t.dtype == torch.int64), None)
     edges = [t for n, t in named.items() if last[n] == "edge_index" and t.dim() == 2 and len(t) == 2]
+    if any(t.layout is not torch.strided or t.is_quantized for t in named.values()):
+        return None
     if graphs is None or not edges or len(graphs) < 2 or int(graphs.min()) < 0 or int(graphs.max()) + 1 >= len(graphs):
         return None
     nodes = len(graphs)
@@ -122,7 +124,7 @@ def filled_rows(named: Mapping[str, Tensor]) -> Filled | None:
         left = torch.bincount(graphs[real], minlength=len(sizes))
         ragged = bool((left > 0).all()) and bool((sizes - left != sizes[0] - left[0]).any())
         if ragged and not bool(touched[~real].any()) and all(bool((t[~real] == t[~real][:1]).all()) for t in own):
-            return Filled(name, real, graphs)
+            return Filled(name, real.to(graphs.device), graphs)
     return None
 
 
