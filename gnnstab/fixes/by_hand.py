@@ -19,6 +19,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_UNSEEN,
     PLACE_ALONE_DIFFERENCE,
     PLACE_CLOSED_CONTENT,
+    PLACE_FILLED_DIFFERENCE,
     PLACE_LOST_DIGITS,
     PLACE_LOST_WEIGHT,
     PLACE_MASKED_WEIGHT,
@@ -224,6 +225,9 @@ class SetMask(ByHand):
                 "attend(x, x, x, key_padding_mask=~real)                       # True where a key is to be ignored\n"
                 "scaled_dot_product_attention(q, k, v, attn_mask=~blocked)     # True where a key is to be read"
             )
+        elif not operation and _measured(signals, PLACE_FILLED_DIFFERENCE):
+            name = next(s.detail.get("mask") for s in signals.find(PLACE_FILLED_DIFFERENCE)) or "real"
+            change = f"pooled = global_mean_pool(h[{name}], batch[{name}])  # and so before every norm over nodes"
         elif not operation and _measured(signals, PLACE_LOST_WEIGHT):
             change = "weights = scores.masked_fill(~mask, float('-inf')).softmax(-1)  # in place of scores.softmax(-1) * mask"
         elif not operation and (

@@ -37,9 +37,10 @@ class GraphNormHazard(Rule):
 
     - GraphNorm, InstanceNorm or PairNorm on a graph of one or two nodes, without `batch` on several graphs, or beside
       an attention layer whose channels do not vary over the nodes;
-    - a norm that takes away the mean of every graph, which the pooling behind it needs since the targets follow it, or
-      which is all that the pooling takes; one behind which all graphs are equally large where the error follows their
-      size or their number of nodes;
+    - a norm, also one in the model's own code, that takes away the mean over nodes, where what is behind it reads that
+      mean alone, as a mean pooling does, or where there is a single node: the gradients of the rows and of their mean
+      cancel. And one in front of a pooling that needs the mean, since the targets follow it;
+    - a norm behind which all graphs are equally large where the error follows their size or their number of nodes;
     - a BatchNorm trained on batches of one or two rows, or given padded rows so far from the real ones that these
       hardly differ behind it;
     - a LayerNorm over a single number, or over the nodes of a set in place of their channels;
@@ -57,9 +58,6 @@ class GraphNormHazard(Rule):
     smallest: float = threshold(2, unit="nodes", source="derived: with two nodes a normalised channel is ±1")
     erased: float = threshold(
         0.15, unit="× chance", source="derived: .03 behind GraphNorm and a ReLU, 1 for nodes drawn at random"
-    )
-    nothing: float = threshold(
-        1e-6, unit="× chance", source="derived: what rounding leaves of a mean that was taken away"
     )
     follows: float = threshold(
         0.6, unit="|correlation|", source="heuristic: the mean alone explains a third of the targets"
@@ -108,16 +106,15 @@ class GraphNormHazard(Rule):
 
     def _erased(self, signals: Signals) -> Iterator[Finding]:
         """The mean of every graph is gone before the pooling, and the targets follow it."""
+        told = {signal.layer for signal in stops(signals, "centred")}
         for signal in measured(signals.find("place.graph_difference")):
             follows = float(signal.detail.get("target_follows", 0.0))
-            if signal.value < self.nothing and not signal.detail.get("learns"):
-                yield self.finding(
-                    f"{signal.layer} takes away the mean over the nodes of every graph, and what is pooled behind it is that mean: nothing is left "
-                    "that tells one graph from another. Use LayerNorm or BatchNorm there, or pool before it.",
-                    limit=self.nothing,
-                    signal=signal,
-                )
-            elif signal.value < self.erased and follows > self.follows and not ruined(signals):
+            if (
+                signal.layer not in told
+                and signal.value < self.erased
+                and follows > self.follows
+                and not ruined(signals)
+            ):
                 yield self.finding(
                     f"{signal.layer} takes away the mean over the nodes of every graph, and of what is pooled behind it {signal.value:.2g} times "
                     f"the differences of chance is left. The targets follow that mean (correlation {follows:.2f}). Use LayerNorm or BatchNorm "
@@ -127,11 +124,20 @@ class GraphNormHazard(Rule):
                 )
 
     def _over_one(self, signals: Signals) -> Iterator[Finding]:
-        """A normalisation that is given one number at a time gives back its bias."""
+        """A normalisation that is given one number at a time gives back its bias; one of a single row, or in front of a mean, a constant."""
         for signal in stops(signals, "layer_norm"):
             yield self.finding(
                 f"{signal.layer} hands no gradient on: this LayerNorm runs over a single entry, so that its output is its bias whatever comes in. "
                 f" {signal.value:.0f} parameters in front of it cannot learn. Take it off.",
+                limit=0.0,
+                signal=signal,
+            )
+        for signal in stops(signals, "centred"):
+            who = f"{signal.layer} takes" if signal.detail.get("module") else f"a norm behind {signal.layer} takes"
+            yield self.finding(
+                f"{who} away the mean over the nodes, and what is behind it reads nothing but that mean (as a mean pooling does, or where there is a "
+                f"single node): nothing is left but a constant, and the {signal.value:.0f} parameters in front of it cannot learn. Normalise the "
+                "channels of each node instead (LayerNorm), or pool before it.",
                 limit=0.0,
                 signal=signal,
             )

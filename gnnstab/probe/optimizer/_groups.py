@@ -104,7 +104,8 @@ class FirstStep:
         return self._waited > self.WAITS
 
     def signals(self, loss: Loss | None) -> list[Signal] | None:
-        """What the trials say of a fast update, of the groups and of the modules that are sharp; None while no loss is known."""
+        """What the trials say of a fast update, of the groups, the modules that are sharp and rows that fill graphs up; None while no loss is known."""
+        from gnnstab.probe.optimizer.filled import filled_signals
         from gnnstab.probe.optimizer.run_trial import bench_of, rises
 
         answer = self._inputs.answer
@@ -115,6 +116,6 @@ class FirstStep:
         try:
             bench = bench_of(self._model, self._optimizer, self._inputs, loss)
             rate = [] if math.isnan(self._norm) else rises(bench, self._norm)
-            return [*rate, *group_signals(bench), *softer_signals(bench, self._sharp)]
+            return [*rate, *group_signals(bench), *softer_signals(bench, self._sharp), *filled_signals(bench)]
         except UsageError:
             return []

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import WHOLE, eps_of, eps_signals, shrink_eps, unguarded
@@ -26,6 +27,7 @@ from gnnstab.probe.optimizer.beginning import Beginning, beginning
 from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import rows_of, run_trial
 from gnnstab.probe.optimizer.softening import outputs_and_wide
+from gnnstab.probe.places import filled_rows
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import (
@@ -276,7 +278,8 @@ class UpdateWatch:
         self, optimizer: torch.optim.Optimizer, kept: ForwardInputs, sharp: Sequence[str], *, fast: bool
     ) -> None:
         """Copies of what the first step starts from, where its loss will say more."""
-        if sharp or fast or far_apart(optimizer):
+        filled = filled_rows(named_tensors(kept.args, kept.kwargs, self._model)) is not None
+        if sharp or fast or filled or far_apart(optimizer):
             self._first = FirstStep(self._model, optimizer, kept, sharp, fast=fast)
 
     def _try_groups(self, step: int) -> None:

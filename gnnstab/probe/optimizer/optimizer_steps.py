@@ -25,6 +25,7 @@ from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer._settings import setting_signals
 from gnnstab.probe.optimizer._slow import far_below_usual, unclipped
+from gnnstab.probe.optimizer.filled import filled_signals
 from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
@@ -378,6 +379,7 @@ def _judged(bench: Bench, alone: bool) -> Iterator[Signal]:
     if bench.clip is not None:
         yield from unclipped(replace(bench, clip=None), bench.clip)
     yield from group_signals(bench)
+    yield from filled_signals(bench)
     yield from (learned := list(learning.learning_signals(bench)))
     if learning.open_to_more(learned):
         yield from unseen_signals(bench)

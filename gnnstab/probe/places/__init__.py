@@ -2,6 +2,7 @@
 
 from gnnstab.probe.places._numbers import rms as rms
 from gnnstab.probe.places._numbers import saturated_share as saturated_share
+from gnnstab.probe.places._padding import filled_rows as filled_rows
 from gnnstab.probe.places._parameters import NotHeld as NotHeld
 from gnnstab.probe.places._parameters import not_held as not_held
 from gnnstab.probe.places._parameters import ungiven as ungiven

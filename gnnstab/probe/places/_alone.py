@@ -12,9 +12,10 @@ from torch_geometric.data import Batch
 
 from gnnstab.errors import let_through
 from gnnstab.probe.attaching.norms import told_the_graphs
-from gnnstab.probe.places._padding import padding_mask
+from gnnstab.probe.places._padding import Filled, filled_rows, padding_mask
 from gnnstab.probe.replaying.evaluating import by_running_statistics
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, mapped, tensors_in
+from gnnstab.records.vocabulary import PLACE_FILLED_DIFFERENCE
 
 FILLED = 1e4
 """Times the median size from which on an entry of an output is a constant that stands for −∞, and says nothing."""
@@ -68,6 +69,9 @@ def rows(
     if again > ROUNDING:
         yield "place.pass_difference", "output", again, {}
         return
+    filled = filled_rows(named)
+    if filled is not None and math.isfinite(change := _tried(lambda: _without(run, one, args, kwargs, filled))):
+        yield PLACE_FILLED_DIFFERENCE, "output", change, {"mask": filled.mask, "rows": int((~filled.real).sum())}
     company = _of_vector(graphs, named) or _of_mask(named)
     if company is None:
         return
@@ -135,6 +139,14 @@ def _alone(
         if a is not None and a is not whole and a.shape == b.shape
     ]
     return moved([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def _without(run: Passes, one: list[Tensor], args: tuple[Any, ...], kwargs: Mapping[str, Any], filled: Filled) -> float:
+    """How far the output of all other rows, or of the graphs, moves when the rows that fill these up are taken out."""
+    apart = run(*mapped((args, dict(kwargs)), filled.taken_out))
+    return moved(
+        [t[filled.real] if len(t) == len(filled.real) else t for t in one if t.dim()], [t for t in apart if t.dim()]
+    )
 
 
 class Passes:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.probe.places._centrings import Centrings, peak
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -81,6 +82,9 @@ ELEMENTWISE = tuple(
 )
 """Beginnings of the class names of nodes that keep an entry of a parameter what it is, or do sums with it."""
 
+CENTRED = "centred"
+"""What takes away the mean of its rows, where nothing else is read behind it."""
+
 MASKS = ("relu", "clamp", "hard_sigmoid")
 """Operations that hand on the gradient of an entry as it is, or nothing."""
 
@@ -96,7 +100,8 @@ class Blocks:
         self._seen = seen
         self._passed: dict[Any, tuple[float, float]] = {}
         self._kinds: dict[Any, str] = {}
-        self._handles: list[Any] = []
+        self._centrings = Centrings(seen.outputs)
+        self._handles: list[Any] = self._centrings.handles
         for node in autograd.walk(seen.outputs):
             kind = next((k for beginning, k in KINDS.items() if type(node).__name__.startswith(beginning)), None)
             if kind == "clamp" and autograd.limits(node) == (0, 1):
@@ -113,7 +118,7 @@ class Blocks:
     def _listener(self, node: Any) -> Any:
         def listen(leaving: tuple[Tensor | None, ...], entering: tuple[Tensor | None, ...]) -> None:
             given, handed = self._passed.get(node, (0.0, 0.0))
-            self._passed[node] = (max(given, _peak(entering)), max(handed, _peak(leaving[:1])))
+            self._passed[node] = (max(given, peak(entering)), max(handed, peak(leaving[:1])))
 
         return listen
 
@@ -121,9 +126,11 @@ class Blocks:
         """One row for each operation behind which parameters have no gradient that counts: how many."""
         named = self._seen.model.named_parameters()
         names = {id(p): name for name, p in named if p.requires_grad and not is_lazy(p) and p.numel()}
-        sizes = {key: _peak((p.grad,)) for p in self._seen.model.parameters() if (key := id(p)) in names}
+        sizes = {key: peak((p.grad,)) for p in self._seen.model.parameters() if (key := id(p)) in names}
         limit = SILENT * max(sizes.values(), default=0.0)
+        centred = {n for n, (given, left) in self._centrings.passed.items() if given > 0 and left <= ROUNDING * given}
         closed = dict.fromkeys(node for node, passed in self._passed.items() if self._stops(node, *passed))
+        closed |= dict.fromkeys(centred)
         # What a way around leads to has a gradient; what it does not is in front of a closed operation alone.
         around = _parameters_before([t.grad_fn for t in self._seen.outputs if t.grad_fn is not None], closed)
         empty, factors = self._seen.calls.empty_sums(), self._factors() if closed else {}
@@ -132,7 +139,7 @@ class Blocks:
         for node in closed:
             above = [above for above, _ in node.next_functions if above is not None]
             # What it multiplies is given nothing either where it is 0.
-            above += [other for other in factors.get(node, ()) if other is not node]
+            above += [other for other in factors.get(node, ()) if other is not node and node not in centred]
             before = _parameters_before(above, ())
             silent = [
                 name
@@ -141,15 +148,19 @@ class Blocks:
             ]
             place = autograd.made_by(above[0], self._seen.calls.maker) or "output"
             if silent and place not in empty:
-                if self._kinds[node] == "layer_norm":  # It is a module itself.
+                kind, module = (CENTRED if node in centred else self._kinds[node]), False
+                if node in centred:
+                    place, module = self._centrings.place(node, self._seen.calls)
+                elif kind == "layer_norm":  # It is a module itself.
                     place = autograd.made_by(node, self._seen.calls.maker) or place
                 detail = {
-                    "operation": self._kinds[node],
+                    "operation": kind,
                     "parameters": silent[:50],
                     "all": len(silent) == len(names),
                     "bias": self._filled_bias(f"{place}.bias"),
+                    "module": module,
                 }
-                if self._kinds[node] in GATES and (gate := self._own_gate(node)):
+                if kind in GATES and (gate := self._own_gate(node)):
                     place = gate
                     silent = [gate]
                     detail |= {"parameters": silent, "bias": self._filled_bias(gate), "gate": True}
@@ -231,7 +242,3 @@ def _over_one(node: Any) -> bool:
         return False
     # A negative dim is saved as an unsigned number.
     return bool(shape) and bool(shape[dim if dim < 1 << 63 else dim - (1 << 64)] == 1)
-
-
-def _peak(gradients: tuple[Tensor | None, ...]) -> float:
-    return max((float(g.detach().abs().max()) for g in gradients if g is not None and g.numel()), default=0.0)

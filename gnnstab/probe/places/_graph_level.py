@@ -43,8 +43,7 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
             continue
         left = _between(pooled.double(), states.double(), graphs, sizes)
         if math.isfinite(left):
-            learns = hasattr(call.module, "mean_scale")  # GraphNorm learns how much of the mean it takes away.
-            detail = {"target_follows": _follows(seen, entering, count), "learns": learns}
+            detail = {"target_follows": _follows(seen, entering, count)}
             yield "place.graph_difference", call.name, left, detail
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gnnstab.probe.batches.roles import is_target
 from gnnstab.records.vocabulary import PLACE_PADDED_SPREAD
 from gnnstab.torch_private import BatchNorm
 
@@ -70,6 +71,66 @@ def padding_mask(named: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
         if real is not None and _is_ragged(real):
             return name, real
     return None
+
+
+class Filled(NamedTuple):
+    """Rows of a batch that only fill its graphs up."""
+
+    mask: str
+    """Name of the tensor that tells them; empty where they are rows of zeros, and all graphs have one size."""
+
+    real: Tensor
+    """Bool (nodes,), True for all other rows."""
+
+    graphs: Tensor
+
+    def taken_out(self, tensor: Tensor) -> Tensor:
+        """A tensor of the batch without these rows: numbers of nodes, edge lists and where graphs begin count the others alone."""
+        if tensor.dim() == 2 and len(tensor) == 2 and tensor.dtype == torch.int64:
+            return (self.real.cumsum(0) - 1)[tensor]
+        if tensor.dim() == 1 and torch.equal(tensor, _begin(self.graphs).to(tensor)):
+            return _begin(self.graphs[self.real]).to(tensor)
+        return tensor[self.real] if tensor.dim() and len(tensor) == len(self.real) else tensor
+
+
+def filled_rows(named: Mapping[str, Tensor]) -> Filled | None:
+    """The rows of a batch, of several graphs in one list, that fill these up; None where there are none.
+
+    They differ in nothing, no edge leads to or from them, their number differs between the graphs, each of which has others; and a boolean
+    tensor of the batch tells just them, or they are zeros and all graphs have one size.
+    """
+    last = {name: name.rpartition(".")[2] for name in named}
+    graphs = next((t for n, t in named.items() if last[n] == "batch" and t.dim() == 1 and t.dtype == torch.int64), None)
+    edges = [t for n, t in named.items() if last[n] == "edge_index" and t.dim() == 2 and len(t) == 2]
+    if any(t.layout is not torch.strided or t.is_quantized for t in named.values()):
+        return None
+    if graphs is None or not edges or len(graphs) < 2 or int(graphs.min()) < 0 or int(graphs.max()) + 1 >= len(graphs):
+        return None
+    nodes = len(graphs)
+    own = [
+        t for n, t in named.items() if t.is_floating_point() and t.dim() > 1 and len(t) == nodes and not is_target(n)
+    ]
+    if not own or nodes in {2, *(t.shape[1] for t in edges)}:
+        return None
+    touched = torch.zeros(nodes, dtype=torch.bool, device=graphs.device)
+    for ends in edges:
+        touched[ends.flatten()] = True
+    marks = {n: t for n, t in named.items() if t.dtype == torch.bool and t.shape == (nodes,)}
+    ways = [(name, ~mask if says_closed(name) else mask) for name, mask in marks.items()]
+    sizes = torch.bincount(graphs)
+    if bool((sizes == sizes[0]).all()):
+        ways.append(("", torch.stack([t.flatten(1).any(1) for t in own]).any(0) | touched))
+    for name, real in ways:
+        left = torch.bincount(graphs[real], minlength=len(sizes))
+        ragged = bool((left > 0).all()) and bool((sizes - left != sizes[0] - left[0]).any())
+        if ragged and not bool(touched[~real].any()) and all(bool((t[~real] == t[~real][:1]).all()) for t in own):
+            return Filled(name, real.to(graphs.device), graphs)
+    return None
+
+
+def _begin(graphs: Tensor) -> Tensor:
+    """Where each graph begins and the last one ends."""
+    return torch.nn.functional.pad(torch.bincount(graphs).cumsum(0), (1, 0))
 
 
 def says_closed(name: str) -> bool:
