@@ -18,6 +18,7 @@ from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects, unchanged
 from gnnstab.probe.optimizer._zeros import of_zeros
+from gnnstab.probe.optimizer.softening import MORE_STEPS
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Signal
@@ -37,9 +38,6 @@ RATES = (0.1, 1 / 3, 3.0, 10.0)
 
 LOWER = 2
 """The first of them, which are lower, are tried where nothing is suspected, too."""
-
-MORE_STEPS = 100
-"""Most steps: at Adam's usual rate of 1e-3 a small network takes 50 to 80 until the loss of a standardised batch has fallen by a factor e."""
 
 PACE = LEARNS / 4
 """Fall of the mean ln(loss) from the third to the last quarter of `MORE_STEPS` from which on a model is on its way: as many steps again bring it down by a factor e."""
