@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._halved import BY_HEART, halved
+from gnnstab.probe.optimizer._many_periods import many_periods
 from gnnstab.probe.optimizer._narrow_norms import narrow_norms
 from gnnstab.probe.optimizer._own_terms import without_own_terms
 from gnnstab.probe.optimizer._row_lengths import row_lengths
@@ -44,7 +45,7 @@ def unseen_signals(bench: Bench) -> Iterator[Signal]:
 
 def _unseen(bench: Bench) -> Iterator[Signal]:
     alike = seen(bench, alike_kinds)
-    looks = (narrow_norms, row_lengths, without_own_terms)
+    looks = (narrow_norms, row_lengths, without_own_terms, many_periods)
     tried = [(one, bench) for look in looks for one in seen(bench, look)]
     tried += turned_masks(bench)
     part = halved(bench) if tried or alike else None
