@@ -19,7 +19,7 @@ from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations.repeat import as_batch as as_given
-from gnnstab.probe.optimizer.learning import LEARNS, LEARNS_WELL, MARGIN
+from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS
 from gnnstab.probe.optimizer.marked import may_hold_marks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_trial, undone_trial
@@ -196,7 +196,10 @@ class Ending:
             marked = may_hold_marks(named_tensors(inputs.args, inputs.kwargs))
             if slow or scaled or marked:
                 start = self._start(largest)
-                trial = undone_trial(*start, inputs, loss, row.step, hindered=hindered, slow=slow, scaled=scaled)
+                lost = float(losses["best"]) > FAR_OFF * first and int(losses["steps"]) >= MORE_STEPS
+                trial = undone_trial(
+                    *start, inputs, loss, row.step, hindered=hindered, slow=slow, lost=lost, scaled=scaled
+                )
                 self._writer.measures(trial)
             spent = rates.get("spent", 0.0) > SPENT and float(losses["best"]) > PARTLY * first > 0
             if hindered or spent:

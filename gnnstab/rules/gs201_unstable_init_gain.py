@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS_OVER_ZERO
+from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
@@ -46,7 +48,8 @@ class UnstableInitGain(Rule):
     ## When it is silent
     On trained weights, and where most matrices have few large directions, as training gives them: gains say nothing
     about the path through the scores; for layers with a normalisation before or an identity path around them; where a
-    measured gradient ratio is healthy. A file shows none of these, so there it is information.
+    measured gradient ratio is healthy. A file shows none of these, so there it is information. So are maps of scores
+    where steps with softer scores on a copy show that the sharpness is earned.
 
     ## Sources
     Schoenholz et al. 2017, *Deep Information Propagation*, arXiv 1611.01232; Glorot and Bengio 2010. Derived for
@@ -107,11 +110,15 @@ class UnstableInitGain(Rule):
                     if tied
                     else f"no normalisation follows: everything behind it is as much too large. Draw it anew, e.g. {signal.layer}.reset_parameters()."
                 )
-                yield self.finding(
+                found = self.finding(
                     f"the weight of {signal.layer} {what} {signal.value:.3g}, {usual}, and {behind}",
                     limit=self.gain,
                     signal=signal,
                 )
+                # Scores that are large may be what the attention is for.
+                owner, roles = _roles(signals, signal.layer or "")
+                judged = by_steps(replace(found, layer=owner), signals) if roles == ["score"] else found
+                yield replace(judged, layer=signal.layer)
         for signal in signals.find("place.copied_units"):
             yield self.finding(
                 f"the {signal.value:.0f} units of {signal.layer} have the same weights and the same gradients: they stay copies of one another, "
@@ -170,9 +177,14 @@ class UnstableInitGain(Rule):
 
 def _judged_elsewhere(signals: Signals, module: str) -> bool:
     """True for the maps of an attention layer whose gains have rules of their own: those of scores, values and the skip."""
+    owner, judged = _roles(signals, module)
+    return bool(judged) and (judged != ["score"] or bool(signals.find(LOGIT_FROBENIUS, layer=owner)))
+
+
+def _roles(signals: Signals, module: str) -> tuple[str, list[str]]:
+    """The attention layer that a map belongs to, and what it is used for there; nothing of any other."""
     for layer in signals.attention_layers:
         if module.startswith(f"{layer.name}."):
             own, roles = module.removeprefix(f"{layer.name}."), layer_named(layer).roles
-            judged = [role for role in ("score", "value", "skip", "gate") if own in roles.get(role, ())]
-            return bool(judged) and (judged != ["score"] or bool(signals.find(LOGIT_FROBENIUS, layer=layer.name)))
-    return False
+            return layer.name, [role for role in ("score", "value", "skip", "gate") if own in roles.get(role, ())]
+    return "", []

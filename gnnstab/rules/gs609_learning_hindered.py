@@ -13,11 +13,12 @@ _ELSEWHERE = ("no-residual", "normalization-misuse")
 """Causes whose own rules read the same signal: GS103 and GS106."""
 
 _ADVICE = {
-    "unsuitable-init": "Leave these weights to their layers' reset_parameters.",
+    "unsuitable-init": "Leave these weights to their layers' reset_parameters, and draw those of own layers with a deviation of 1/√(number of inputs).",
     "dead-units": "Use LeakyReLU, or reset the bias in front of it.",
     "sum-aggregation": "Use mean aggregation, and add a term of the node itself (h + lin_root(x)).",
     "attention-explosion": "Divide the scores by √d, or by the spread that they begin with.",
     "indistinguishable-nodes": "Give these nodes features of their own, or a row each of an embedding.",
+    "feature-scale": "Give it in a larger unit (days for seconds), or subtract its mean and divide by its standard deviation, in front of the encoder.",
     "active-clamp": "Widen its limits, or take it away.",
     "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
     "learning-rate": "Lower the rate to that, or warm up to it.",
@@ -65,6 +66,7 @@ class LearningHindered(Rule):
       tensor of the batch grows with their number;
     - norms over one or two numbers replaced by norms of each column; the lengths kept by which the forward divides rows
       of the input;
+    - sines and cosines whose arguments have a standard deviation of more than 5 periods in every column, brought to 1;
     - nodes of a kind that all come with one vector, where steps for half of the rows gain less than √2 and steps for
       all more than 2.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -287,3 +289,33 @@ def test_sharp_attention_that_standardised_inputs_take_away_is_no_second_cause_o
     batch = Data(x=unit * (x + 2), edge_index=edges, y=x[:, 0] - x[:, 1])
     found = trained(Kin(), batch, lambda output, data: nn.functional.mse_loss(output, data.y), steps=40, lr=5e-3)
     assert [cause.cause for cause in found.root_causes()] == (["feature-scale"] if unit > 1 else [])
+
+
+class Sales(nn.Module):
+    """Whether a price is above the middle one; logits of a raw price are so large that most rows are right, or wrong, to the last bit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.leave = nn.Linear(4, 32), nn.Linear(32, 2)
+        self.attend = nn.ModuleList(TransformerConv(32, 8, heads=4) for _ in range(2))
+
+    def forward(self, data: Data) -> torch.Tensor:
+        h = self.enter(data.x).relu()
+        for conv in self.attend:
+            h = conv(h, data.edge_index)
+        answer: torch.Tensor = self.leave(h)
+        return answer
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_steps_of_a_run_are_judged_by_all_rows_those_that_are_right_from_the_start_too(raw):
+    g = torch.Generator().manual_seed(0)
+    habit = torch.randn(60, generator=g)
+    price = 11 + 1.3 * habit + 0.3 * torch.randn(60, generator=g)
+    x = torch.cat([(price.exp() if raw else price - 11)[:, None], torch.randn(60, 3, generator=g)], 1)
+    batch = Data(x=x, edge_index=torch.randint(0, 60, (2, 240), generator=g), y=(habit > 0).long())
+    found = trained(Sales(), batch, cross_entropy, steps=60, lr=3e-3)
+    assert [cause.cause for cause in found.root_causes()] == (["feature-scale"] if raw else [])
+    zeros = [s.detail["zeros"] for s in found.signals if s.name == "optimizer.input_share"]
+    assert zeros == (pytest.approx([math.log(2)], rel=1e-4) if raw else [])

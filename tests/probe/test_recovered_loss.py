@@ -76,6 +76,20 @@ def test_another_loss_is_none(name: str) -> None:
     assert recovered_loss(*asked(OTHERS[name], 1.0)) is None
 
 
+@pytest.mark.parametrize(("name", "known"), [("classes", True), ("bits", True), ("classes, summed", False)])
+def test_rows_that_are_right_to_the_last_bit_are_read_where_the_loss_is_the_mean_of_all(name: str, known: bool) -> None:
+    answers = BITS if name == "bits" else F.one_hot(CLASSES, C)
+    output = REAL.clone()
+    output[:20] = 200 * answers[:20] - 100.0
+    value = LOSSES[name](output.requires_grad_())
+    (gradient,) = torch.autograd.grad(value, output)
+    assert not gradient[:20].any()
+    found = recovered_loss(output, gradient, value.item())
+    assert found is not None
+    zeros = torch.zeros(N, C)
+    assert math.isclose(float(found(zeros, None)), float(LOSSES[name](zeros)), rel_tol=1e-4) is known
+
+
 def test_what_is_not_finite_or_has_no_gradient_is_none() -> None:
     assert recovered_loss(torch.zeros(3, 2), torch.zeros(3, 2), 1.0) is None
     assert recovered_loss(torch.zeros(3, 2), torch.full((3, 2), math.nan), 1.0) is None

@@ -18,6 +18,7 @@ from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects, unchanged
 from gnnstab.probe.optimizer._zeros import of_zeros
+from gnnstab.probe.optimizer.softening import MORE_STEPS as MORE_STEPS
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Signal
@@ -38,9 +39,6 @@ RATES = (0.1, 1 / 3, 3.0, 10.0)
 LOWER = 2
 """The first of them, which are lower, are tried where nothing is suspected, too."""
 
-MORE_STEPS = 100
-"""Most steps: at Adam's usual rate of 1e-3 a small network takes 50 to 80 until the loss of a standardised batch has fallen by a factor e."""
-
 PACE = LEARNS / 4
 """Fall of the mean ln(loss) from the third to the last quarter of `MORE_STEPS` from which on a model is on its way: as many steps again bring it down by a factor e."""
 
@@ -54,8 +52,10 @@ MARGIN = 1.0
 """Further fall of ln(loss), beyond that at any rate, from which on what was undone was in the way: a factor of e."""
 
 
-def learning_signals(bench: Bench) -> Iterator[Signal]:
+def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
     """Share of the progress, in ln(loss), that what stands in the way of a model takes from the first steps; 0, with ``learns``, where a stack learns.
+
+    ``lost``: a run of `MORE_STEPS` has not come near the loss of an output of zeros, whatever as many steps on one batch may do.
 
     Raises:
         UsageError: As `Bench.trial`.
@@ -87,8 +87,11 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
         hindered = _worst(bench, deep, others, cut, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
-        if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first, FAR_OFF * first):
-            hindered, detail = None, {"learns": True, "names": names, **detail}
+        if hindered and hindered.detail["cause"] != "learning-rate" and not lost:
+            # What undoing it takes away with the first step has to be made good for before anything is learned.
+            made_far_off = hindered.detail["began"] < FAR_OFF * first < as_is[0]
+            if on_its_way(bench, first, first if made_far_off else FAR_OFF * first):
+                hindered, detail = None, {"learns": True, "names": names, **detail}
     yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
 
 
@@ -200,8 +203,8 @@ def _worst(
     reached, suspect, losses, without = max(found, key=lambda one: one[0])
     detail = {
         "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
-        "suspect": suspect.suspect, "setting": suspect.setting, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None, "at_any_rate": first * math.exp(-best) if suspect in others else None,
-        "undone": min(losses), "steps": len(losses) - 1,
+        "suspect": suspect.suspect, "setting": suspect.setting, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None, "at_any_rate": first * math.exp(-best) if suspect in others and best > 0 else None,
+        "began": losses[0], "undone": min(losses), "steps": len(losses) - 1,
     }  # fmt: skip
     # Progress that the change alone makes, out of what it makes in all.
     return Signal(OPTIMIZER_UNDONE, 1 - without / reached, source="steps", detail=detail)

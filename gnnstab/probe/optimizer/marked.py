@@ -15,10 +15,11 @@ from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer._zeros import of_zeros
+from gnnstab.probe.optimizer._halved import halved
+from gnnstab.probe.optimizer._zeros import of_constants, of_zeros
 from gnnstab.probe.optimizer.learning import LEARNS, MARGIN, at_any_rate, on_its_way
 from gnnstab.probe.optimizer.softening import STEPS
-from gnnstab.probe.optimizer.unseen import AROUND, halved, of_constants
+from gnnstab.probe.optimizer.unseen import AROUND
 from gnnstab.probe.replaying.marks import LEAST
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Signal

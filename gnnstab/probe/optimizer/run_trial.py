@@ -64,18 +64,19 @@ def undone_trial(
     *,
     hindered: bool,
     slow: bool,
+    lost: bool,
     scaled: Mapping[str, bool],
 ) -> list[Measure]:
     """What the scale of the inputs ``scaled`` and, where it seems ``hindered``, anything else takes from the progress of a few steps, as rows for the trace.
 
     Where it seems ``slow``, and nothing else is in the way, so does what data and graph take.
 
-    Inputs as of `input_signals`, failures as of `run_trial`.
+    Inputs as of `input_signals`, ``lost`` as of `learning_signals`, failures as of `run_trial`.
     """
     with forked_rng(inputs.rng):
         bench = bench_of(model, optimizer, inputs, loss)
         found = list(input_signals(bench, scaled, "the loss of one batch"))
-        found += learning_signals(bench) if hindered else ()
+        found += learning_signals(bench, lost=lost) if hindered else ()
         found += unseen_signals(bench) if slow and not any("cause" in s.detail for s in found) else ()
         found += marked_signals(bench)
         return _rows(found, inputs, step)

@@ -8,19 +8,16 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from gnnstab.errors import UsageError, let_through
-from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._alike_kinds import alike_kinds
-from gnnstab.probe.optimizer._copies import twins
+from gnnstab.probe.optimizer._halved import BY_HEART, halved
+from gnnstab.probe.optimizer._many_periods import many_periods
 from gnnstab.probe.optimizer._narrow_norms import narrow_norms
 from gnnstab.probe.optimizer._own_terms import without_own_terms
 from gnnstab.probe.optimizer._row_lengths import row_lengths
 from gnnstab.probe.optimizer._suspects import Suspect
 from gnnstab.probe.optimizer._turned_masks import turned_masks
-from gnnstab.probe.optimizer._zeros import of_zeros
+from gnnstab.probe.optimizer._zeros import of_constants, of_zeros
 from gnnstab.probe.optimizer.learning import (
     LEARNS,
     MARGIN,
@@ -30,21 +27,14 @@ from gnnstab.probe.optimizer.learning import (
     seen,
 )
 from gnnstab.probe.optimizer.softening import STEPS
-from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_BY_HEART, OPTIMIZER_UNSEEN
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
 
-FEWEST = 16
-"""Rows that the loss reads from which on half of them say something of the others."""
-
 AROUND = (1.0, 3.0, 10.0, 1 / 3)
 """Factors on the rate that are tried with and without what is suspected."""
-
-BY_HEART = math.log(2)
-"""Fall of ln(loss) that steps for half of the rows bring about at most, once these are learned by heart, where the others gain nothing."""
 
 
 def unseen_signals(bench: Bench) -> Iterator[Signal]:
@@ -55,7 +45,7 @@ def unseen_signals(bench: Bench) -> Iterator[Signal]:
 
 def _unseen(bench: Bench) -> Iterator[Signal]:
     alike = seen(bench, alike_kinds)
-    looks = (narrow_norms, row_lengths, without_own_terms)
+    looks = (narrow_norms, row_lengths, without_own_terms, many_periods)
     tried = [(one, bench) for look in looks for one in seen(bench, look)]
     tried += turned_masks(bench)
     part = halved(bench) if tried or alike else None
@@ -88,32 +78,6 @@ def _unseen(bench: Bench) -> Iterator[Signal]:
             )
 
 
-def of_constants(bench: Bench) -> float:
-    """Mean loss where all rows of an output are the same, and the best that do; inf where it is not known. To foretell a mean is nothing learned."""
-    model, _ = twins(bench.model, bench.optimizer)
-    total = 0.0
-    with forked_rng(), torch.enable_grad():
-        for number, batch in enumerate(bench.batches):
-            try:
-                output = bench.forward(model, number)[0].detach()
-                row = output.mean(0).requires_grad_()
-                search = torch.optim.LBFGS([row], max_iter=20, line_search_fn="strong_wolfe")
-
-                def closure() -> Tensor:
-                    search.zero_grad()  # noqa: B023
-                    loss = bench.loss(row.expand_as(output), batch)  # noqa: B023
-                    loss.backward()  # type: ignore[no-untyped-call]
-                    return loss
-
-                search.step(closure)  # type: ignore[no-untyped-call]
-                total += float(closure().detach())
-            except Exception as error:
-                let_through(error)
-                return math.inf
-    mean = total / len(bench.batches)
-    return mean if mean > 0 else math.inf
-
-
 def _reached(part: Bench, suspect: Suspect, first: float, own: float) -> float:
     """Most progress without a suspect, at the rate as it is and at those around it; 0 where it cannot be undone."""
     best, enough = 0.0, max(LEARNS, 2 * own) + MARGIN
@@ -135,44 +99,3 @@ def _told(signal: str, suspect: Suspect, share: float, detail: dict[str, Any]) -
     told = {"cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names)}
     told |= {"words": suspect.words, "suspect": suspect.suspect}
     return Signal(signal, max(0.0, share), source="steps", detail=told | detail)
-
-
-def halved(bench: Bench) -> Bench | None:
-    """The same bench, whose gradients come from half of the rows that its loss reads, and whose losses are those of all; None where these are few."""
-    model, _ = twins(bench.model, bench.optimizer)
-    chosen: list[Tensor] = []
-    with forked_rng(), torch.enable_grad():
-        for number in range(len(bench.batches)):
-            try:
-                output, _ = bench.forward(model, number)
-                if not isinstance(output, Tensor) or not output.requires_grad or not output.dim():
-                    return None
-                leaf = output.detach().requires_grad_()
-                bench.loss(leaf, bench.batches[number]).backward()  # type: ignore[no-untyped-call]
-            except Exception as error:
-                let_through(error)
-                return None
-            gradient = leaf.grad
-            if gradient is None:
-                return None
-            # In padded sets each node may have one answer; else the last axis holds the numbers of one.
-            shapes = [t.shape for t in named_tensors(*bench.calls[number]).values() if t.is_floating_point()]
-            each = gradient.dim() == 1 or any(len(s) == 3 and s[:2] == gradient.shape for s in shapes)
-            rows = gradient if each else (gradient != 0).any(-1)
-            read = rows.flatten().nonzero().flatten()
-            if len(read) < FEWEST:
-                return None
-            order = torch.randperm(len(read), generator=torch.Generator().manual_seed(0)).to(read.device)
-            learned = torch.zeros(rows.numel(), dtype=torch.bool, device=read.device)
-            learned[read[order[: len(read) // 2]]] = True
-            chosen.append(learned.view(rows.shape))
-    numbers = {id(batch): number for number, batch in enumerate(bench.batches)}
-
-    def loss(output: Any, batch: Any) -> Tensor:
-        learned = chosen[numbers[id(batch)]]
-        if not isinstance(output, Tensor) or output.shape[: learned.dim()] != learned.shape:
-            raise UsageError("the output has another shape than before")
-        learned = learned.view(*learned.shape, *[1] * (output.dim() - learned.dim()))
-        return bench.loss(torch.where(learned, output, output.detach()), batch)
-
-    return replace(bench, loss=loss)

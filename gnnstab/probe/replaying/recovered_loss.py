@@ -34,8 +34,9 @@ def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered 
         gradient: Of the loss with respect to it, same shape.
         value: Of the loss.
 
-    Gradient and value must both be those of the loss that is returned; an objective of several parts is none. Rows that are so right
-    that nothing comes back to them are left out: their targets are not known. Nor are those in the linear part of Huber's loss: they are put at one distance.
+    Gradient and value must both be those of the loss that is returned; an objective of several parts is none. Rows of
+    classes that are so right that nothing comes back to them are read where the loss is the mean of all; else they are left out: nobody knows which
+    of them it reads. Nor are the targets known in the linear part of Huber's loss: they are put at one distance.
     """
     output, gradient = output.detach().double(), gradient.detach().double()
     if output.shape != gradient.shape or not (math.isfinite(value) and value > 0):
@@ -82,6 +83,10 @@ def _cross_entropy(output: Tensor, gradient: Tensor, value: float) -> Recovered 
     told = float(-(weight * log_p.gather(1, label)).sum())
     if abs(told - value) > CLOSE * value:
         return None
+    mean = torch.full_like(weight, 1 / len(output))
+    if _same(weight, mean):  # Of all rows: those that nothing comes back to are right.
+        label = output.argmax(1, keepdim=True).masked_scatter(rows[:, None], label)
+        weight, rows = mean[:1], torch.ones_like(rows)
 
     def loss(result: Any, batch: Any) -> Tensor:
         log = torch.log_softmax(result.flatten(0, -2)[rows].float(), 1)
@@ -120,6 +125,8 @@ def _binary(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
     told = float(weight * F.binary_cross_entropy_with_logits(score, target, reduction="sum"))
     if not _same(weight * (torch.sigmoid(score) - target), own) or abs(told - value) > CLOSE * value:
         return None
+    if abs(float(weight) * output.numel() - 1) <= CLOSE:  # Of all entries: those that nothing comes back to are right.
+        target, kept = (output > 0).double().masked_scatter(kept, target).flatten(), torch.ones_like(kept)
 
     def loss(result: Any, batch: Any) -> Tensor:
         entries = result[kept].float()
