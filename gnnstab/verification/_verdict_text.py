@@ -108,7 +108,8 @@ def _whole(v: Verdict) -> str:
         by = f" (change {change(v.loss_change)})" if v.loss_change is not None else ""
         lines.append(f"  loss {number(v.loss_before)} → {number(v.loss_after)}{by}")
     if v.unseen_change is not None:
-        lines.append(f"  loss on what the training has not seen: change {change(v.unseen_change)}")
+        best = f", at its best {change(v.best_change)}" if v.best_change is not None else ""
+        lines.append(f"  loss on what the training has not seen: change {change(v.unseen_change)}{best}")
     if v.step_time is not None:
         lines.append(f"  a step takes {v.step_time:.2f} × as long")
     return "\n".join([*lines, *(f"    {line}" for line in v.change.splitlines())])
