@@ -196,13 +196,17 @@ def _change(cause: Cause, room: int, width: int, *, first: bool) -> list[Text]:
     if best is None:
         failed = escape.sentence(", ".join(fix.fix for fix in cause.fixes))
         return _Line("change", Text(f"none to recommend; measured to fail: {failed}")).rows(width) if failed else []
-    named = Text.assemble(
-        (escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}{summary.rate(best)}"
-    )
+    # Why trying it has decided nothing; the rate that this holds for is said with it.
+    why, compared, _ = best.note.partition(" Compared:")
+    open_yet = why.rstrip(".") if best.verdict == "inconclusive" and compared else ""
+    at = "" if open_yet else summary.rate(best)
+    named = Text.assemble((escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}{at}")
     if best.before is not None or best.after is not None:
         named.append(f": {escape.name(best.signal)} {number(best.before)} → {number(best.after)}")
     elif first and (test := summary.how_to_test([best])):
         named.append(f"; {test[1]} tests it")
+    if open_yet:
+        named.append(f": {escape.sentence(open_yet)}")
     named.append(")")
     code = escape.code(best.change)
     whole, parts = len(code.splitlines()), changed_lines(code)

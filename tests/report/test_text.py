@@ -237,3 +237,14 @@ def test_in_a_notebook_text_is_returned_and_not_displayed_as_well(monkeypatch: p
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("rich.jupyter.display", lambda *_: pytest.fail("displayed"))
     assert str(examples.one_finding()).startswith("UNSTABLE")
+
+
+@pytest.mark.parametrize("verdict", ["inconclusive", "confirmed"])
+def test_a_trial_that_has_decided_nothing_says_why(verdict: str) -> None:
+    diagnosis = examples.one_finding()
+    why = "the short training may be worse: more seeds or steps would tell (at learning rate 0.1)"
+    first = diagnosis.root_causes()[0]
+    tried = replace(first.fixes[0], verdict=verdict, note=f"{why}. Compared: the current weights. Trained 150 steps.")
+    told = " ".join(" ".join(lines(replace(diagnosis, causes=(replace(first, fixes=(tried,)),)))).split())
+    assert (why in told) is (verdict == "inconclusive")
+    assert told.count("at learning rate 0.1") == 1

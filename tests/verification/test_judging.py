@@ -7,6 +7,8 @@ import pytest
 
 from gnnstab.verification._arms import ArmResult
 from gnnstab.verification._judging import Pairs, by_training, loss_change, too_wide
+from gnnstab.verification._verdict import Verdict
+from gnnstab.verification._verdict_text import verdicts_text
 
 INF = math.inf
 UNCLEAR = (0.2, 1.5, 0.5)
@@ -135,3 +137,11 @@ def test_what_follows_from_a_finding_that_stood_before_is_no_new_one():
     after = (arm(codes={"GS406": "error", "GS302": "error"}, follows={"GS302": "GS406"}),) * 3
     assert Pairs(before, after).new_codes == ()
     assert Pairs((arm(),) * 3, after).new_codes == ("GS302", "GS406")
+
+
+@pytest.mark.parametrize("several", [1, 3, 5])
+def test_a_reason_is_told_whole(several):
+    reason = f"the signal crosses its threshold, but {'what was measured ' * 14}decides nothing"
+    shown = verdicts_text([Verdict("qk-clip", "inconclusive", reason, rate="at learning rate 0.1")] * several)
+    assert " ".join(shown.split()).count(reason) == several
+    assert max(map(len, shown.splitlines())) <= 80
