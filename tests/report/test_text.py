@@ -11,7 +11,7 @@ from rich.cells import cell_len
 import examples
 import gallery
 from gnnstab.errors import UsageError
-from gnnstab.records import FIVE_CAUSES, Coverage, Suppressed
+from gnnstab.records import FIVE_CAUSES, Coverage, FixAdvice, Suppressed
 from gnnstab.report import escape, render
 
 
@@ -248,3 +248,15 @@ def test_a_trial_that_has_decided_nothing_says_why(verdict: str) -> None:
     told = " ".join(" ".join(lines(replace(diagnosis, causes=(replace(first, fixes=(tried,)),)))).split())
     assert (why in told) is (verdict == "inconclusive")
     assert told.count("at learning rate 0.1") == 1
+
+
+@pytest.mark.parametrize("parts", range(1, 40, 2))
+def test_a_reason_of_any_length_leaves_the_change_its_room(parts: int) -> None:
+    diagnosis = gallery.run()
+    first = diagnosis.root_causes()[0]
+    note = "not tested: gnnstab verify --fix query-scaling, or diagnose --verify"
+    change = FixAdvice("query-scaling", "a = 1\nb = 2\nc = 3", note=note)
+    long = replace(first, reason="; ".join(["it was measured"] * parts), fixes=(change,))
+    shown = lines(replace(diagnosis, causes=(long,)))
+    assert "         c = 3" in shown
+    assert len(shown) <= 15
