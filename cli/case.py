@@ -40,7 +40,9 @@ LR = click.option(
 
 OPTIONS = options.together(
     click.option("--model", required=True, metavar="PKG.MOD:FACTORY", help="Makes the model, with fresh weights."),
-    options.batch("File with one batch.", required=True),
+    options.batch(
+        "File with the batches; with --loss a list of four or more, of which the second half judges.", required=True
+    ),
     click.option("--loss", metavar="PKG.MOD:FN", help="loss(output, batch); a stated synthetic task when omitted."),
     options.precision("Run under autocast to this.", default="fp32", show_default=True),
     click.option("--jobs", "workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."),

@@ -72,7 +72,7 @@ def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
 
 TARGET = together(
     click.option("--model", metavar="PKG.MOD:FACTORY", help="Model that the checkpoint belongs to."),
-    batch("File with one batch: makes attention and gradients visible."),
+    batch("File with a batch, or a list of them: makes attention and gradients visible."),
     click.option("--loss", metavar="PKG.MOD:FN", help="loss(output, batch); a stated synthetic objective when omitted."),
     precision("Run the forward under autocast to this.", default="fp32", show_default=True),
     click.option("--heads", type=click.IntRange(min=1), help="Number of heads, where the file cannot show it."),

@@ -33,7 +33,8 @@ def command(
     """Does a fix work? Applied to a copy of your model and judged on your batch.
 
     CHECKPOINT holds the weights; without one the factory's own are used. Without --fix the model is diagnosed first, and
-    what is recommended is tried. Exit code 0 when every fix is confirmed, else 1.
+    what is recommended is tried. A small model takes about a minute for each fix; fewer --seeds or --steps
+    take less and decide less often. Exit code 0 when every fix is confirmed, else 1.
     """
     from gnnstab.verification import verify
     from gnnstab.verification.wording import verdicts_text

@@ -14,6 +14,7 @@ from gnnstab.records.rises import harms
 from gnnstab.records.vocabulary import (
     GRADIENT_NORM,
     GRADIENT_SPIKE,
+    LOSS,
     LOSS_FIRST_RISE,
     OPTIMIZER_BELOW_EPS_SHARE,
     OPTIMIZER_GROUP_RATE,
@@ -23,6 +24,13 @@ from gnnstab.records.vocabulary import (
 
 LOWER = 1 / 3
 """The advice where no lower rate was tried: what makes a difference that can be measured. 5e-4 to 3.5e-4 cures nothing."""
+
+
+LOST = 4.0
+"""Loss over the first of the run from which on a step tells of what is lost; as for what is seen at the end of a run (`gnnstab.rules.queries.ruined`)."""
+
+FEWEST = 10
+"""Gradient norms that a limit is taken from at least: one step in ten is to be shortened."""
 
 
 class LowerLearningRate(Fix):
@@ -113,6 +121,10 @@ class GradientClipping(Fix):
         limit, said = (f"{norm:.3g}", "") if norm else ("max_norm", "  # the 90th percentile of the norms you log")
         return f"torch.nn.utils.clip_grad_norm_(model.parameters(), {limit}){said}"
 
+    def helps(self, signals: Signals, **options: Any) -> bool:
+        """False where a run was lost before it had norms that a limit could be taken from."""
+        return not signals.over_steps(GRADIENT_NORM) or _measured_norm(signals, 90.0) is not None
+
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """``clip``: the limit of the norm, or ``clip_percentile`` when it is to be measured in training."""
         if options.get("norm"):
@@ -122,11 +134,17 @@ class GradientClipping(Fix):
 
 
 def _measured_norm(signals: Signals, percentile: float) -> float | None:
-    """A percentile of the run's gradient norms, or None when none were recorded."""
-    values = [series.values for series in signals.over_steps(GRADIENT_NORM)]
-    norms = np.concatenate([*values, np.empty(0)])
-    finite = norms[np.isfinite(norms)]
-    return float(np.percentile(finite, percentile)) if finite.size else None
+    """A percentile of the run's gradient norms where it was not lost; None where fewer than `FEWEST` of those were recorded."""
+    sound: list[float] = []
+    losses = next((s for s in signals.over_steps(LOSS) if s.layer is None and s.head is None), None)
+    for series in signals.over_steps(GRADIENT_NORM):
+        kept = np.isfinite(series.values)
+        if losses is not None and len(losses.values):
+            first = losses.values[0]
+            lost = ~np.isfinite(losses.values) | ((losses.values > LOST * first) & (first > 0))
+            kept &= ~np.isin(series.steps, losses.steps[lost])
+        sound += series.values[kept].tolist()
+    return float(np.percentile(sound, percentile)) if len(sound) >= FEWEST else None
 
 
 class AdamEps(Fix):

@@ -15,7 +15,7 @@ from gnnstab.signals import from_trace, join, renamed
 
 
 def observe_checkpoint(path: Path, request: Request, *, probe: bool = True, optimizer: Path | None = None) -> Observed:
-    """``probe`` also runs the recovered layers of a file without a model on synthetic graphs; ``optimizer`` is a file beside it.
+    """``probe`` also runs the recovered layers of a file without a batch on synthetic graphs; ``optimizer`` is a file beside it.
 
     Raises `LoadError` when the file cannot be read or does not fit the model, `UsageError` for a batch without a model.
     """
@@ -55,15 +55,17 @@ def _observe(path: Path, request: Request, probe: bool, optimizer: Path | None) 
         told = str(error).partition(" contradicts the file: ")[2] or str(error)
         raise LoadError(f"{path}: does not fit {type(model).__name__}, which has heads={heads}: {told}") from error
     static, notes = from_checkpoint(facts), tuple(facts.notes)
-    if model is None:
-        if request.batch is not None or request.loss is not None:
-            raise UsageError("a batch or a loss needs the model they belong to: pass model= as well")
-        synthetic, beyond = _probe_alone(facts, checkpoint, request) if probe else (None, ())
-        notes += beyond
-        _refuse_changed(path, before)
-        return Observed(Target("checkpoint", str(path), notes), join(synthetic, static) if synthetic else static)
-    notes += tuple(load_into(model, checkpoint))
+    if model is None and (request.batch is not None or request.loss is not None):
+        raise UsageError("a batch or a loss needs the model they belong to: pass model= as well")
+    if probe and request.batch is None:
+        # A model without a batch shows no attention: what the file alone shows of it stands.
+        synthetic, beyond = _probe_alone(facts, checkpoint, request)
+        static, notes = join(synthetic, static) if synthetic else static, notes + beyond
+    if model is not None:
+        notes += tuple(load_into(model, checkpoint))
     _refuse_changed(path, before)
+    if model is None:
+        return Observed(Target("checkpoint", str(path), notes), static)
     groups = [entry.settings for state in checkpoint.optimizers for entry in state.entries]
     return on_batch(Observed(Target("checkpoint", str(path), notes), static), model, request, groups)
 
@@ -88,7 +90,7 @@ def _heads(model: Any) -> int | None:
 
 
 def _probe_alone(facts: Any, checkpoint: Any, request: Request) -> tuple[Signals | None, tuple[str, ...]]:
-    """With nothing but the file: the recovered layers on synthetic graphs, and a note on those that are too many or too wide."""
+    """Without a batch: the recovered layers on synthetic graphs, and a note on those that are too many or too wide."""
     from gnnstab.checkpoint import rebuild
     from gnnstab.checkpoint.threads import one_thread
     from gnnstab.probe.measure import measure_layers

@@ -57,8 +57,8 @@ def short(diagnosis: Diagnosis, width: int) -> RenderableType:
     room = MOST_LINES - len(head) - len(last) - len(unseen)
     tries = [_body(diagnosis, room, longest, width) for longest in (_WHOLE, _REASON, _CLAUSE)]
     # Code to paste matters more than the whole reason, and what was measured more than what follows from the cause.
-    body = next((body for body, whole in tries[:2] if whole), None) or next(
-        (body for body, _ in tries[1:] if not any(_NO_ROOM in line.plain for line in body)), tries[1][0]
+    body = next((body for body, whole, _ in tries[:2] if whole), None) or next(
+        (body for body, _, coded in tries[1:] if coded), tries[1][0]
     )
     return Group(*head, *body[:room], *unseen, *last)
 
@@ -75,9 +75,10 @@ def closing(diagnosis: Diagnosis, width: int) -> list[Text]:
     return _wrapped(Text(f"{word}: {rest}", "bold"), width)
 
 
-def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[list[Text], bool]:
-    """Causes with reasons of at most ``longest`` characters, changes and findings; and whether all of it has room."""
+def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[list[Text], bool, bool]:
+    """Causes with reasons of at most ``longest`` characters, changes and findings; whether all of it has room, and whether the changes have."""
     body: list[Text] = []
+    coded = True
     for entry in _began(diagnosis):
         body += entry.rows(width)
     causes = summary.to_change(diagnosis)
@@ -93,10 +94,11 @@ def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[li
         left = room - len(body)
         change = _change(cause, left if position == 0 else min(5, left), width, first=position == 0)
         body += change if len(change) <= left else []
+        coded = coded and len(change) <= left and not any(_NO_ROOM in line.plain for line in change)
     further = _further(diagnosis, MOST_LINES, width)
-    whole = len(body) + len(further) <= room and not any(_NO_ROOM in line.plain for line in body)
+    whole = len(body) + len(further) <= room and coded
     body = [*body[:room], *rest]
-    return [*body, *(further if whole else _further(diagnosis, room + len(rest) - len(body), width))], whole
+    return [*body, *(further if whole else _further(diagnosis, room + len(rest) - len(body), width))], whole, coded
 
 
 def _other_cause(cause: Cause, width: int) -> Text:
@@ -203,13 +205,17 @@ def _change(cause: Cause, room: int, width: int, *, first: bool) -> list[Text]:
     if best is None:
         failed = escape.sentence(", ".join(fix.fix for fix in cause.fixes))
         return _Line("change", Text(f"none to recommend; measured to fail: {failed}")).rows(width) if failed else []
-    named = Text.assemble(
-        (escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}{summary.rate(best)}"
-    )
+    # Why trying it has decided nothing; the rate that this holds for is said with it.
+    why, compared, _ = best.note.partition(" Compared:")
+    open_yet = why.rstrip(".") if best.verdict == "inconclusive" and compared else ""
+    at = "" if open_yet else summary.rate(best)
+    named = Text.assemble((escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}{at}")
     if best.before is not None or best.after is not None:
         named.append(f": {escape.name(best.signal)} {number(best.before)} → {number(best.after)}")
     elif first and (test := summary.how_to_test([best])):
         named.append(f"; {test[1]} tests it")
+    if open_yet:
+        named.append(f": {escape.sentence(open_yet)}")
     named.append(")")
     code = escape.code(best.change)
     whole, parts = len(code.splitlines()), changed_lines(code)

@@ -120,16 +120,20 @@ def _say(text: str, target: Target, given: Collection[str], face: str) -> str:
         return text
     if target.kind == "trace":
         # A trace holds neither model nor batch; a monitor has kept both.
-        verify = "diagnose(…, model=…, batch=…, verify=True)"
-        if face == "cli":
-            verify = "diagnose --model … --batch … --verify"
-        elif target.path == "memory":
-            verify = "monitor.diagnose(verify=True)"
-        text = _changed(text.replace("diagnose --verify", verify), _RECORDED)
+        verify = (
+            "monitor.diagnose(verify=True)" if target.path == "memory" else "diagnose(…, model=…, batch=…, verify=True)"
+        )
+        text = _changed(text if face == "cli" else text.replace("diagnose --verify", verify), _RECORDED)
     elif "batch" in given:
         text = _changed(text, _PASSED)
     elif "model" in given:
         text = _changed(text, _HAS_MODEL)
+    if face == "cli":
+        # A trace holds no weights: what makes the model draws them.
+        file, verify = "" if target.kind == "trace" else "FILE ", "diagnose --verify"
+        text = text.replace("gnnstab verify --fix", f"gnnstab verify {file}--model … --batch … --fix")
+        passed = "batch" in given and target.kind != "trace"
+        text = text if passed else text.replace(verify, "diagnose --model … --batch … --verify")
     return plain(speak(text, face))
 
 

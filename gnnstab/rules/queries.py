@@ -338,7 +338,7 @@ def _ratio_from_slope(signals: Signals) -> tuple[Signal, ...]:
 def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
     """True for a run whose loss, never below 0, fell to half of its start or less and ended no higher than 1.5 times its best.
 
-    Medians of `LOSSES` losses count; one that is not finite after step ``since`` makes it false.
+    Medians of `LOSSES` losses count, and the very first, before any update: a loss that jumps up at once and comes back has learnt nothing; one that is not finite after step ``since`` makes it false.
     """
     loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
     if loss is None or len(loss.values) < 2 * LOSSES or not np.isfinite(loss.values[loss.steps >= since]).all():
@@ -346,7 +346,9 @@ def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
     finite = loss.values[np.isfinite(loss.values)]
     medians = np.median(np.lib.stride_tricks.sliding_window_view(finite, LOSSES), axis=1)
     return bool(
-        medians[0] > 0 <= medians.min() and medians[-1] <= 0.5 * medians[0] and medians[-1] <= 1.5 * medians.min()
+        medians[0] > 0 <= medians.min()
+        and medians[-1] <= 0.5 * min(medians[0], finite[0])
+        and medians[-1] <= 1.5 * medians.min()
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gnnstab.records import SIGNALS, Measure, Signal
-from gnnstab.records.vocabulary import DEGREE_MEDIAN, OPTIMIZER_UNDONE
+from gnnstab.records.vocabulary import DEGREE_MEDIAN, OPTIMIZER_LOSS_RISE, OPTIMIZER_UNDONE
 from gnnstab.signals._window import best_mode, latest
 
 T = TypeVar("T", list[Any], dict[str, Any])
@@ -75,6 +75,10 @@ def measured_signals(found: Streams, source: str, *, single: bool) -> tuple[list
             finite = values[np.isfinite(values)]
             # A run of few measurements ends in its later half: what began soft and became sharp is sharp.
             value = latest(finite if single else finite[len(finite) // 2 :])
+            if name == OPTIMIZER_LOSS_RISE and np.isinf(values).all():
+                value = (
+                    np.inf
+                )  # A loss that rises beyond every number is measured, and with it the rate at which it does not.
             if np.isnan(value):
                 undefined[name] = _why_undefined(part[-1].value, name)
                 continue

@@ -137,8 +137,14 @@ class ArmResult:
     unseen: float | None = None
     """Loss of the trained arm on what is kept from the training; None where nothing is."""
 
+    best: float | None = None
+    """The lowest loss on that on the way of the training."""
+
     per_step: float | None = None
     """Seconds."""
+
+    follows: Mapping[str, str] = field(default_factory=dict)
+    """Rule code → code that explains it, of those in ``codes`` that another rule explains at every place."""
 
     objective: str = ""
     error: str = ""
@@ -166,6 +172,7 @@ def run_arm(setting: Setting, arm: Arm) -> ArmResult:
                 start=run.losses[0],
                 final=run.final,
                 unseen=run.unseen,
+                best=run.best,
                 per_step=run.per_step,
                 objective=run.objective,
             )
@@ -211,7 +218,9 @@ def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, se
     codes: dict[str, str] = {}
     for finding in seen.findings:
         codes[finding.code] = max(codes.get(finding.code, ""), finding.severity, key=("", "warning", "error").index)
-    return ArmResult(value=_value(setting.goal, seen.signals, codes), codes=codes)
+    alone = {f.code for f in seen.findings if f.explained_by is None}
+    follows = {f.code: f.explained_by for f in seen.findings if f.explained_by is not None and f.code not in alone}
+    return ArmResult(value=_value(setting.goal, seen.signals, codes), codes=codes, follows=follows)
 
 
 def _value(goal: Goal | None, signals: Signals, codes: Mapping[str, str]) -> float:

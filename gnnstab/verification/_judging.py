@@ -28,6 +28,9 @@ FEWEST = 3
 BY_HEART = 0.01
 """Share of the loss at the start below which a training has learnt what it was shown: what is left is noise of the optimizer."""
 
+LEARNT = 0.5
+"""Share of the loss at the start above which a training has hardly learnt: a better constant answer comes that far as well."""
+
 MAJORITY = 0.8
 """Share of the seeds in which a threshold must be crossed."""
 
@@ -40,6 +43,8 @@ class Pairs:
     after: tuple[ArmResult, ...]
     by_chance: bool = True
     """False where every seed is known to give the same training, so that one pair says all."""
+    redrawn: bool = False
+    """True where the fix takes what the weights as given have learned, perhaps of the very batches that are kept from the training here."""
 
     @property
     def too_few(self) -> bool:
@@ -52,10 +57,10 @@ class Pairs:
 
     @property
     def new_codes(self) -> tuple[str, ...]:
-        """Codes that fire with the fix in most seeds, and without it in fewer than half."""
+        """Codes that fire with the fix in most seeds, and without it in fewer than half; those that follow from one that fires without it are not new."""
         without = Counter(code for r in self.before for code in r.codes)
-        with_fix = Counter(code for r in self.after for code in r.codes)
         many, few = MAJORITY * len(self.after), 0.5 * len(self.before)
+        with_fix = Counter(c for r in self.after for c in r.codes if without[r.follows.get(c, "")] < max(few, 1))
         return tuple(sorted(c for c, n in with_fix.items() if n >= many and without[c] < few))
 
 
@@ -92,7 +97,7 @@ def spread(pairs: Pairs, goal: Goal) -> float | None:
 def loss_change(pairs: Pairs, which: str = "final") -> tuple[float, float] | None:
     """95 % interval of the mean of ln(loss with / loss without) over paired seeds; None without trained pairs, or with too few.
 
-    ``which`` is ``final``, the end of the training, or ``unseen``, features that it has not met. A run that broke off
+    ``which`` is ``final``, the end of the training, ``unseen``, features that it has not met, or ``best``, the lowest loss on these. A run that broke off
     counts as an infinite loss: (−inf, −inf) when the fix keeps it alive, (inf, inf) when the fix kills it.
     """
     trained = [(getattr(b, which), getattr(a, which)) for b, a in zip(pairs.before, pairs.after, strict=True)]
@@ -174,8 +179,8 @@ def _other_side(pairs: Pairs, goal: Goal) -> str:
 def by_training(pairs: Pairs) -> tuple[str, str]:
     """Verdict and reason when the signal crosses: the short training must not be worse.
 
-    What is kept from the training, where anything is, alone can speak against a fix; that it is not worse may be shown by
-    either loss. The reasons stand in docs/decisions/0006.
+    What is kept from the training, where anything is, alone can speak against a fix, at the end and at its best, where
+    something was learned without the fix; that it is not worse may be shown by either loss. The reasons stand in docs/decisions/0006.
     """
     if pairs.too_few and pairs.after:
         seeds = "1 seed does" if len(pairs.after) == 1 else f"{len(pairs.after)} seeds do"
@@ -183,15 +188,17 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
             f"the signal crosses its threshold, but {seeds} not tell whether the short training is worse: "
             f"that takes at least {FEWEST}"
         )
-    own, unseen = loss_change(pairs), loss_change(pairs, "unseen")
+    own, (unseen, at_best) = loss_change(pairs), _kept(pairs)
     if own is None:
         return "inconclusive", "the signal crosses its threshold, but no short training was finished in both arms"
-    (low, high), where = (own, "") if unseen is None else (unseen, " on what it has not seen")
+    (low, high), where = (own, "") if unseen is None else (unseen, f" on what it has not seen{at_best}")
     if unseen is None and high > TOLERANCE and _by_heart(pairs):
         return "inconclusive", (
             "the signal crosses its threshold, but with and without the fix the training learns all it is shown by heart, and which is better "
             "there says nothing: pass four batches or more, half of which are kept to judge by"
         )
+    if own[0] <= TOLERANCE < low < math.inf and (why := _unfair(pairs)):
+        return "inconclusive", f"the signal crosses its threshold, but {why}"
     if low > TOLERANCE:
         worse = "breaks off" if math.isinf(low) else f"ends {math.expm1(low):.0%} or more above{where}"
         return "made-worse", f"the signal crosses its threshold, but the short training {worse}"
@@ -221,9 +228,33 @@ def _by_heart(pairs: Pairs) -> bool:
     )
 
 
+def _kept(pairs: Pairs) -> tuple[tuple[float, float] | None, str]:
+    """The change of the loss on what is kept from the training, at the end or, where that speaks against the fix, at its best, and words for the latter.
+
+    A training that goes on to learn by heart what it is shown gets ever surer of what it has not seen, right or wrong.
+    """
+    end, best = loss_change(pairs, "unseen"), loss_change(pairs, "best")
+    return (end, "") if end is None or best is None or end[0] <= TOLERANCE else (best, ", at its best")
+
+
+def _unfair(pairs: Pairs) -> str:
+    """Why a higher loss on what is kept from the training does not speak against the fix; empty where it does."""
+    if not any(r.start is not None and r.final is not None and r.final <= LEARNT * r.start for r in pairs.before):
+        return (
+            "without the fix the training learns next to nothing, and what learns nothing cannot learn by heart either: "
+            "what it has not seen says nothing; pass more batches"
+        )
+    if pairs.redrawn:
+        return (
+            "the weights as given may know the batches that were kept from the training, which it ends above on, and the fix takes what they "
+            "have learned: pass batches that your model was not trained on"
+        )
+    return ""
+
+
 def too_wide(pairs: Pairs) -> bool:
     """True where the mean change of the loss that decides is none for the worse, and no interval is narrow enough to show it."""
-    own, unseen = loss_change(pairs), loss_change(pairs, "unseen")
+    own, (unseen, _) = loss_change(pairs), _kept(pairs)
     if own is None:
         return False
     low, high = own if unseen is None else unseen

@@ -33,6 +33,7 @@ from gnnstab.verification._judging import Pairs
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification._verdict import Verdict
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
+from gnnstab.verification.targets import choose
 from gnnstab.verification.training import TrainingSettings
 
 AS_IT_IS: tuple[FixSpec, ...] = ()
@@ -79,7 +80,7 @@ def verify(
         eps: Adam's eps there; 1e-8 when omitted.
         optimizer: That of your run; its rate and eps are taken where ``lr`` and ``eps`` are omitted. It stays as it is.
         factory: Makes the model with fresh weights, for an initialisation of your own.
-        finding: What the fixes are to cure; the most severe symptom of the model when omitted.
+        finding: What the fixes are to cure; when omitted, of each the most severe symptom of a cause that it is for, else of the model.
         workers: Processes.
         store: A file that keeps every finished arm, so that a call that Ctrl-C has ended continues from there.
         progress: Called after every arm.
@@ -108,10 +109,13 @@ def verify(
     if any(find(item.fix).shows_in_training for item in chosen):
         tell("trying steps from fresh weights")
         start = setting.from_the_start(finding)
-    plans = [_Plan(_setting_of(item, setting, start), item, seeds) for item in chosen]
+    own_goals = finding is None
+    settings = [_setting_of(item, setting, start, own_goals=own_goals) for item in chosen]
+    shared = {(id(s.signals), s.goal): s for s in reversed(settings)}
+    plans = [_Plan(shared[id(s.signals), s.goal], item, seeds) for s, item in zip(settings, chosen, strict=True)]
     judged: dict[FixSpec, Verdict] = {}
-    for shared in dict.fromkeys(id(plan.setting) for plan in plans):
-        some = [plan for plan in plans if id(plan.setting) == shared]
+    for one in shared.values():
+        some = [plan for plan in plans if plan.setting is one]
         results = _results(some, workers=workers, progress=progress, store=store)
         judged |= {plan.item: plan.verdict(results) for plan in some}
     return [judged[item] for item in chosen]
@@ -129,9 +133,16 @@ def _results(plans: Sequence[_Plan], **sweeping: Any) -> dict[Arm, ArmResult]:
     return results
 
 
-def _setting_of(item: FixSpec, setting: Setting, start: Setting) -> Setting:
-    """Where a fix begins: at the weights as given, or, where it changes the training, at fresh ones."""
-    return start if find(item.fix).shows_in_training and not _shown_at_once(item, setting) else setting
+def _setting_of(item: FixSpec, setting: Setting, start: Setting, *, own_goals: bool) -> Setting:
+    """Where a fix begins: at the weights as given, or, where it changes the training, at fresh ones.
+
+    With ``own_goals`` a change of the model is judged by a symptom of what it is for, where the model has one.
+    """
+    if find(item.fix).shows_in_training:
+        return setting if _shown_at_once(item, setting) else start
+    if not own_goals or _seen_in_settings(setting):
+        return setting
+    return replace(setting, goal=choose(setting.findings, find(item.fix).causes, setting.goal))
 
 
 def _shown_at_once(item: FixSpec, setting: Setting) -> bool:
@@ -219,7 +230,8 @@ class _Plan:
     def _pairs(self, results: dict[Arm, ArmResult], *, train: bool = False) -> Pairs:
         both = [self._pair(seed, train=train) for seed in (self.trained_seeds if train else self.seeds)]
         done = [(results[a], results[b]) for a, b in both if a in results and b in results]
-        return Pairs(tuple(a for a, _ in done), tuple(b for _, b in done), by_chance=not self.repeats)
+        redrawn = not (self.fresh or self.fix.keeps_function)
+        return Pairs(tuple(a for a, _ in done), tuple(b for _, b in done), not self.repeats, redrawn)
 
     def verdict(self, results: dict[Arm, ArmResult]) -> Verdict:
         """The verdict from all finished arms."""
@@ -261,6 +273,7 @@ class _Plan:
             loss_after=float(np.median(finals[1])) if finals[1] else None,
             loss_change=judging.loss_change(losses),
             unseen_change=judging.loss_change(losses, "unseen"),
+            best_change=judging.loss_change(losses, "best"),
             step_time=None if self.fix.costs_no_time else _ratio(losses),
             arms=self._arms(),
             objective=self._objective(losses),

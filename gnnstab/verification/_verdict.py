@@ -62,6 +62,9 @@ class Verdict:
     unseen_change: tuple[float, float] | None = None
     """The same on what the training has not met; None where nothing is kept from it, as with your own loss and one batch."""
 
+    best_change: tuple[float, float] | None = None
+    """The same at the lowest on the way, which decides where the end speaks against the fix."""
+
     step_time: float | None = None
     """Time of a training step with the fix over that without; what the fix costs."""
 

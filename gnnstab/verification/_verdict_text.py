@@ -53,7 +53,7 @@ def _name(v: Verdict) -> str:
 
 
 def _entry(v: Verdict, of: int, width: int) -> Iterator[str]:
-    """The verdict with its numbers, and below it the reason, as long as the number of fixes leaves room."""
+    """The verdict with its numbers, and below it the whole reason where the fixes are few."""
     moved, why = "", v.reason
     if v.before is not None and v.after is not None:
         moved = f": {v.signal}{f' at {v.layer}' if v.layer else ''} {number(v.before)} → {number(v.after)}"
@@ -62,11 +62,8 @@ def _entry(v: Verdict, of: int, width: int) -> Iterator[str]:
         why = f"loss{task} {number(v.loss_before)} → {number(v.loss_after)}; {why}"
     yield fit(f"{v.verdict:<{_LABEL}}{_name(v)}{moved}", width)
     if of <= 5:
-        rows = 3 if of <= 2 else 1
         indent = " " * _LABEL
-        yield from textwrap.wrap(
-            why, width, initial_indent=indent, subsequent_indent=indent, max_lines=rows, placeholder=" …"
-        )
+        yield from textwrap.wrap(why, width, initial_indent=indent, subsequent_indent=indent)
 
 
 def _code(verdicts: Sequence[Verdict], room: int) -> Iterator[str]:
@@ -108,7 +105,8 @@ def _whole(v: Verdict) -> str:
         by = f" (change {change(v.loss_change)})" if v.loss_change is not None else ""
         lines.append(f"  loss {number(v.loss_before)} → {number(v.loss_after)}{by}")
     if v.unseen_change is not None:
-        lines.append(f"  loss on what the training has not seen: change {change(v.unseen_change)}")
+        best = f", at its best {change(v.best_change)}" if v.best_change is not None else ""
+        lines.append(f"  loss on what the training has not seen: change {change(v.unseen_change)}{best}")
     if v.step_time is not None:
         lines.append(f"  a step takes {v.step_time:.2f} × as long")
     return "\n".join([*lines, *(f"    {line}" for line in v.change.splitlines())])

@@ -12,6 +12,7 @@ from gnnstab.records import SIGNALS, Finding, Signals
 from gnnstab.records.vocabulary import (
     OPTIMIZER_BELOW_EPS_SHARE,
     OPTIMIZER_INPUT_SHARE,
+    PLACE_DEAD_SHARE,
     PLACE_OVERFLOW,
     PRECISION_FP16_HEADROOM,
     WEIGHT_NON_FINITE,
@@ -23,7 +24,9 @@ from gnnstab.rules.queries import typical_matrix
 MARGIN = 0.1
 """A threshold counts as crossed when the value lies beyond it by this share of it."""
 
-_SYMPTOMS = ("attention.", "gradient.", "precision.", "score.", "output.", "smoothness.", "channels.")
+_SYMPTOMS = (
+    "attention.", "gradient.", "precision.", "score.", "output.", "smoothness.", "channels.", PLACE_DEAD_SHARE,
+)  # fmt: skip
 """Signals of what happens in the network, in contrast to causes such as the exponent of an aggregation."""
 
 
@@ -132,18 +135,22 @@ class Goal:
         return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
 
 
-def choose(findings: Sequence[Finding]) -> Goal | None:
+def choose(findings: Sequence[Finding], causes: Sequence[str] = (), otherwise: Goal | None = None) -> Goal | None:
     """The goal that a fix of this model is judged by: the most severe symptom, on the layer where it is worst.
 
+    With ``causes``, those that the fix is for, best first, it is a symptom of the first that has one, else ``otherwise``.
     Symptoms come before causes, since a fix that removes a cause and leaves the symptom has proven nothing; symptoms
     that follow from another symptom come last.
     """
     usable = [f for f in findings if f.signal and not f.code.startswith("GS9") and math.isfinite(f.threshold)]
     if not usable:
-        return None
+        return otherwise
     symptoms = [f for f in usable if f.signal.startswith(_SYMPTOMS) or f.code == _NON_FINITE]
     heads = [f for f in symptoms if f.explained_by not in {other.code for other in symptoms}]
     symptoms = heads or symptoms
+    own = (alike for cause in causes if (alike := [f for f in symptoms if f.cause == cause]))
+    if causes and not (symptoms := next(own, [])):
+        return otherwise
     chosen = max(symptoms or usable, key=lambda f: (f.severity == "error", _distance(f)))
     return goal_of(chosen)
 

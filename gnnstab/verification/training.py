@@ -57,6 +57,9 @@ class Run:
     """Median over the last tenth of the steps of the loss on what is kept from the training, inf when the run broke off;
     None where nothing is kept."""
 
+    best: float | None = None
+    """The lowest loss on that on the way, a median of three looks in a row; as `unseen`."""
+
     @property
     def final(self) -> float:
         """Median loss of the last tenth of the steps; inf when the run broke off."""
@@ -97,7 +100,7 @@ def micro_train(
         seed_torch(seed + 1)
         losses: list[float] = []
         norms: list[float] = []
-        kept: list[float] = []
+        kept: dict[int, float] = {}
         start = time.perf_counter()
         for step in range(settings.steps):
             optimizer.zero_grad()
@@ -111,13 +114,20 @@ def micro_train(
             norms.append(norm)
             if math.isfinite(norm):
                 optimizer.step()
-            if objective.unseen is not None and step >= settings.steps - _tail(settings.steps):
-                kept.append(_unseen(model, objective.unseen, precision))
+            ending = step >= settings.steps - _tail(settings.steps)
+            if objective.unseen is not None and (ending or step % _tail(settings.steps) == 0):
+                kept[step] = _unseen(model, objective.unseen, precision)
         seconds = time.perf_counter() - start
-        unseen = None if objective.unseen is None else math.inf
+        unseen = best = None if objective.unseen is None else math.inf
         if kept and math.isfinite(losses[-1]):
-            unseen = float(np.median(kept))
-        return Run(tuple(losses), seconds, objective.description, optimizer, unseen)
+            unseen = float(np.median(list(kept.values())[-_tail(settings.steps) :]))
+            best = _lowest(list(kept.values()))
+        return Run(tuple(losses), seconds, objective.description, optimizer, unseen, best)
+
+
+def _lowest(looks: Sequence[float]) -> float:
+    """The lowest median of three looks in a row, so that a single one does not decide."""
+    return min(float(np.median(looks[i : i + 3])) for i in range(max(1, len(looks) - 2)))
 
 
 def _unseen(model: nn.Module, compute: Callable[[nn.Module], Tensor], precision: str) -> float:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+import gnnstab
 from gnnstab.checkpoint import load, recover, recover_model
 from models.informarl import DATA, load_actor
+from models.stacks import Stack
 
 
 def test_a_module_tells_what_its_file_tells() -> None:
@@ -33,3 +35,25 @@ def test_the_optimizer_state_is_tied_to_names() -> None:
     assert all(s.value == pytest.approx(0.25, rel=1e-3) for s in values)
     names = {name for name, _ in model.named_parameters()}
     assert {s.detail["parameter"] for s in values} <= names
+
+
+def _sharpened(factor):
+    """A file of a network whose queries are so much larger than they were drawn, and what makes the network."""
+
+    def make():
+        torch.manual_seed(0)
+        return Stack(3, 16)
+
+    tensors = make().state_dict()
+    return {k: v * factor if "lin_query" in k else v for k, v in tensors.items()}, make
+
+
+@pytest.mark.parametrize("factor", [30.0, 1.0])
+def test_a_model_without_a_batch_takes_nothing_from_what_its_file_alone_shows(factor, saved):
+    tensors, make = _sharpened(factor)
+    path = saved(tensors)
+    options = {"heads": make().convs[0].heads}
+    alone, with_model = gnnstab.diagnose(path, **options), gnnstab.diagnose(path, model=make)
+    said = [{(f.code, f.layer, f.severity) for f in d.at_least("warning")} for d in (alone, with_model)]
+    assert said[0] <= said[1]
+    assert any(code == "GS301" for code, _, _ in said[0]) == (factor > 1)

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import textwrap
 
+import numpy as np
 import pytest
 import torch
 import torch_geometric
@@ -16,7 +17,7 @@ from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes import FIXES
 from gnnstab.fixes.aggregation import OF_PYG
 from gnnstab.fixes.printing import WIDTH, attribute_names, looped, with_narrow_comments
-from gnnstab.records import Event, LayerFacts, Signal, Signals
+from gnnstab.records import Event, LayerFacts, Series, Signal, Signals
 from gnnstab.records.vocabulary import (
     LOSS_MARKED_TARGETS,
     OPTIMIZER_GROUP_RATE,
@@ -261,3 +262,18 @@ def test_a_wide_comment_goes_above_its_line_and_marks_inside_of_texts_stay():
     ]  # fmt: skip
     for kept in ("x = 1  # short", f"x = 'a  # {said}'", f"x = {'y + ' * 30}y", f"#     {said}".rstrip()):
         assert with_narrow_comments(kept) == kept
+
+
+@pytest.mark.parametrize(("sound", "offered"), [(60, True), (3, False)])
+def test_a_limit_of_the_gradient_comes_from_steps_that_were_not_lost(sound, offered):
+    steps = np.arange(80)
+    lost = steps >= sound
+    series = (
+        Series("loss", None, None, steps, np.where(lost, np.where(steps % 2, np.nan, 1e9), 1.2)),
+        Series("gradient.norm", None, None, steps, np.where(lost, 1e13, 0.5)),
+    )
+    fix, signals = FIXES["gradient-clipping"], Signals("trace", (BARE,), series=series)
+    assert fix.helps(signals) is offered
+    assert fix.helps(Signals("checkpoint", (BARE,))), "no run was seen: the norms are the reader's"
+    assert fix.training_options(signals=signals) == ({"clip": 0.5} if offered else {"clip_percentile": 90.0})
+    assert ("model.parameters(), 0.5)" in fix.change([BARE], signals)) is offered

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -282,3 +283,14 @@ def test_a_rate_a_hundred_times_too_small_is_told_by_steps_at_a_hundred_times_it
 @pytest.mark.parametrize(("unit", "told"), [(1e-10, ["adam-epsilon"]), (1.0, [])])
 def test_eps_under_a_tiny_loss_that_still_falls_a_little(unit: float, told: list[str]) -> None:
     assert ended(lambda output, data: unit * squared(output, data), lr=3e-2) == told
+
+
+@pytest.mark.parametrize("lr", [3.0, 100.0])
+def test_the_change_proposes_the_rate_that_was_measured_to_be_calm(lr: float) -> None:
+    """Also where the trial's loss rose beyond every number, which is no missing one."""
+    said, monitor, *_ = run(lr, steps=6)
+    calm = re.search(r"At lr=(\S+) the same steps are calm", next(f.message for f in said if f.code == "GS601"))
+    assert calm is not None
+    (cause,) = [c for c in monitor.diagnose().causes if c.cause == "learning-rate"]
+    (change,) = [fix.change for fix in cause.fixes if fix.fix == "lower-lr"]
+    assert change == f"torch.optim.SGD(model.parameters(), lr={calm[1]})"

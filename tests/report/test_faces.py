@@ -69,6 +69,8 @@ def test_a_run_says_what_tests_its_fixes_and_that_exists(path: str, face: str, c
     shown = spoken(replace(examples.clean(), target=Target("trace", path), causes=(cause,)), face)
     told = how_to_test(shown.causes[0].fixes)
     assert told is not None and told[1] == call
+    one = "gnnstab verify --model … --batch … --fix lower-lr"
+    assert told[0] == (one if face == "cli" else 'gnnstab.verify(model, ["lower-lr"], batch=batch)')
     known = {option for item in diagnose_command.params for option in item.opts}
     known |= {f"{name}=" for name in signature(Monitor.diagnose if "monitor" in call else gnnstab.diagnose).parameters}
     assert set(re.findall(r"--\w+|\w+=", call)) <= known

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 import examples
 import gallery
 from gnnstab.errors import UsageError
-from gnnstab.records import FIVE_CAUSES, Coverage, Suppressed
+from gnnstab.records import FIVE_CAUSES, Coverage, FixAdvice, Suppressed
 from gnnstab.report import escape, render
 
 
@@ -237,3 +237,26 @@ def test_in_a_notebook_text_is_returned_and_not_displayed_as_well(monkeypatch: p
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr("rich.jupyter.display", lambda *_: pytest.fail("displayed"))
     assert str(examples.one_finding()).startswith("UNSTABLE")
+
+
+@pytest.mark.parametrize("verdict", ["inconclusive", "confirmed"])
+def test_a_trial_that_has_decided_nothing_says_why(verdict: str) -> None:
+    diagnosis = examples.one_finding()
+    why = "the short training may be worse: more seeds or steps would tell (at learning rate 0.1)"
+    first = diagnosis.root_causes()[0]
+    tried = replace(first.fixes[0], verdict=verdict, note=f"{why}. Compared: the current weights. Trained 150 steps.")
+    told = " ".join(" ".join(lines(replace(diagnosis, causes=(replace(first, fixes=(tried,)),)))).split())
+    assert (why in told) is (verdict == "inconclusive")
+    assert told.count("at learning rate 0.1") == 1
+
+
+@pytest.mark.parametrize("parts", range(1, 40, 2))
+def test_a_reason_of_any_length_leaves_the_change_its_room(parts: int) -> None:
+    diagnosis = gallery.run()
+    first = diagnosis.root_causes()[0]
+    note = "not tested: gnnstab verify --fix query-scaling, or diagnose --verify"
+    change = FixAdvice("query-scaling", "a = 1\nb = 2\nc = 3", note=note)
+    long = replace(first, reason="; ".join(["it was measured"] * parts), fixes=(change,))
+    shown = lines(replace(diagnosis, causes=(long,)))
+    assert "         c = 3" in shown
+    assert len(shown) <= 15

@@ -17,6 +17,7 @@ from gnnstab.records import Event, Finding, LayerFacts, Series, Signals
 from gnnstab.report import render
 from gnnstab.rules.engine import Override, run
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
+from gnnstab.rules.queries import trained_well
 from gnnstab.rules.recalled import as_event, findings_in, joined, settled
 from models.convnets import Stack, graph
 
@@ -211,3 +212,11 @@ def test_a_jump_that_one_batch_brings_in_is_no_rate(loss: Series, given: Series,
     layers = (LayerFacts("conv", "TransformerConv", 0, True),)
     found = run(Signals("trace", layers, series=(loss, given), events=(as_event(raised),))).findings
     assert [(f.code, f.severity) for f in found if f.code in ("GS406", "GS601")] == [expected]
+
+
+@pytest.mark.parametrize(("end", "expected"), [(0.4, True), (0.9, False)])
+def test_a_loss_that_jumps_up_at_once_and_comes_back_has_not_ended_at_its_best(end: float, expected: bool) -> None:
+    """The median of the first losses is that of the jump; what was before any update tells whether anything was learned."""
+    came_back = losses(end)
+    came_back.values[1:12] = 40.0
+    assert trained_well(Signals("trace", (), series=(came_back,))) is expected

@@ -1,11 +1,14 @@
 """From pairs of trainings to a verdict, on made-up losses."""
 
 import math
+from functools import partial
 
 import pytest
 
 from gnnstab.verification._arms import ArmResult
 from gnnstab.verification._judging import Pairs, by_training, loss_change, too_wide
+from gnnstab.verification._verdict import Verdict
+from gnnstab.verification._verdict_text import verdicts_text
 
 INF = math.inf
 UNCLEAR = (0.2, 1.5, 0.5)
@@ -15,10 +18,11 @@ UNCLEAR = (0.2, 1.5, 0.5)
 def pairs(before, after, **options):
     """Arms of three seeds, or of as many as there are losses; each arm as losses of the training and on what is kept from it."""
 
-    def arm(own, unseen=None):
-        own = own if isinstance(own, tuple) else (own,) * 3
-        unseen = unseen if isinstance(unseen, tuple) else (unseen,) * len(own)
-        return tuple(ArmResult(start=1.0, final=f, unseen=u) for f, u in zip(own, unseen, strict=True))
+    def arm(own, unseen=None, best=None):
+        own, unseen, best = (x if isinstance(x, tuple) else (x,) * 3 for x in (own, unseen, best))
+        return tuple(
+            ArmResult(start=1.0, final=f, unseen=u, best=b) for f, u, b in zip(own, unseen, best, strict=False)
+        )
 
     return Pairs(arm(*before), arm(*after), **options)
 
@@ -36,9 +40,28 @@ VERDICTS = {
     "ends at its start": ((0.1, 2.0), (1.0, 1.0), "confirmed", "on what it has not seen"),
     "unclear and learnt more closely": ((0.1, 1.0), (0.05, UNCLEAR), "confirmed", "not seen either"),
     "unclear and learnt as closely": ((0.1, 1.0), (0.1, UNCLEAR), "confirmed", "not seen either"),
+    "surer of what it has not seen, and better at its best": (
+        (0.9, 1.0, 1.0),
+        (1e-3, 4.0, 0.9),
+        "confirmed",
+        "at its best",
+    ),
+    "worse at its best too": ((0.3, 1.0, 1.0), (1e-3, 4.0, 1.5), "made-worse", "not seen, at its best"),
+    "learns nothing without the fix": (
+        (1.0, 1.0, 1.0),
+        (1e-3, 4.0, 1.5),
+        "inconclusive",
+        "cannot learn by heart either",
+    ),
+    "learns nothing without the fix, and worse with it": (
+        (0.9, 1.0, 1.0),
+        (1.2, 4.0, 1.5),
+        "made-worse",
+        "or more above",
+    ),
     "unclear and learnt less closely": ((0.1, 1.0), (0.3, UNCLEAR), "inconclusive", "may be worse"),
 }
-"""Arms without and with the fix, each (losses of the training, losses on what is kept from it) → verdict and part of its reason."""
+"""Arms without and with the fix, each (losses of the training, losses on what is kept from it, the lowest of these) → verdict and part of its reason."""
 
 
 @pytest.mark.parametrize("name", VERDICTS)
@@ -98,3 +121,27 @@ def test_one_or_two_seeds_settle_nothing_where_chance_plays_a_part(of_alive):
 )
 def test_only_a_fix_that_looks_harmless_and_is_not_shown_to_be_is_trained_more_often(after, open_yet):
     assert too_wide(pairs((0.1, 1.0) if after != ((),) else after, after)) is open_yet
+
+
+@pytest.mark.parametrize("own", [0.05, 0.3])
+def test_batches_that_the_weights_as_given_may_know_do_not_speak_against_drawing_them_anew(own):
+    arms = ((0.1, 1.0, 0.5), (own, 4.0, 0.6))
+    assert by_training(pairs(*arms))[0] == "made-worse"
+    verdict, reason = by_training(pairs(*arms, redrawn=True))
+    assert (verdict, "was not trained on" in reason) == (("inconclusive", True) if own < 0.1 else ("made-worse", False))
+
+
+def test_what_follows_from_a_finding_that_stood_before_is_no_new_one():
+    arm = partial(ArmResult, value=1.0)
+    before = (arm(codes={"GS406": "error"}),) * 3
+    after = (arm(codes={"GS406": "error", "GS302": "error"}, follows={"GS302": "GS406"}),) * 3
+    assert Pairs(before, after).new_codes == ()
+    assert Pairs((arm(),) * 3, after).new_codes == ("GS302", "GS406")
+
+
+@pytest.mark.parametrize("several", [1, 3, 5])
+def test_a_reason_is_told_whole(several):
+    reason = f"the signal crosses its threshold, but {'what was measured ' * 14}decides nothing"
+    shown = verdicts_text([Verdict("qk-clip", "inconclusive", reason, rate="at learning rate 0.1")] * several)
+    assert " ".join(shown.split()).count(reason) == several
+    assert max(map(len, shown.splitlines())) <= 80
