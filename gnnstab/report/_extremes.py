@@ -25,7 +25,9 @@ def worst_words(signal: Signal) -> str:
         if isinstance(value, (int, float)) and isinstance(step, int):
             span = signal.detail.get("worst_span") if which == "worst" else None
             place = f"steps {step} to {step + span - 1}" if isinstance(span, int) else f"step {step}"
-            word = "last full measurement" if which == "last" and step < signal.detail.get("worst_step", step) else which
+            word = (
+                "last full measurement" if which == "last" and step < signal.detail.get("worst_step", step) else which
+            )
             told.append(f"{word} {number(float(value))} at {place}")
     return ", ".join(told)
 

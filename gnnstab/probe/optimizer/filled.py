@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.optimizer._halved import halved
 from gnnstab.probe.optimizer.learning import LEARNS_WELL, MARGIN, progress
 from gnnstab.probe.optimizer.softening import STEPS
-from gnnstab.probe.optimizer.unseen import halved
 from gnnstab.probe.places import filled_rows
 from gnnstab.probe.replaying.replica import mapped
 from gnnstab.records import Signal
