@@ -12,6 +12,7 @@ from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_COSINE_SCALE, SCORE_PRO
 from gnnstab.rules._by_steps import OPEN as OPEN
 from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.gs405_degree_one_attention import nothing_to_weigh
 from gnnstab.rules.learned import as_learned
 from gnnstab.rules.queries import (
     ASSUMED_DEGREE,
@@ -58,9 +59,10 @@ class AttentionExplosion(Rule):
     quarter of the progress is a warning even where its origin is unknown.
 
     ## When it is silent
-    Of a trained model whose attention is soft on your data the weights are not judged; nor are layers with fewer than 3
-    neighbours, or by weights alone a wide first layer (words, counts). Sharp can be right (the best small networks
-    reached .35), so it is information where softer scores make the loss worse, or the best loss of the steps twice as
+    Of a trained model whose attention is soft on your data the weights are not judged; nor are layers next to none of
+    whose targets has two neighbours (the attention of fewer than 3 is not judged either), or by weights alone a wide
+    first layer (words, counts). Sharp can be right (the best small networks reached .35), so it is
+    information where softer scores make the loss worse, or the best loss of the steps twice as
     large; in a run whose loss ended at its best; for a file alone on generated graphs, unless no gradient is left (scores
     that spread by more than 87·√(2 ln d), where all weights but one underflow in fp32; healthy files had 2.2, a ruined
     one 1800); as a trend over a folder of
@@ -122,7 +124,9 @@ class AttentionExplosion(Rule):
             raise NotEvaluable(signals.why_missing("attention.entropy"))
         for layer in layers:
             state = states.get(layer.name)
-            if (state is None or state.synthetic) and self._reads_words(layer):
+            if ((state is None or state.synthetic) and self._reads_words(layer)) or nothing_to_weigh(
+                signals, layer.name
+            ):
                 continue
             found = self._measured(signals, layer, state) if state is not None else None
             if found is None:
