@@ -61,14 +61,16 @@ class AttentionExplosion(Rule):
     ## When it is silent
     Of a trained model whose attention is soft on your data the weights are not judged; nor are layers next to none of
     whose targets has two neighbours (the attention of fewer than 3 is not judged either), or by weights alone a wide
-    first layer (words, counts). Sharp can be right (the best small networks reached .35), so it is
-    information where softer scores make the loss worse, or the best loss of the steps twice as
-    large; in a run whose loss ended at its best; for a file alone on generated graphs, unless no gradient is left (scores
-    that spread by more than 87·√(2 ln d), where all weights but one underflow in fp32; healthy files had 2.2, a ruined
-    one 1800); as a trend over a folder of
-    checkpoints (± 2 standard errors); and for a layer whose formula is not known, unless something that makes scores
-    large was measured: a wide map, large features, scores above 4 times q·k/√d (cosines times a temperature are a
-    choice).
+    first layer (words, counts). Sharp can be right (the best small networks reached .35), so it is information where
+    softer scores make the loss worse, or the best loss of the steps twice as large; in a run whose loss ended at its
+    best; as a trend over a folder of checkpoints (± 2 standard errors); and for a layer whose formula is not known,
+    unless something that makes scores large was measured: a wide map, large features, scores above 4 times q·k/√d
+    (cosines times a temperature are a choice).
+
+    A file alone does not tell earned from ruined: files of 250 healthy programs had spreads up to 28 and agreed up to
+    3.1 times as much, those of ruined actors 1.7 and 2.2. There it is a warning for weights as drawn, for wide ones
+    that agree no more than independent weights do, and where no gradient is left (scores that spread by more than
+    87·√(2 ln d), where all weights but one underflow in fp32; a ruined file had 1800).
 
     ## Sources
     Zhai et al. 2023, *Stabilizing Transformer Training by Preventing Attention Entropy Collapse*, arXiv 2303.06296;
@@ -302,7 +304,7 @@ class AttentionExplosion(Rule):
             return None
         worst, told = largest(sharp), [str(s.head) for s in sharp if s.head is not None]
         heads = f"head {names(told)}" if told else "its heads"
-        advice = "It adds to what the input does." if real else "Pass a batch to measure it; lower the learning rate."
+        advice = "It adds to what the input does." if real else "Pass a batch to measure it."
         return self.finding(
             f"{layer.name}: training has sharpened {heads}: query and key agree "
             f"{aligned[worst.head]:.1f} times as much as independent weights, and an input of RMS "
