@@ -16,6 +16,7 @@ from gnnstab.probe.places._constant_rows import _unreached
 from gnnstab.records import Finding
 from test_places import NODES, WIDTH, Net, data, look, loud, random_graph, seeded
 from test_places_gradient import FACES, Face, one
+from trained import trained
 
 
 class OneWay(nn.Module):
@@ -313,3 +314,35 @@ def test_edges_of_several_graphs_that_were_not_shifted(face: Face) -> None:
     assert "within the first 12 rows, while the batch holds 5 graphs" in finding.message
     assert loud(face(OneWay(True), Data(edge_index=torch.cat(shifted, 1), **nodes))) == []
     assert loud(face(OneWay(True), Data(edge_index=torch.unique(edges[0], dim=1), **nodes))) == []
+
+
+class Heard(nn.Module):
+    """A layer of attention with a skip, too small to learn the answers by heart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.conv, self.out = TransformerConv(WIDTH, 8), nn.Linear(8, 1)
+
+    def forward(self, batch: Data) -> Tensor:
+        return self.out(torch.tanh(self.conv(batch.x, batch.edge_index))).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    ("kept", "own", "expected"), [(15, False, ["warning"]), (15, True, []), (800, False, [])], ids=["few", "own", "all"]
+)
+@pytest.mark.parametrize("face", ["diagnose", "monitor"])
+def test_a_filter_that_leaves_next_to_no_edge(kept: int, own: bool, expected: list[str], face: str) -> None:
+    """Whoever answers about itself needs no edge: its loss falls."""
+    x = torch.randn(200, WIDTH, generator=seeded(7))
+    edges = torch.stack([torch.randint(0, 200, (800,), generator=seeded(8)), torch.arange(200).repeat(4)])
+    heard = torch.zeros(200).index_add(0, edges[1], x[edges[0], 0])
+    batch = Data(x=x, edge_index=edges[:, :kept], y=2 * x[:, 0] if own else heard)
+    model, cost = Heard(), lambda output, batch: F.mse_loss(output, batch.y)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    if face == "diagnose":
+        found = gnnstab.diagnose(model, batch=batch, loss=cost, optimizer=optimizer)
+    else:
+        found = trained(model, batch, cost, steps=60, optimizer=optimizer)
+    assert [f.severity for f in loud(found, "GS402")] == expected
+    assert all("edge_index (15 edges for 200 nodes)" in f.message for f in loud(found, "GS402"))

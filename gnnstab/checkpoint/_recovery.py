@@ -17,6 +17,7 @@ from gnnstab.checkpoint._moments import gradient_slope, optimizer_signals
 from gnnstab.checkpoint._naming import is_statistic, listed
 from gnnstab.checkpoint._numbers import SLOPE_SQUARED, layer_signals
 from gnnstab.checkpoint._optimizer import OptimizerState
+from gnnstab.checkpoint._scan import Statistics
 from gnnstab.checkpoint._tensor_scan import TensorScan, scan_tensors
 from gnnstab.checkpoint._tensors import identity, readable
 from gnnstab.checkpoint._training import reshaped, steps_taken, was_trained
@@ -201,11 +202,16 @@ def _layer_facts(
     )
 
 
+def _filled(numbers: Statistics) -> dict[str, float]:
+    """The one number that all entries hold, as of a single one."""
+    return {"entry": numbers.minimum} if numbers.minimum == numbers.maximum else {}
+
+
 def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signal]:
     """RMS of the attention layers' parameters, and NaN and Inf entries of every tensor of the file."""
     owners = _owners(convs)
     values = [
-        Signal(WEIGHT_RMS, numbers.rms, owners[name], source="weights", detail={"parameter": name})
+        Signal(WEIGHT_RMS, numbers.rms, owners[name], source="weights", detail={"parameter": name} | _filled(numbers))
         for name, numbers in seen.parameters.items()
         if name in owners and not numbers.non_finite
     ]

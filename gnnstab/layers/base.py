@@ -14,9 +14,9 @@ from gnnstab.records import LayerFacts
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ROLES = ("score", "value", "edge", "skip", "gate")
+ROLES = ("score", "value", "edge", "skip", "gate", "share")
 """What the parts of a layer are for: what decides the scores, what is passed on, edge features, a node's own features,
-and the gate between the last two."""
+the gate between the last two, and numbers whose sigmoid weighs what the layer computes against its input."""
 
 UNSCALABLE = "no weights that scale its scores alone"
 

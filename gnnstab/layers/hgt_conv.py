@@ -27,6 +27,7 @@ class HGTConvLayer(HeteroLayer):
         "score": ("k_rel", "kqv_lin", "p_rel"),
         "value": ("v_rel", "out_lin"),
         "skip": ("skip",),
+        "share": ("skip",),
     }
     factors = (Factor("p_rel", 1, each=True),)
     signature = re.compile(

@@ -99,16 +99,18 @@ class Ending:
         self._updates = updates
         self._hooks = _computing(recorder.model)
         self._left_out: dict[str, None] = {}
+        self._over = False
         taken()  # What another run has left out.
 
-    def note_gradients(self) -> None:
-        """Let the trace keep which parameters show no gradient at the run's end: few of its steps were measured parameter by parameter."""
-        silent = ungiven(self._recorder.model, self._optimizers)
+    def _note_gradients(self) -> None:
+        """Let the trace keep which parameters show no gradient now: few steps of a run are measured parameter by parameter."""
+        silent = None if self._over else ungiven(self._recorder.model, self._optimizers)
         if silent is not None:
             self._writer.meta(UNGIVEN, json.dumps(silent))
 
     def tell_left_out(self) -> None:
         """Let the trace keep why looks on copies were left out so far, the last steps and the end of the run included."""
+        self._note_gradients()
         fresh = dict.fromkeys(" ".join(reason.split()) for reason in taken())
         if fresh.keys() - self._left_out.keys():
             self._left_out |= fresh
@@ -118,8 +120,10 @@ class Ending:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
         of a model that cannot be copied since other processes hold a part of it, leaves nothing."""
         try:
+            self._note_gradients()
             self._undo()
         finally:
+            self._over = True
             self._updates.began = None  # It is as large as the model.
 
     def _undo(self) -> None:

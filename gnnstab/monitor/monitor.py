@@ -186,7 +186,6 @@ class Monitor:
     def _end(self, error: BaseException | None, late: list[bool]) -> None:
         """Take the last looks at the run; ``late`` then tells whether numbers of the last step came from a device."""
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
-        self._guarded("the last gradients", self._ending.note_gradients)
         self._guarded("detaching from the optimizer", self._boundary.detach)
         if error is not None:
             self._guarded("the failed step", lambda: self._recorder.failed(error))

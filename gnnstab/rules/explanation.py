@@ -85,9 +85,9 @@ def _same_layer(symptom: Finding, explanation: Finding, signals: Signals) -> boo
     return symptom.layer == explanation.layer
 
 
-def _undefined_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """An operation of the layer itself is undefined for its scores, which a softmax would bear."""
-    return explanation.cause == "undefined-operation" and symptom.layer == explanation.layer
+def _wrong_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """An operation of the layer is undefined for scores that a softmax would bear, or its softmax runs over a wrong axis: that of one head has one entry."""
+    return explanation.cause in ("undefined-operation", "normalization-misuse") and symptom.layer == explanation.layer
 
 
 def _behind(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -314,7 +314,7 @@ LINKS = tuple(
         ("GS406", _always, "GS603 GS302 GS104 GS702 GS501"),
         ("GS406", _of_absurd_size, "GS601"),
         ("GS502", _scale_that_was_undone, "GS301 GS302 GS601"),
-        ("GS502", _undefined_there, "GS301"),
+        ("GS502", _wrong_there, "GS301"),
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704 GS601 GS603 GS604"),
         ("GS605", _same_layer, "GS201"),
@@ -328,6 +328,7 @@ LINKS = tuple(
         ("GS503", _told_by(OPTIMIZER_LOST_SHARE), "GS608"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),
+        ("GS305", _wrong_there, "GS604"),
         ("GS408", _heard_beside_norms, "GS108"),
         ("GS108", _heard_through_norms, "GS408"),
         # Updates of all gradients so far: like those of a rate that grows.
@@ -340,10 +341,8 @@ LINKS = tuple(
         ("GS703", _mostly_cut, "GS601"),
         ("GS703", _nothing_comes_back, "GS604"),
         ("GS701", _nothing_comes_back, "GS604"),
-        ("GS701", _stopped_there, "GS604"),
         ("GS701", _nothing_left, "GS604"),
-        ("GS104", _stopped_there, "GS604"),
-        ("GS108", _stopped_there, "GS604"),
+        *((stop, _stopped_there, "GS604") for stop in ("GS701", "GS104", "GS108")),
         ("GS703", _what_the_clamp_left, "GS704"),
         ("GS406", _through_one_hot_attention, "GS604"),
         ("GS302", _through_one_hot_attention, "GS604"),

@@ -6,8 +6,9 @@ import math
 from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable
-from gnnstab.layers import parts, weights
+from gnnstab.layers import layer_named, parts, weights
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
+from gnnstab.records.vocabulary import WEIGHT_RMS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_layers, percent, stops
 
@@ -28,7 +29,8 @@ class GateSaturated(Rule):
     The share of nodes whose gate lies below 0.05 or above 0.95, with the RMS of the layer's input and the gain
     RMS(W_β)·√fan_in of the gate's weights. Where the model ran, also every sigmoid, clamp to [0, 1] or tanh on the way
     that hands no gradient on at any entry, and one of a parameter alone that hands less than a millionth on; that a
-    bias was filled with one number, or never trained, is said. Weights elsewhere that were drawn too wide explain the
+    bias was filled with one number, or never trained, is said. In a file, the learned shares of an HGTConv, where all
+    of a layer lie below the limit (healthy files: -1.1 to 1.3). Weights elsewhere that were drawn too wide explain the
     gate.
 
     ## When it is silent
@@ -54,7 +56,7 @@ class GateSaturated(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
-        stuck = list(self._stuck(signals))
+        stuck = [*self._stuck(signals), *self._shut(signals)]
         yield from stuck
         if stuck:
             return
@@ -99,6 +101,24 @@ class GateSaturated(Rule):
                 signal=signal,
                 confidence="high",
             )
+
+    def _shut(self, signals: Signals) -> Iterator[Finding]:
+        """Layers of a file that a sigmoid of a number of each kind of nodes mixes with their input, all of which are shut."""
+        for layer in signals.attention_layers if signals.kind == "checkpoint" else ():
+            names = tuple(f"{layer.name}.{part}." for part in layer_named(layer).roles.get("share", ()))
+            own = [
+                s
+                for s in signals.find(WEIGHT_RMS, layer=layer.name)
+                if f"{s.detail.get('parameter')}".startswith(names)
+            ]
+            entries = [float(s.detail.get("entry", 0.0)) for s in own]
+            if names and entries and max(entries) < -self.logit:
+                yield self.finding(
+                    f"{layer.name}: its output is its input, as {' and '.join(sorted(s.detail['parameter'] for s in own))} lie at {max(entries):.3g} or "
+                    f"below: their sigmoid leaves {1 / (1 + math.exp(min(-max(entries), 700.0))):.1g} of what it computes, and as much of the gradient. Let them begin near 0.",
+                    limit=self.logit,
+                    signal=largest(own),
+                )
 
     def _finding(self, signals: Signals, share: Signal) -> Finding:
         rms = signals.value("input.rms", layer=share.layer)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.gs405_degree_one_attention import nothing_to_weigh
 from gnnstab.rules.queries import ASSUMED_DEGREE, degree_of, head_words, largest, need_layers, per_head
 
 
@@ -42,7 +43,7 @@ class LogitBound(Rule):
         signals.need("logit.frobenius")
         for facts in need_layers(signals):
             layer, found = facts.name, per_head(signals, "logit.frobenius", facts.name)
-            if not found:
+            if not found or nothing_to_weigh(signals, layer):
                 continue
             worst, seen = largest(found), degree_of(signals, layer)
             degree = max(seen or ASSUMED_DEGREE, math.e)

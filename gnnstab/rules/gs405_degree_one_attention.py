@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, need_measured, percent
+from gnnstab.rules.queries import largest, measured, need_measured, percent
 
 
 @rule("GS405", "degree-one-attention", cause="", severity="info", confidence="high")
@@ -15,7 +15,7 @@ class DegreeOneAttention(Rule):
 
     ## Why it matters
     A softmax over one score is 1 whatever the score is: the gradient of the query and key weights is exactly 0
-    (measured), and they stay as they were initialised (GS604 may list them).
+    (measured), and they stay as they were initialised (GS604 may list them). GS301 and GS303 do not judge such scores.
 
     ## What to do
     Self-loops, or a layer without attention.
@@ -44,3 +44,18 @@ class DegreeOneAttention(Rule):
                 limit=self.share,
                 signal=worst,
             )
+
+
+def nothing_to_weigh(signals: Signals, layer: str) -> bool:
+    """True where next to no edge of a layer leads to a target with two neighbours, on the user's data: its scores decide nothing.
+
+    Edges count, not nodes: a node that collects all the others weighs every edge there is.
+    """
+    share, isolated, mean = (
+        measured(signals.find(name, layer=layer) or signals.find(name))
+        for name in ("degree.at_most_one_share", "degree.isolated_share", "degree.mean")
+    )
+    if not (share and isolated and mean):
+        return False
+    single = largest(share).value - largest(isolated).value
+    return single >= DegreeOneAttention.share * largest(mean).value

@@ -83,7 +83,7 @@ class BatchDependence(Rule):
                     else f"{rows} of zeros that fill the graphs up"
                 )
                 steps = (
-                    f", and the same steps without them bring the loss {math.exp(gain):.1f} times lower"
+                    f", and the same steps without them bring the loss {math.exp(min(gain, 700.0)):.1f} times lower"
                     if gain > 0
                     else ""
                 )

@@ -7,7 +7,14 @@ from dataclasses import replace
 
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, LOSS, LOSS_OVER_ZERO, OPTIMIZER_UNDONE, SCORE_WITHIN_STD
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    LOGIT_FROBENIUS,
+    LOSS,
+    LOSS_OVER_ZERO,
+    OPTIMIZER_UNDONE,
+    SCORE_WITHIN_STD,
+)
 from gnnstab.rules.queries import ASSUMED_DEGREE, Attention, trained_well
 
 LAST_BIT = 24 * math.log(2)
@@ -31,18 +38,26 @@ def frozen(signals: Signals, state: Attention | None) -> float | None:
     return min(s.value for s in own) if lead > (UNDERFLOW if state.synthetic else LAST_BIT) else None
 
 
+def _beyond(signals: Signals, layer: str | None, state: Attention | None) -> float | None:
+    """As `frozen`, of a layer that was not run, by its weights at an input of RMS 1; where heads were not guessed."""
+    limit = UNDERFLOW * math.sqrt(2 * math.log(ASSUMED_DEGREE))
+    own = [s.value for s in signals.find(LOGIT_FROBENIUS, layer=layer) if not s.detail.get("heads tried")]
+    return max((v for v in own if state is None and limit < v < math.inf), default=None)
+
+
 def as_learned(found: Finding, signals: Signals, state: Attention | None, *, alignment: float, soft: float) -> Finding:
     """Sharpness that training has found is information where only a loss could tell whether it is of use.
 
-    That is so of attention on generated graphs, unless the weights agree so little (``alignment``) that training has not made them so, or
+    That is so of a file alone, unless its weights are as drawn or agree so little (``alignment``) that training has not made them so, or
     no gradient is left (`frozen`), of layers without queries and keys that could agree or with a learned factor beside them, and in a run
     whose loss ended at its best while attention that had begun ``soft`` became sharp.
     """
     # Of a short run nobody knows (None); its loss may show that it was long enough.
-    if not signals.context.get("trained") and (signals.kind != "trace" or signals.context.get("trained") is False):
+    trained = signals.context.get("trained")
+    if trained is False or (trained is None and signals.kind == "model"):
         return found
     if signals.kind == "checkpoint" and (state is None or state.synthetic):
-        if (spread := frozen(signals, state)) is not None:
+        if (spread := frozen(signals, state) or _beyond(signals, found.layer, state)) is not None:
             stuck = f"Scores of one target spread by {spread:.2g}: a softmax of fp32 is one-hot to its last bit there, and passes no gradient back."
             return replace(found, message=f"{found.message} {stuck}")
         layer = signals.layer(found.layer or "")
@@ -52,7 +67,8 @@ def as_learned(found: Finding, signals: Signals, state: Attention | None, *, ali
         # Queries and keys that training made agree stay a warning here: a file does not tell earned from ruined.
         if put_there or (aligned and found.signal.startswith("logit.")):
             return found
-        why = "Training has made it so; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
+        origin = "Training has made it so" if trained else "Training may have made it so"
+        why = f"{origin}; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
     elif trained_well(signals) and _began_soft(signals, found.layer, soft):
         why = "Attention began soft, and the loss has ended at its best: training has found it of use."
     else:

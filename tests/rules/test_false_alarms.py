@@ -261,3 +261,32 @@ class Related(torch.nn.Module):
     def forward(self, data: Data) -> Tensor:
         out: Tensor = torch.tanh(self.conv(data.x, data.edge_index, data.edge_type))
         return out
+
+
+class Normed(nn.Module):
+    """Attention with wide weights behind its scores, on a normalised input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.LayerNorm(8), GATConv(8, 8, add_self_loops=False)
+        with torch.no_grad():
+            self.conv.att_src.mul_(8)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.conv(self.norm(x), edge_index)
+        return out
+
+
+STAR = torch.tensor([[*range(1, 40), *[0] * 39], [*[0] * 39, *range(1, 40)]])
+"""Node 0 hears all the others, and they hear it alone."""
+
+
+@pytest.mark.parametrize(
+    ("edges", "weighs"),
+    [(ring(40, lambda i: 1), False), (ring(40, lambda i: 2), True), (ring(40, lambda i: 6), True), (STAR, True)],
+    ids=["one", "two", "six", "star"],
+)
+def test_scores_of_targets_with_one_neighbour_are_not_judged(edges: Tensor, weighs: bool) -> None:
+    torch.manual_seed(0)
+    diagnosis = gnnstab.diagnose(Normed(), batch=(torch.randn(40, 8), edges))
+    assert bool(codes(diagnosis, "GS301")) == bool(codes(diagnosis, "GS303")) == weighs

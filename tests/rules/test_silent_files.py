@@ -65,3 +65,45 @@ def test_a_prior_that_training_has_raised_is_information(trained: bool, tmp_path
     torch.save({"conv." + name: tensor for name, tensor in conv.state_dict().items()}, tmp_path / "file.pt")
     found = [f for f in gnnstab.diagnose(tmp_path / "file.pt").findings if f.code == "GS301"]
     assert {f.severity for f in found} == {"info" if trained else "warning"}
+
+
+@pytest.mark.parametrize(
+    ("made", "severity"), [("trained", "warning"), ("blown up", "error"), ("wide", "warning"), ("as drawn", None)]
+)
+@pytest.mark.parametrize("counted", [True, False])
+def test_sharp_weights_of_a_file_stay_a_warning_where_they_agree_and_where_they_do_not(
+    made: str, severity: str | None, counted: bool, tmp_path: Path
+) -> None:
+    """A file does not tell earned from ruined; weights that leave no gradient are ruined."""
+    torch.manual_seed(3)
+    conv = TransformerConv(16, 16)
+    with torch.no_grad():
+        if made in ("trained", "blown up"):
+            learned = torch.outer(torch.randn(16), torch.randn(16)) / 4
+            for weight in (conv.lin_query.weight, conv.lin_key.weight):
+                weight.add_(learned).mul_(10 if made == "blown up" else 1)
+        elif made == "wide":
+            for weight in (conv.lin_query.weight, conv.lin_key.weight):
+                weight.copy_(0.8 * torch.randn(16, 16))
+    tensors: dict[str, object] = {f"conv.{name}": tensor for name, tensor in conv.state_dict().items()}
+    torch.save({"model": tensors, "global_step": 500} if counted else tensors, tmp_path / "file.pt")
+    found = [f for f in gnnstab.diagnose(tmp_path / "file.pt", heads=1).findings if f.code == "GS301"]
+    assert {f.severity for f in found} == ({severity} if severity else set())
+    assert not any("your data and loss tell" in f.message for f in found)
+
+
+@pytest.mark.parametrize(
+    ("user", "item", "found"), [(-12.0, -14.0, ["warning"]), (-12.0, 1.0, []), (12.0, 14.0, []), (-3.0, -3.0, [])]
+)
+def test_a_layer_whose_shares_are_all_shut_is_told_from_its_file(
+    user: float, item: float, found: list[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(2)
+    conv = HGTConv(WIDTH, WIDTH, (["user", "item"], [("user", "buys", "item"), ("item", "bought", "user")]), heads=2)
+    with torch.no_grad():
+        conv.skip["user"].fill_(user)
+        conv.skip["item"].fill_(item)
+    torch.save({"conv." + name: tensor for name, tensor in conv.state_dict().items()}, tmp_path / "file.pt")
+    diagnosis = gnnstab.diagnose(tmp_path / "file.pt")
+    assert [f.severity for f in diagnosis.findings if f.code == "GS104"] == found
+    assert [cause.cause for cause in diagnosis.root_causes()] == ["saturated-gate"] * len(found)

@@ -213,18 +213,20 @@ def shrunk_afterwards(scores: Tensor, target: Tensor) -> Tensor:
 
 
 class Heads(nn.Module):
-    """Two heads that shops listen with."""
+    """Heads that shops listen with, and a softmax that chooses between ``ways`` of leaving."""
 
-    def __init__(self, weigh: Weigh) -> None:
+    def __init__(self, weigh: Weigh, heads: int = 2, ways: int = 0) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.enter, self.score, self.leave, self.weigh = nn.Linear(5, 16), nn.Linear(16, 2), nn.Linear(16, 12), weigh
+        self.enter, self.score, self.leave = nn.Linear(5, 16), nn.Linear(16, heads), nn.Linear(16, 12)
+        self.weigh, self.heads, self.way = weigh, heads, nn.Linear(16, ways) if ways else None
 
     def forward(self, data: Data) -> Tensor:
         states, (source, target) = self.enter(data.x), data.edge_index
         weights = self.weigh(F.leaky_relu(self.score(states[source] + states[target])), target)
-        messages = (states[source].view(-1, 2, 8) * weights[..., None]).flatten(1)
-        return self.leave(states + torch.zeros_like(states).index_add(0, target, messages))
+        messages = (states[source].view(-1, self.heads, 16 // self.heads) * weights[..., None]).flatten(1)
+        states = states + torch.zeros_like(states).index_add(0, target, messages)
+        return self.leave(states if self.way is None else states * self.way(states).softmax(1).amax(1, keepdim=True))
 
 
 @pytest.mark.parametrize("weigh", [over_all_edges, over_heads, shrunk_afterwards, softmax])
@@ -237,6 +239,23 @@ def test_weights_of_messages_that_do_not_sum_to_one_are_named(weigh: Weigh) -> N
         assert [f.cause for f in told] == ["normalization-misuse"] * (weigh is not softmax)
         fix = "belongs to the scores" if weigh is shrunk_afterwards else "softmax(scores, index)"
         assert all(f.layer == "score" and fix in f.message for f in told)
+
+
+@pytest.mark.parametrize(
+    ("weigh", "ways", "roots"),
+    [
+        (over_heads, 0, ["normalization-misuse"]),
+        (over_heads, 1, ["normalization-misuse", "never-updated-parameter"]),
+        (softmax, 1, ["never-updated-parameter"]),
+        (softmax, 2, []),
+    ],
+)
+def test_scores_whose_softmax_runs_over_their_one_head_have_no_gradient_because_of_it(
+    weigh: Weigh, ways: int, roots: list[str]
+) -> None:
+    model = Heads(weigh, heads=1, ways=ways)
+    for found in (gnnstab.diagnose(model, batch=shops(), loss=loss), trained(model, shops(), loss, steps=6)):
+        assert [cause.cause for cause in found.root_causes() if cause.cause != "sum-aggregation"] == roots
 
 
 def shops() -> Data:

@@ -184,12 +184,8 @@ class StatsBuffer:
         groups, position = self._groups, self._position
         if position < len(groups):
             group = groups[position]
-            if (
-                group.slots is slots
-                and group.small is None
-                and tensor.dtype is group.dtype
-                and tensor.shape == group.shapes[0]
-            ):
+            known = group.slots is slots and group.small is None
+            if known and tensor.dtype is group.dtype and tensor.shape == group.shapes[0]:
                 group.views[0].copy_(tensor)
                 self._position = position + 1
                 return

@@ -164,13 +164,15 @@ def _unreached(named: Mapping[str, Tensor], kind: str, count: int) -> Tensor | N
 
 
 def _sparse(named: Mapping[str, Tensor]) -> list[str]:
-    nodes = {_kind(name): len(t) for name, t in named.items() if t.dim() > 1 and t.is_floating_point() and _kind(name)}
+    nodes = {_kind(name): len(t) for name, t in named.items() if t.dim() > 1 and t.is_floating_point()}
     found = []
     for name, tensor in named.items():
         relation = next((part for part in name.split(".") if "__" in part.strip("_")), "")
-        ends = [nodes[kind] for kind in (relation.split("__")[0], relation.split("__")[-1]) if kind in nodes]
-        if relation and len(ends) == 2 and tensor.dim() == 2 and len(tensor) == 2 and tensor.shape[1] < FEW * min(ends):
-            found.append(f"{relation} ({tensor.shape[1]} edges for {ends[0]} and {ends[1]} nodes)")
+        kinds = (relation.split("__")[0], relation.split("__")[-1])
+        ends = [nodes[kind] for kind in kinds if kind in nodes and (kind or name == "edge_index")]
+        if len(ends) == 2 and tensor.dim() == 2 and len(tensor) == 2 and tensor.shape[1] < FEW * min(ends):
+            between = f"{ends[0]} and {ends[1]}" if relation else f"{ends[0]}"
+            found.append(f"{relation or name} ({tensor.shape[1]} edges for {between} nodes)")
     return found
 
 
