@@ -190,7 +190,8 @@ class InputStandardisation(Fix):
 def standardised(name: str) -> str:
     """The code that standardises the tensor of this name."""
     return (
-        f"mean, std = train_{name}.mean(0), train_{name}.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
+        "# mean and std of the training set; leave id columns out\n"
+        f"mean, std = train_{name}.mean(0), train_{name}.std(0).clamp(min=1e-6)\n"
         f"{name} = ({name} - mean) / std"
     )
 

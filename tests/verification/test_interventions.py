@@ -11,7 +11,7 @@ from torch import nn
 from torch_geometric.nn import MessagePassing, TransformerConv
 
 import gnnstab
-from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Finding, LayerFacts, Signal, Signals
+from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, LayerFacts, Signal, Signals
 from gnnstab.report import summary
 from gnnstab.verification import undo
 from gnnstab.verification.interventions import _measuring as measuring
@@ -21,7 +21,7 @@ from gnnstab.verification.interventions._investigation import TRIED, Investigati
 from gnnstab.verification.interventions._suspects import identity_paths
 from gnnstab.verification.interventions._symptoms import symptoms_in
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
-from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, rulings
+from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, decided_causes, rulings
 from models.stacks import Stack, random_batch
 from trained import take_step
 
@@ -349,6 +349,19 @@ def test_who_wins_a_tie(tried, root):
     undone = tuple(Tried(Trial(cause, cause, "", "", Edit(), odd), (share,), (0.3,)) for cause, share, odd in tried)
     (ruling,) = rulings(Investigation((symptom,), (0.1,), undone))
     assert ruling.cause == root
+
+
+@pytest.mark.parametrize(("loud", "status"), [({"GS301"}, "absent"), ({"GS301", "GS303"}, "root-cause")])
+def test_information_beside_a_symptom_keeps_no_cause_that_undoing_has_ruled_out(loud, status):
+    sharp = Finding(
+        "GS301", "x", "attention-explosion", "error", "high", "a", None, None, "attention.entropy", 0.1, 0.35, "", ""
+    )
+    (symptom,) = symptoms_in([sharp])
+    trial = Trial("q", "attention-explosion", "scaling the weights", "the weights are large", Edit(), True)
+    found = Investigation((symptom,), (0.1,), (Tried(trial, (0.03,), (0.11,)),))
+    cause = Cause("attention-explosion", "root-cause", "", codes=("GS301", "GS303"))
+    (decided,) = decided_causes([cause], found, loud)
+    assert decided.status == status
 
 
 def test_the_table_says_which_causes_it_can_undo():

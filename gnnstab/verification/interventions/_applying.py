@@ -26,7 +26,9 @@ def decided(diagnosis: Diagnosis, found: Investigation, signals: Signals) -> Dia
     if not found.symptoms:
         return replace(diagnosis, context=context)
     findings = decided_findings(diagnosis.findings, found)
-    causes = _quieted(outcomes(decided_causes(diagnosis.causes, found), signals.kind, signals.context), findings, found)
+    loud = {finding.code for finding in diagnosis.findings if finding.severity != "info"}
+    tried = decided_causes(diagnosis.causes, found, loud)
+    causes = _quieted(outcomes(tried, signals.kind, signals.context), findings, found)
     bare = tuple(replace(cause, fixes=()) for cause in causes)
     return replace(
         diagnosis, findings=findings, causes=_placed(recommend(bare, findings, signals), found),

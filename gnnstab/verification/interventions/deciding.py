@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SIGNALS, Cause, Finding
@@ -227,18 +227,26 @@ def _promoted(finding: Finding, rules: Sequence[Ruling]) -> Finding:
     return replace(finding, severity=worst, confidence="high", explained_by=None, message=message)
 
 
-def decided_causes(causes: Sequence[Cause], found: Investigation) -> tuple[Cause, ...]:
-    """The causes with the status that undoing them has earned; order and the five stay."""
+def decided_causes(causes: Sequence[Cause], found: Investigation, loud: Collection[str]) -> tuple[Cause, ...]:
+    """The causes with the status that undoing them has earned; order and the five stay.
+
+    ``loud``: codes of the findings that are warnings or errors; information speaks for no cause.
+    """
     rules = rulings(found)
     known = {cause.cause: cause for cause in causes}
     for name in {tried.trial.cause for tried in found.tried} - set(known):
         if any(ruling.cause == name for ruling in rules):
             known[name] = Cause(name, "absent", "")
-    decided = {name: _cause(cause, found, rules) for name, cause in known.items()}
+    seen = {symptom.finding.code for symptom in found.symptoms}
+    decided = {
+        name: _cause(cause, found, rules, alone=seen >= (set(cause.codes) & set(loud) or set(cause.codes)))
+        for name, cause in known.items()
+    }
     return tuple(decided[name] for name in (*FIVE_CAUSES, *FURTHER_CAUSES) if name in decided)
 
 
-def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause:
+def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling], alone: bool) -> Cause:
+    """``alone``: every rule that speaks for the cause speaks of a symptom that was measured again."""
     own = [ruling for ruling in rules if ruling.cause == cause.cause]
     if own:
         best = max(own, key=lambda r: r.share)
@@ -255,7 +263,7 @@ def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause
         if not math.isnan(share) and not rules[i].excused
     ]
     if not shares:
-        return _without_trial(cause, found, rules)
+        return _without_trial(cause, found, rules, alone)
     share, tried, i = max(shares, key=lambda one: one[0])
     words = (
         f"{_capital(tried.trial.words)} on a copy: {_quantity(found.symptoms[i])} {_moved(found.before[i], tried, i)}"
@@ -263,20 +271,20 @@ def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause
     reason = f"{_capital(tried.trial.suspect)}. {words} of the way back"
     if share >= CONTRIBUTES:
         return replace(cause, status="contributing", how="undone", share=share, reason=f"{reason}.")
-    if cause.status in ("root-cause", "contributing") and _only_symptoms(cause, found):
+    if cause.status in ("root-cause", "contributing") and alone:
         status = "present" if not tried.trial.deviates else "absent"
         return replace(cause, status=status, how="undone", share=max(share, 0.0), reason=f"{reason}: ruled out.")
     return cause
 
 
-def _without_trial(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause:
+def _without_trial(cause: Cause, found: Investigation, rules: Sequence[Ruling], alone: bool) -> Cause:
     """A cause that could be undone and gave no reason to be: everything about it is at its reference."""
     if cause.cause not in TRIED or cause.status not in ("root-cause", "contributing"):
         return cause
     by = [r for r in rules if r.symptom.finding.code in cause.codes]
     # What was undone of another cause takes all of its symptoms away.
     follows = all(ruling.cause is not None for ruling in by)
-    if (cause.cause in found.untried and not follows) or not _only_symptoms(cause, found):
+    if (cause.cause in found.untried and not follows) or not alone:
         return cause
     roots = ", ".join(dict.fromkeys(ruling.cause for ruling in by if ruling.cause is not None))
     if roots:
@@ -287,11 +295,6 @@ def _without_trial(cause: Cause, found: Investigation, rules: Sequence[Ruling]) 
         reason="Nothing about it differs from its reference, so there was nothing to undo; the cause of what was measured is not "
         "established.",
     )  # fmt: skip
-
-
-def _only_symptoms(cause: Cause, found: Investigation) -> bool:
-    """True when every rule that speaks for the cause speaks of a symptom that was measured again."""
-    return set(cause.codes) <= {symptom.finding.code for symptom in found.symptoms}
 
 
 def told(found: Investigation) -> Iterator[dict[str, object]]:
