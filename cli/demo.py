@@ -92,7 +92,7 @@ def _entry(label: str, text: str, rows: int) -> str:
     )  # fmt: skip
 
 
-_ROWS = {"warned": 2, "others": 2}
+_ROWS = {"warned": 2, "confirmed": 2, "others": 2}
 """Entries that may take more than a line."""
 
 _LABEL = 10

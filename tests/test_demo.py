@@ -27,7 +27,7 @@ def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert "self.lin_root" in shown.out
     assert "GS501" in shown.out
     assert "first non-finite value" in shown.out
-    assert lines[-1].startswith("1 of ")
+    assert lines[-1].startswith("2 of ")
     assert len(shown.err.splitlines()) <= 3
     assert (tmp_path / "here" / "demo.html").stat().st_size > 10_000
 

@@ -31,7 +31,7 @@ def test_a_store_that_is_no_file_is_refused(target: str, tmp_path: Path) -> None
     assert "is not a regular file" in forked.Child(body).result(60)
 
 
-RESULT = ArmResult(0.5, {"GS301": "warning"}, 1.0, 0.5, None, None, "x", "")
+RESULT = ArmResult(0.5, {"GS301": "warning"}, start=1.0, final=0.5, objective="x")
 LINE = json.dumps({"key": "a", "result": asdict(RESULT)}).encode() + b"\n"
 
 

@@ -101,8 +101,17 @@ def _for_half(bench: Bench, layers: Sequence[str], zeros: float) -> bool:
     if part is None:
         return False
     mode = Softened(layers)
-    enough = math.exp(-BY_HEART) * min(of_constants(bench), zeros, part.trial(0).losses[0])
-    losses = part.trial(MORE_STEPS, until=lambda losses: losses[-1] < enough).losses
+    first = part.trial(0).losses[0]
+    enough = math.exp(-BY_HEART) * min(of_constants(bench), zeros, first)
+    if not 0 < enough < math.inf:
+        return False
+
+    def decided(losses: Sequence[float]) -> bool:
+        """Far enough, or after `STEPS` of them not even a third of the way, in ln(loss)."""
+        late = len(losses) > STEPS and not losses[-1] < first ** (2 / 3) * enough ** (1 / 3)
+        return late or losses[-1] < enough
+
+    losses = part.trial(MORE_STEPS, until=decided).losses
     if not losses[-1] < enough:
         return False
     with mode:
