@@ -87,7 +87,8 @@ def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
         hindered = _worst(bench, deep, others, cut, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
-        if hindered and hindered.detail["cause"] != "learning-rate" and not lost:
+        compared = hindered and hindered.detail["cause"] == "learning-rate" and not hindered.detail["setting"]
+        if hindered and not compared and not lost:
             # What undoing it takes away with the first step has to be made good for before anything is learned.
             made_far_off = hindered.detail["began"] < FAR_OFF * first < as_is[0]
             if on_its_way(bench, first, first if made_far_off else FAR_OFF * first):
