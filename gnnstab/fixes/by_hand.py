@@ -226,8 +226,9 @@ class SetMask(ByHand):
                 "scaled_dot_product_attention(q, k, v, attn_mask=~blocked)     # True where a key is to be read"
             )
         elif not operation and _measured(signals, PLACE_FILLED_DIFFERENCE):
-            name = next(s.detail.get("mask") for s in signals.find(PLACE_FILLED_DIFFERENCE)) or "real"
-            change = f"pooled = global_mean_pool(h[{name}], batch[{name}])  # and so before every norm over nodes"
+            told = next(str(s.detail.get("real") or "") for s in signals.find(PLACE_FILLED_DIFFERENCE))
+            change = "real = " + (told or "(x != 0).any(dim=1)  # rows of zeros fill the graphs up")
+            change += "\npooled = global_mean_pool(h[real], batch[real])  # and so before every norm over nodes"
         elif not operation and _measured(signals, PLACE_LOST_WEIGHT):
             change = "weights = scores.masked_fill(~mask, float('-inf')).softmax(-1)  # in place of scores.softmax(-1) * mask"
         elif not operation and (

@@ -87,10 +87,11 @@ class BatchDependence(Rule):
                     if gain > 0
                     else ""
                 )
-                keep = mask or "real"
+                real = signal.detail.get("real")
+                where = f" with real = {real}" if real and real != "real" else ""
                 yield self.finding(
                     f"{what} take part: the output moves by {percent(signal.value)} when these are taken out of the batch{steps}. Leave "
-                    f"them out of every mean and norm over nodes: global_mean_pool(h[{keep}], batch[{keep}]).",
+                    f"them out of every mean and norm over nodes: global_mean_pool(h[real], batch[real]){where}.",
                     severity="warning" if signal.value > self.moves and gain > self.gains else "info",
                     limit=self.moves,
                     signal=signal,

@@ -35,8 +35,8 @@ class PrecisionHeadroom(Rule):
     in bf16, 205 in fp16, 1.7 million in fp32. For fp16 also the headroom, 65 504 over the largest q·k *before* the
     division by √C, and every operation of the forward that gives Inf of finite numbers.
 
-    While a run goes on, in a few steps, the largest entry of every result of a training forward (in logarithms; of an
-    `exp` the exponent itself): what has come near the end of its format, and reaches it soon at a pace that does not
+    While a run goes on, in a few steps, the largest entry of every result of a training forward and its loss (in
+    logarithms; of an `exp` the exponent itself), and the smallest number that a logarithm is taken of: what has come near the end of its format, and reaches it soon at a pace that does not
     slow down, is a warning. So are divisors that shrink towards the smallest number, and in fp16 the gradients, unless
     a GradScaler guards them.
 

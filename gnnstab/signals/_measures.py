@@ -75,10 +75,9 @@ def measured_signals(found: Streams, source: str, *, single: bool) -> tuple[list
             finite = values[np.isfinite(values)]
             # A run of few measurements ends in its later half: what began soft and became sharp is sharp.
             value = latest(finite if single else finite[len(finite) // 2 :])
+            # A loss that rises beyond every number is measured, and with it the rate at which it does not.
             if name == OPTIMIZER_LOSS_RISE and np.isinf(values).all():
-                value = (
-                    np.inf
-                )  # A loss that rises beyond every number is measured, and with it the rate at which it does not.
+                value = np.inf
             if np.isnan(value):
                 undefined[name] = _why_undefined(part[-1].value, name)
                 continue

@@ -150,6 +150,16 @@ def test_a_loss_that_heads_for_an_end_is_warned_about_too(loss: Change, twin: Ch
     assert warned(lambda h, step: h, steps, loss_of=twin)[:2] == (None, None)
 
 
+def test_a_difference_of_two_small_tensors_has_no_end_at_the_rounding_of_one() -> None:
+    """Both become smaller, and so does their difference, which stays as exact as they are."""
+
+    def loss(out: Tensor, step: int) -> Tensor:
+        size = torch.tensor(math.exp(-0.2 * min(step, 90)))
+        return out.square().mean() - 1e-3 * torch.log(2 * size - size)
+
+    assert warned(lambda h, step: h, 100, loss_of=loss)[:2] == (None, None)
+
+
 def test_what_rises_slowly_is_warned_about_however_often_it_was_looked_at() -> None:
     first, lost, _ = warned(exponent(lambda step: 10 + 0.4 * step), 200)
     assert lost is not None

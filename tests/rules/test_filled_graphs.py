@@ -112,3 +112,16 @@ def test_filling_rows_that_do_no_harm(face: Callable[..., Diagnosis], pool: Any,
     """A sum has a bias for each of them, a maximum a floor, and a mean over one size is a sum."""
     findings = face(Voters(pool), groups(total=total)).findings
     assert [f for f in findings if f.severity in ("warning", "error") and f.code == "GS408"] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "real"), [("present", "present"), ("pad", "~pad"), (None, "(x != 0).any(dim=1)  # rows of zeros fill")]
+)
+def test_the_change_keeps_the_rows_that_are_real(name: str | None, real: str) -> None:
+    """Whichever way round a mask is, and where there is none."""
+    batch = groups()
+    present = batch.pop("present")
+    if name is not None:
+        batch[name] = present if name == "present" else ~present
+    (cause,) = look(Voters(), batch).root_causes()
+    assert any(f"real = {real}" in advice.change and "h[real]" in advice.change for advice in cause.fixes)

@@ -86,8 +86,8 @@ CARRIES = frozenset(
 LOGARITHMS = frozenset({"log", "log2", "log10"})
 """What follows a number on its way to 0 at an even pace."""
 
-ROUNDED = frozenset({"sub", "rsub", "subtract"})
-"""Differences of numbers of size one end at half their rounding, from where on they are 0."""
+DIFFERENCES = frozenset({"sub", "rsub", "subtract"})
+"""One of a number and a tensor ends at half the rounding of that number, from where on it is 0."""
 
 BACKWARDS = frozenset({Tensor.backward, torch.autograd.grad})
 
@@ -250,7 +250,10 @@ class _Following(TorchFunctionMode):
         self._passed: dict[_Key, int] = defaultdict(int)
         self._last: Tensor | None = None
         self._difference: Tensor | None = None
-        """The latest result of one of `ROUNDED`."""
+        """The latest result of one of `DIFFERENCES`."""
+
+        self._from = 0.0
+        """Size of the number in it; 0 where it is one of two tensors."""
 
         self._run: list[_Key] = []
         """Keys of operations in a row, each of which reads what the one before it has made; the last one made ``_last``."""
@@ -269,8 +272,8 @@ class _Following(TorchFunctionMode):
             name = getattr(func, "__name__", "an operation").strip("_")
             chained = len(args) > 0 and args[0] is self._last
             grows = name in GROWS or (chained and name in CARRIES) or output.dtype is torch.float16
-            if name in ROUNDED:
-                self._difference = output
+            if name in DIFFERENCES:
+                self._difference, self._from = output, _number_in(args)
             if not (grows or name in LOGARITHMS) or not output.is_floating_point():
                 return output
             try:
@@ -302,7 +305,8 @@ class _Following(TorchFunctionMode):
         if name in LOGARITHMS:
             given = args[0] if args else None
             if type(given) is Tensor and given.is_floating_point():
-                end = -math.log(torch.finfo(given.dtype).eps / 2) if given is self._difference else None
+                rounded = self._from if given is self._difference else 0.0
+                end = -math.log(rounded * torch.finfo(given.dtype).eps / 2) if rounded else None
                 self.seen[key] = _Seen(given.abs().min(), given.dtype, name, place, -1, end=end)
             return
         if func in DIVIDES and self._last is not None and above_and_below(func, args)[1] is self._last:
@@ -321,6 +325,11 @@ class _Following(TorchFunctionMode):
                     self.seen[entering] = _Seen(torch.linalg.vector_norm(given, math.inf), output.dtype, name, place)
         self._run = [*self._run[1 - CHAIN :], key] if chained else [key]
         self._last = output
+
+
+def _number_in(args: tuple[Any, ...]) -> float:
+    """Size of the number among the arguments of a difference; 0 where there is none."""
+    return next((abs(float(one)) for one in args if type(one) in (int, float)), 0.0)
 
 
 @cache

@@ -12,7 +12,7 @@ from torch_geometric.data import Batch
 
 from gnnstab.errors import let_through
 from gnnstab.probe.attaching.norms import told_the_graphs
-from gnnstab.probe.places._padding import Filled, filled_rows, padding_mask
+from gnnstab.probe.places._padding import Filled, filled_rows, padding_mask, says_closed
 from gnnstab.probe.replaying.evaluating import by_running_statistics
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, mapped, tensors_in
 from gnnstab.records.vocabulary import PLACE_FILLED_DIFFERENCE
@@ -71,7 +71,9 @@ def rows(
         return
     filled = filled_rows(named)
     if filled is not None and math.isfinite(change := _tried(lambda: _without(run, one, args, kwargs, filled))):
-        yield PLACE_FILLED_DIFFERENCE, "output", change, {"mask": filled.mask, "rows": int((~filled.real).sum())}
+        real = f"~{filled.mask}" if says_closed(filled.mask) else filled.mask
+        rows = int((~filled.real).sum())
+        yield PLACE_FILLED_DIFFERENCE, "output", change, {"mask": filled.mask, "real": real, "rows": rows}
     company = _of_vector(graphs, named) or _of_mask(named)
     if company is None:
         return
