@@ -290,6 +290,7 @@ def _left_out(diagnosis: Diagnosis) -> list[str]:
 
 
 _NEEDS = {
+    "monitor.loss(loss)": r"no loss is known",
     "several graphs": r"several graphs",
     "a validation loss": r"validation loss",
     "the optimizer": r"optimizer",
@@ -301,6 +302,8 @@ _NEEDS = {
 }
 """What a check may lack → how its reason says so; the first that matches counts."""
 
+_AT_HAND = ("monitor.loss(loss)", "the optimizer")
+
 
 def _lacking(diagnosis: Diagnosis) -> list[str]:
     """What would let the checks run that could not, the longest way to say it first."""
@@ -308,7 +311,10 @@ def _lacking(diagnosis: Diagnosis) -> list[str]:
         return [f": pass {asked}", f": pass {summary.options_to_pass(diagnosis)}"]
     reasons = [rule.reason for rule in diagnosis.rules if rule.status == "not-evaluable"]
     found = (next((need for need, said in _NEEDS.items() if re.search(said, reason)), "") for reason in reasons)
-    needs = [need for need, _ in Counter(filter(None, found)).most_common()]
+    # A word in the loop comes before what takes another command.
+    needs = sorted(
+        (need for need, _ in Counter(filter(None, found)).most_common()), key=lambda need: need not in _AT_HAND
+    )
     listed = [", ".join(needs[:most]) + (" …" if len(needs) > most else "") for most in (3, 2, 1) if needs]
     return [*(f": they need {words} (-v)" for words in listed), " (-v tells why)"]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
+from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_BY_HEART, OPTIMIZER_LR_JUMP, OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN
+from gnnstab.records.vocabulary import LOSS, OPTIMIZER_BY_HEART, OPTIMIZER_LR_JUMP, OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN
 from gnnstab.rules._stacks import said, said_of_half
 from gnnstab.rules.base import Rule, rule, threshold
 
@@ -87,6 +89,8 @@ class LearningHindered(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for what is most in the way."""
         unseen = (*signals.find(OPTIMIZER_UNSEEN), *signals.find(OPTIMIZER_BY_HEART))
+        if not unseen and not signals.find(OPTIMIZER_UNDONE) and _learned(signals):
+            raise NotApplicable("the loss came down during the run, so that nothing was undone at its end")
         for signal in signals.find(OPTIMIZER_UNDONE) if unseen else signals.need(OPTIMIZER_UNDONE):
             cause = str(signal.detail.get("cause", ""))
             decays = signal.detail.get("setting") == "weight_decay"
@@ -104,6 +108,12 @@ class LearningHindered(Rule):
         advice = (_ADVICE[key] for key in (setting, str(signal.detail.get("words", "")), cause) if key in _ADVICE)
         message = f"{what} {next(advice, '')}".strip()
         return self.finding(message, limit=self.taken, signal=signal, layer=layer, cause=cause)
+
+
+def _learned(signals: Signals) -> bool:
+    """True for a run whose loss fell by a factor e or more, at the end of which nothing is undone."""
+    told = [s.detail for s in signals.find(LOSS) if {"best", "start"} <= s.detail.keys()]
+    return any(float(one["best"]) <= math.exp(-1) * float(one["start"]) for one in told)
 
 
 def _constant_rate(signals: Signals) -> bool:

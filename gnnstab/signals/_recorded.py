@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
-from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP, LOSS_GROWTH, UNGIVEN
+from gnnstab.records.vocabulary import (
+    GRADIENT_SPIKE,
+    INVESTIGATION,
+    LOSS,
+    LOSS_GENERALISATION_GAP,
+    LOSS_GROWTH,
+    OPTIMIZER_BELOW_EPS_SHARE,
+    OPTIMIZER_UNDONE,
+    UNGIVEN,
+    WEIGHT_RMS,
+)
 from gnnstab.signals._extremes import short_run, with_extremes
 from gnnstab.signals._measures import measured_signals, parsed, streams
 from gnnstab.signals._places import place_signals
@@ -19,6 +29,9 @@ from gnnstab.signals._window import LATEST_STEPS, MOST_POINTS, latest
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.optimisation import first_moves, gap_signals, overshoot_signals, parameter_signals, step_signals
 from gnnstab.trace import Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TRAINED_STEPS = 200
 """Recorded updates after which weights count as trained."""
@@ -36,8 +49,18 @@ _MISSING = {
     "update.": "no optimizer step was recorded",
     "place.": "the places beside the attention layers were not looked at; pass the model and a batch, or record a training run",
     LOSS_GROWTH: "fewer steps were recorded with a finite loss and gradient norm than a trend needs",
-    "loss": "no loss is known; pass it with monitor.loss(loss)",
+    LOSS: "no loss is known; pass it with monitor.loss(loss)",
+    GRADIENT_SPIKE: "fewer steps were recorded than a spike needs in front of it",
+    WEIGHT_RMS: "the run ended before its parameters were measured",
 }
+
+_OF_A_RUN = {
+    OPTIMIZER_BELOW_EPS_SHARE: "no second moments were read; the optimizer keeps none, or the run ended before",
+    OPTIMIZER_UNDONE: "nothing was undone at the end of the run; that takes monitor.loss(loss), and a step that can be taken again",
+}
+"""Of a run whose optimizer is known."""
+
+_NO_GRADIENTS = "no gradients of parameters were seen; pass the optimizer to the monitor"
 
 
 # Numbers at the end of the range overflow where they are averaged; the Inf that comes out is the right answer.
@@ -76,7 +99,7 @@ def from_trace(trace: Trace) -> Signals:
         series=series,
         events=trace.events() if single else with_rows(trace, sites),
         blind=trace.blind(),
-        missing=_missing(values, undefined),
+        missing=_missing(values, undefined) | ({} if single else _missing_in_run(steps, "optimizer" in meta)),
         context={
             **_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
             **({"losses": [float(loss) for loss in steps["loss"]]} if source == "batch" else {}),
@@ -122,6 +145,12 @@ def _missing(values: Sequence[Signal], undefined: dict[str, str]) -> dict[str, s
         if key in SIGNALS or not any(name.startswith(key) for name in seen)
     }
     return {**kept, **undefined}
+
+
+def _missing_in_run(steps: NDArray[np.void], optimizer: bool) -> dict[str, str]:
+    """What a run alone lacks: its loss, or, without an optimizer, gradients and moments."""
+    found = dict(_OF_A_RUN) if optimizer else dict.fromkeys((GRADIENT_SPIKE, WEIGHT_RMS, LOSS_GROWTH), _NO_GRADIENTS)
+    return found | ({} if np.isfinite(steps["loss"]).any() else {LOSS_GROWTH: _MISSING[LOSS]})
 
 
 def _context(

@@ -354,13 +354,13 @@ PROGRAMS: dict[str, Program] = {
         ),
         "log", "undefined-operation", "loss", r"softmax gave 0 .*log\(0\) = −inf.*entr\(p\)",
     ),
-    "NaN in the targets": _of_data("y", 9, r"`y` holds NaN in row 9 and came in at", "mse_loss", "loss"),
-    "NaN in the edge features": _of_data("edge_attr", 4, r"`edge_attr` holds NaN in row 4", "mm"),
-    "NaN in the features": _of_data("x", 2, r"`x` holds NaN in row 2", "addmm"),
+    "NaN in the targets": _of_data("y", 9, r"`y` holds NaN in row 9, column 0 and came in at", "mse_loss", "loss"),
+    "NaN in the edge features": _of_data("edge_attr", 4, r"`edge_attr` holds NaN in row 4, column 0", "mm"),
+    "NaN in the features": _of_data("x", 2, r"`x` holds NaN in row 2, column 0", "addmm"),
     "an infinity in an additive mask beside others": Program(
         lambda broken: Net(end=lambda out, data: out + data.bias),
         lambda broken: batch(bias=spoilt(torch.zeros(NODES, 4) + torch.arange(4.0), *([6] if broken else []))),
-        lambda broken: mse, "add", "non-finite-data", "model", r"`bias` holds NaN in row 6",
+        lambda broken: mse, "add", "non-finite-data", "model", r"`bias` holds NaN in row 6, column 0",
     ),
     "NaN in a parameter": Program(
         _with_bad_parameter, _good, lambda broken: mse, "addmm", "uninitialized-parameter", "model", r"last",

@@ -33,6 +33,12 @@ class Named:
     bad_rows: int = 0
     """How many rows do."""
 
+    columns: tuple[int, ...] = ()
+    """Columns of a matrix that hold them, at most `SHOWN`; empty where all do, or where it is none."""
+
+    graphs: tuple[int, ...] = ()
+    """Graphs of a batch that its rows belong to, where the batch says so; at most `SHOWN`."""
+
     kinds: str = "NaN"
     """``NaN``, ``Inf`` or ``NaN and Inf``."""
 
@@ -55,8 +61,12 @@ class Named:
         if self.dims == 1:
             entries = ", ".join(f"`{name}[{row}]`" for row in self.rows[:4])
             return f"{entries}{more} hold{'s' if self.bad_rows == 1 else ''} {self.kinds}"
-        plural = "s" if self.bad_rows > 1 else ""
-        return f"`{name}` holds {self.kinds} in row{plural} {', '.join(map(str, self.rows[:4]))}{more}"
+        where = f"row{'s' if self.bad_rows > 1 else ''} {', '.join(map(str, self.rows[:4]))}{more}"
+        if 0 < len(self.columns) <= 4:
+            where += f", column{'s' if len(self.columns) > 1 else ''} {', '.join(map(str, self.columns))}"
+        if 0 < len(self.graphs) <= 4:
+            where += f" (graph{'s' if len(self.graphs) > 1 else ''} {', '.join(map(str, self.graphs))})"
+        return f"`{name}` holds {self.kinds} in {where}"
 
 
 class TensorNames:
@@ -96,18 +106,40 @@ class TensorNames:
 
     def non_finite(self) -> list[Named]:
         """Every named tensor that holds a NaN or an Inf, masks left out."""
-        found = [_named(name, owner, tensor) for owner, name, tensor in self.tensors if not is_finite(tensor)]
+        found = [self._named(name, owner, tensor) for owner, name, tensor in self.tensors if not is_finite(tensor)]
         return [named for named in found if not named.mask]
 
     def named(self, tensor: Tensor, frame: FrameType | None = None) -> Named:
         """What is known about a tensor that holds NaN or Inf; ``frame`` is where it was used."""
         known = self._memory.get(memory(tensor))
         if known is not None and not is_finite(known[2]):
-            return _named(known[1], known[0], known[2])
+            return self._named(known[1], known[0], known[2])
         if known is not None:
-            return _named(known[1], known[0], tensor)
+            return self._named(known[1], known[0], tensor)
         name = local_name(tensor, frame)
-        return _named(name, "local" if name else "unknown", tensor)
+        return self._named(name, "local" if name else "unknown", tensor)
+
+    def _named(self, name: str, owner: str, tensor: Tensor) -> Named:
+        rows = bad_rows(tensor)
+        bias = bool(((tensor == -torch.inf) | torch.isfinite(tensor)).all())
+        return Named(
+            name, owner, tuple(rows[:SHOWN]), len(rows), _bad_columns(tensor), self._graphs(name, tensor, rows),
+            kinds(tensor), tensor.dim(), is_mask(tensor), bias,
+        )  # fmt: skip
+
+    def _graphs(self, name: str, tensor: Tensor, rows: Sequence[int]) -> tuple[int, ...]:
+        """Graphs of these rows by PyG's ``batch`` (or ``paper.batch``, ``x_batch``) beside the tensor of this name."""
+        beside = {f"{name.rpartition('.')[0]}.batch".lstrip("."), f"{name}_batch"}
+        for _, other, told in self.tensors:
+            if (
+                other in beside
+                and told.dtype == torch.long
+                and told.dim() == 1
+                and tensor.dim()
+                and len(told) == len(tensor)
+            ):
+                return tuple(sorted({int(told[row]) for row in rows[:SHOWN]}))
+        return ()
 
 
 def local_name(tensor: Tensor, frame: FrameType | None) -> str:
@@ -163,10 +195,12 @@ def bad_rows(tensor: Tensor) -> list[int]:
     return found
 
 
-def _named(name: str, owner: str, tensor: Tensor) -> Named:
-    rows = bad_rows(tensor)
-    bias = bool(((tensor == -torch.inf) | torch.isfinite(tensor)).all())
-    return Named(name, owner, tuple(rows[:SHOWN]), len(rows), kinds(tensor), tensor.dim(), is_mask(tensor), bias)
+def _bad_columns(tensor: Tensor) -> tuple[int, ...]:
+    """Columns of a matrix that hold a NaN or an Inf, where others do not."""
+    if tensor.dim() != 2:
+        return ()
+    bad = (~torch.isfinite(tensor.detach())).any(0)
+    return () if bool(bad.all()) else tuple(bad.nonzero().flatten().tolist()[:SHOWN])
 
 
 def is_mask(tensor: Tensor) -> bool:
