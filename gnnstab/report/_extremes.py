@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from gnnstab.records import SIGNALS, Diagnosis, Signal
+from gnnstab.report import summary
 from gnnstab.report.escape import name
 from gnnstab.report.numbers import number
 
@@ -50,3 +52,12 @@ def extremes(diagnosis: Diagnosis) -> list[str]:
     found.sort(key=lambda item: -item[0])
     more = len(found) - SHOWN
     return [words for _, words in found[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])
+
+
+def before_it_broke(diagnosis: Diagnosis, used: Sequence[str]) -> str:
+    """Which step the numbers of these signals are of, where a value was not finite after it: they look healthy beside the verdict."""
+    steps = [s.step for s in diagnosis.signals if s.name in used and s.layer is not None and s.step is not None]
+    broke = summary.first_non_finite(diagnosis)
+    if broke is None or not steps or max(steps) >= broke.step:
+        return ""
+    return f"Of step {max(steps)}, the last full measurement before the run broke at step {broke.step}."

@@ -19,8 +19,8 @@ from gnnstab.records.vocabulary import (
     SCORE_MAX_ABS,
 )
 from gnnstab.report import escape, summary
-from gnnstab.report._extremes import extremes
-from gnnstab.report.console import SEVERITY
+from gnnstab.report._extremes import before_it_broke, extremes
+from gnnstab.report.console import MUTED, SEVERITY
 from gnnstab.report.numbers import count, number
 from gnnstab.report.text_parts import relative_to, table
 
@@ -51,7 +51,8 @@ def layers(diagnosis: Diagnosis, width: int) -> RenderableType | None:
         numbers = [number(values[signal].get(layer.name)) for signal in used]
         mark = Text("!", style=SEVERITY["warning"]) if layer.name in troubled else Text(" ")
         grid.add_row(mark, Text(label), Text(_shape(layer)), *numbers)
-    return Group(*([relative_to(path)] if path else []), grid)
+    before = before_it_broke(diagnosis, used)
+    return Group(*([relative_to(path)] if path else []), grid, *([Text(before, MUTED)] if before else []))
 
 
 def _per_layer(diagnosis: Diagnosis, name: str) -> dict[str, float]:

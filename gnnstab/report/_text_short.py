@@ -293,7 +293,7 @@ _NEEDS = {
     "monitor.loss(loss)": r"no loss is known",
     "several graphs": r"several graphs",
     "a validation loss": r"validation loss",
-    "the optimizer": r"optimizer",
+    "the optimizer": r"pass\b.*\boptimizer",
     "a recorded run": r"record a run",
     "more steps": r"fewer steps",
     "a batch": r"\bbatch\b|\bdata\b|\bgraph\b",

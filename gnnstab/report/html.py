@@ -19,7 +19,8 @@ from markupsafe import Markup, escape
 from gnnstab.records import Cause, Diagnosis, FixAdvice
 from gnnstab.report import _charts as charts
 from gnnstab.report import summary
-from gnnstab.report._depth import depth
+from gnnstab.report._depth import PANELS, depth
+from gnnstab.report._extremes import before_it_broke
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, Evidence
 from gnnstab.report.faces import plain, spoken
@@ -72,6 +73,7 @@ def _context(diagnosis: Diagnosis) -> dict[str, Any]:
         "verdict": {**head, "lead": told.new(head["lead"])},
         "tally": [(w, one, many, sum(f.severity == w for f in diagnosis.findings)) for w, one, many in _PLURALS],
         "depth": depth(evidence),
+        "before": before_it_broke(diagnosis, PANELS),
         "causes": _causes(diagnosis, anchors, told),
         "quiet": ", ".join(cause.cause for cause in summary.unsuspected(diagnosis)),
         "findings": findings(evidence, anchors, told),
@@ -103,7 +105,7 @@ def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
                          "layers": page["layers"]}  # fmt: skip
     for name in ("network", "causes", "findings", "fixes", "advice", "run", "layers", "coverage", "guide"):
         if absent_when_empty.get(name, True):
-            yield name, name.capitalize()
+            yield name, "Model" if name == "run" and not page["run"] else name.capitalize()
 
 
 def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[dict[str, Any]]:
