@@ -18,6 +18,7 @@ from gnnstab.records.vocabulary import (
     CHANNELS_DEAD_SHARE,
     GATE_SATURATED_SHARE,
     GRADIENT_RATIO,
+    LOGIT_FROBENIUS,
     WEIGHT_NON_FINITE,
     WEIGHT_RMS,
 )
@@ -108,9 +109,10 @@ class _Reinitialise(Fix):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         attention = attention_in(layers)
-        owners: list[tuple[str, LayerFacts | str]] = list(
-            zip(attribute_names(attention).values(), attention, strict=True)
-        )
+        names = options.get("only") or self._shown(signals)
+        chosen = [layer for layer in attention if layer.name in names] or attention
+        owned = attribute_names(attention)
+        owners: list[tuple[str, LayerFacts | str]] = [(owned[layer.name], layer) for layer in chosen]
         return "\n".join(looped([(owner, self._of(owner, layer)) for owner, layer in owners or [("conv", "")]]))
 
     def _of(self, owner: str, layer: LayerFacts | str) -> list[str]:
@@ -119,8 +121,14 @@ class _Reinitialise(Fix):
         lines = [kind.reinit_line(owner, name) for name in names]
         return lines or [f"# {owner}: initialise anew what its {self.role}s are made of"]
 
+    def _shown(self, signals: Signals) -> list[str]:
+        """Names of the layers that measurements speak against; empty for all."""
+        return []
+
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        layers = editable_layers(copy, "reinitialise", options.get("only"))
+        here = {name for name, _ in attention_layers(copy)}
+        shown = [name for name in self._shown(options.get("signals") or NOTHING_MEASURED) if name in here]
+        layers = editable_layers(copy, "reinitialise", options.get("only") or shown or None)
         if not sum(kind.reinitialise(layer, kind.roles.get(self.role, ())) for _, layer, kind in layers):
             names = dict.fromkeys(name for _, _, kind in layers for name in kind.roles.get(self.role, ()))
             raise FixError(f"no layer of {type(copy).__name__} has {' or '.join(names)}")
@@ -132,7 +140,7 @@ class ReinitQK(_Reinitialise):
     For attention that large weights saturate although query and key agree no more than independent ones do: nothing
     learned is lost, and scores start small again. Scaling such weights down cures the scores and leaves one map much larger
     than the other, which then trains badly. Where training has made the attention sharp use ``qk-clip`` instead.
-    Options: ``only`` (names of layers; all), ``seed``.
+    Options: ``only`` (names of layers; those whose weights are too large, else all), ``signals``, ``seed``.
     """
 
     name = "reinit-qk"
@@ -143,6 +151,12 @@ class ReinitQK(_Reinitialise):
     edit = "reinitialise"
     cost = "none; what the attention had learned is lost"
     role = "score"
+
+    def _shown(self, signals: Signals) -> list[str]:
+        from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+
+        large = (s for s in signals.find(LOGIT_FROBENIUS) if s.layer and s.value > AttentionExplosion.free_frobenius)
+        return list(dict.fromkeys(str(s.layer) for s in large))
 
 
 class ReinitGate(_Reinitialise):

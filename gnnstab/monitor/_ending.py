@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnnstab.errors import GnnstabError, TraceError, UsageError
 from gnnstab.evaluation import diagnose_trace
+from gnnstab.layers import FAMILY
 from gnnstab.left_out import left_out, taken
 from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings
@@ -27,7 +28,8 @@ from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
-from gnnstab.records import Diagnosis, Signals
+from gnnstab.probe.unit_input import unit_input_rows
+from gnnstab.records import Diagnosis, Measure, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -136,11 +138,13 @@ class Ending:
         with suppress(UsageError):  # Of a model that cannot be copied nothing more is seen.
             self._look_once_more(inputs, self._recorder.row.step)
         try:
-            trace = self._writer.read()
+            diagnosis = self._so_far()
+            with suppress(UsageError):
+                if unscaled := self._at_unit_input(diagnosis, inputs, self._recorder.row.step):
+                    self._writer.measures(unscaled)
+                    diagnosis = self._so_far()
         except TraceError:  # It could not be written either, which the user has been told.
             return
-        with trace:
-            diagnosis = diagnose_trace(trace)
         self._tell_failed(diagnosis)
         self._try_steps(diagnosis, inputs)
         try:
@@ -155,6 +159,16 @@ class Ending:
             return  # As under a mode of the user's.
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
+
+    def _so_far(self) -> Diagnosis:
+        with self._writer.read() as trace:
+            return diagnose_trace(trace)
+
+    def _at_unit_input(self, diagnosis: Diagnosis, inputs: ForwardInputs, step: int) -> list[Measure]:
+        """Sharp attention of classes that nobody described, with an input of RMS 1: a run measures only the kinds that it knows so."""
+        sharp = {finding.layer for finding in diagnosis.findings if finding.signal in _SHARP}
+        unknown = any(FAMILY in facts.options and facts.name in sharp for facts in diagnosis.layers)
+        return unit_input_rows(self._recorder.model, inputs, step) if unknown else []
 
     def _look_once_more(self, inputs: ForwardInputs, last: int) -> None:
         """Measure in full what a run has come to, where it ended after its last step of the full tier, and with finite numbers."""
@@ -209,10 +223,11 @@ class Ending:
             if hindered or spent:
                 still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
                 damped = any(s.name == OPTIMIZER_EPS_DAMPING and s.value < LEAST_KEPT for s in diagnosis.signals)
-                small = spent or still < max(HARDLY, 1 / int(losses["steps"]))
+                small = spent or rates.get("rising") or still < max(HARDLY, 1 / int(losses["steps"]))
                 if small or damped:
                     # What a schedule has not come down from, or never came up to, is judged by the most that it had.
-                    start = (model, self._optimizers[0]) if spent or rates.get("constant") else self._start(largest)
+                    as_is = spent or any(rates.get(how) for how in ("constant", "rising"))
+                    start = (model, self._optimizers[0]) if as_is else self._start(largest)
                     self._writer.measures(slow_trial(*start, inputs, loss, row.step, largest))
             if hindered:
                 norms = (float(s.detail.get("worst", 0.0)) for s in diagnosis.signals if s.name == GRADIENT_NORM)

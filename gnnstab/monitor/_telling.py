@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -48,6 +49,24 @@ def told(finding: Finding, recorder: Recorder) -> Finding:
             "look at its scale first."
         )
     return replace(finding, message=message)
+
+
+def in_words(fresh: Sequence[Finding]) -> list[str]:
+    """What to warn of: one text per rule, which names the further layers of which the same is true.
+
+    Args:
+        fresh: Findings of one moment, in their order.
+    """
+    rules: dict[str, list[Finding]] = {}
+    for finding in fresh:
+        rules.setdefault(finding.code, []).append(finding)
+    return [_one_text(same) for same in rules.values()]
+
+
+def _one_text(same: Sequence[Finding]) -> str:
+    first, layers = same[0], list(dict.fromkeys(f.layer for f in same if f.layer and f.layer != same[0].layer))
+    more = f" Alike in {', '.join(layers[:3])}{f' and {len(layers) - 3} more layers' if len(layers) > 3 else ''}."
+    return f"{first.code} {first.name}: {first.message}{more if layers else ''}"
 
 
 def _largest_input(model: nn.Module, kept: ForwardInputs) -> tuple[str, float] | None:

@@ -28,7 +28,7 @@ from gnnstab.monitor._arguments import (
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
-from gnnstab.monitor._telling import ENTER_IT, nothing_yet, told
+from gnnstab.monitor._telling import ENTER_IT, in_words, nothing_yet, told
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.operations.repeat import objective_of
@@ -396,5 +396,5 @@ class Monitor:
                 self._on_finding(finding)
             elif self._on_finding == "raise":
                 raise UnstableError(finding)
-            elif self._on_finding == "warn":
-                warn(f"{finding.code} {finding.name}: {finding.message}")
+        for text in in_words(fresh) if self._on_finding == "warn" else ():
+            warn(text)

@@ -13,11 +13,14 @@ from torch.autograd.graph import Node
 
 from gnnstab.errors import let_through
 from gnnstab.probe.attaching.discovery import find_layers
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.layers import DenseSoftmaxRecorder, EdgeSoftmaxRecorder
-from gnnstab.probe.replaying.replica import eager
+from gnnstab.probe.replaying.evaluating import evaluating
+from gnnstab.probe.replaying.replica import eager, forked_rng, replica
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.attention import entropy_measures, score_measures
 from gnnstab.probe.statistics.numbers import Measured
+from gnnstab.records import Measure
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS, SCORE_WITHIN_STD
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -54,6 +57,28 @@ def at_unit_input(model: nn.Module, arguments: Arguments, cast: AbstractContextM
             layer.detach()
     known = {layer.name: _again(layer, calls[layer.name]) for layer in layers if layer.name in calls}
     return {name: found for name, found in known.items() if found is not None}
+
+
+def unit_input_rows(model: nn.Module, inputs: ForwardInputs, step: int) -> list[Measure]:
+    """What `at_unit_input` shows on a copy of the model of a run and the inputs of a forward, as rows for the trace.
+
+    Raises:
+        UsageError: The model cannot be copied.
+    """
+    twin = evaluating(replica(model))
+    try:
+        with forked_rng(inputs.rng):
+            found = at_unit_input(twin, (inputs.args, inputs.kwargs), inputs.autocast.context())
+    except Exception as error:  # Not every forward that trains runs in evaluation mode.
+        let_through(error)
+        return []
+    rows = []
+    for layer, shown in found.items():
+        for name, measured in shown.numbers.items():
+            heads = [] if measured.per_head is None else measured.per_head.tolist()
+            total = [] if measured.total is None else [(-1, float(measured.total))]
+            rows += [Measure(step, layer, inputs.mode, 0, name, head, v) for head, v in (*total, *enumerate(heads))]
+    return rows
 
 
 def _keep(layer: Described, calls: dict[str, Arguments], *_: Any) -> None:

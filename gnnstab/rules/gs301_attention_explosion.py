@@ -165,7 +165,9 @@ class AttentionExplosion(Rule):
         cosines = bool(signals.find(SCORE_COSINE_SCALE, layer=layer.name))
         unsure = cosines or state.unit_entropy is None or (own and state.unit_entropy >= self.error_entropy)
         told = "which of weights and input scale did it was not measured"
-        told = told if unknown else f"{state.unit_entropy:.2f} at an input of RMS 1"
+        if not unknown:
+            same = f"{state.unit_entropy:.2f}" == f"{state.entropy.value:.2f}"
+            told = f"{'also' if same else f'{state.unit_entropy:.2f}'} at an input of RMS 1"
         seen = (
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}"
             f"{_share(state)}, {told}"

@@ -35,9 +35,9 @@ class LearningRateTooLow(Rule):
       was learned, or less than twenty steps at the largest rate would add;
     - a run of constant rate ends with updates that move the output by next to nothing and a loss that stands still:
       tried at 10, 100, … times the rate;
-    - all updates of the run together moved the output by less than its spread, and the loss is still near that of an
-      output of zeros: a hundred times its largest rate must get more than 25 times as far as that rate, and twice as
-      far as the run;
+    - all updates of the run together moved the output by less than its spread, or its rate still grew when it ended,
+      and the loss is still near that of an output of zeros: a hundred times its largest rate must get more than 25
+      times as far as that rate, and twice as far as the run;
     - the gradients of a run stayed below a tenth of the norm of the first one on a copy, or `diagnose(clip=)` says so:
       steps without the limit must get more than 25 times as far;
     - before a run, the rate is a hundredth or less of the default of its optimizer's class, or of what its schedule
@@ -100,7 +100,9 @@ class LearningRateTooLow(Rule):
         came_down = rates.get("spent", 0.0) > self.spent and fallen < self.partly
         stood = rates.get("constant") and moved <= self.moves and fallen <= self.stands
         per_step = max((s.value * _over(s, rates) for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
-        crawled = not came_down and per_step * told.get("steps", math.inf) < 1 and fallen <= self.crawls
+        warming = rates.get("rising", False) and fallen <= self.learned
+        crept = per_step * told.get("steps", math.inf) < 1 and fallen <= self.crawls
+        crawled = not came_down and (warming or crept)
         if not (came_down or stood or crawled) or told["steps"] < self.run:
             return
         for slow in signals.find(OPTIMIZER_SLOW):
@@ -133,11 +135,12 @@ class LearningRateTooLow(Rule):
                     signal=slow,
                 )
             elif crawled and self._far_below(slow.detail, fallen):
-                its = "its rate of" if rates.get("constant") else "the rates of its schedule, at most"
+                its = "the rates of its warm-up, at the end" if warming else "the rates of its schedule, at most"
+                its = "its rate of" if rates.get("constant") else its
                 yield self.finding(
                     f"at {its} {lr:.3g} the whole run of {told['steps']} steps has lowered the loss by {100 * -math.expm1(-fallen):.2g} %: on a copy "
                     f"20 steps at {self.factor * lr:.3g} lower it by {percent(-math.expm1(-float(slow.detail['at_hundred'])))}, calmly. "
-                    f"Raise the rate.",
+                    f"{'Warm up in fewer steps than the run has' if warming else 'Raise the rate'}.",
                     limit=self.factor,
                     signal=replace(slow, value=self.factor),
                 )

@@ -55,6 +55,9 @@ BEFORE = 20
 MOST_NAMES = 500
 """Silent parameters that are named."""
 
+WARMS = 10.0
+"""Times its first rate that a run ends with at least, where it has ended in its warm-up."""
+
 WARM_START = 5
 """Steps in which a warm-up from next to nothing may multiply the rate."""
 
@@ -103,6 +106,8 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
         "constant": bool((told["lr"] == rates[0]).all()),
         "largest": float(rates.max()),
         "over_first": float(rates.mean() / rates[0]),
+        # The first is what the optimizer was made with, where its own step sets the rate.
+        "rising": bool(rates[-1] >= WARMS * rates[1] and rates[-1] >= rates[1:].max()),
         "spent": _spent(told["lr"].astype(np.float64), told["step"].astype(np.float64)),
     }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]

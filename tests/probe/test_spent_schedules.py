@@ -39,11 +39,21 @@ class Scheduled(torch.optim.Adam):
             group["lr"] = RATE * self.factor(self.taken)
 
 
+class Scheduling(Scheduled):
+    """It sets the rate before it steps, as recipes that count from 1 do: no rate that it is given from outside counts."""
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["lr"] = RATE * self.factor(self.taken)
+        self.taken += 1
+        torch.optim.Adam.step(self, closure)
+
+
 def loss(output: Tensor, data: Data) -> Tensor:
     return F.mse_loss(output, data.y)
 
 
-@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("own", [Scheduled, Scheduling, None])
 @pytest.mark.parametrize(
     ("factor", "told"),
     [
@@ -54,18 +64,20 @@ def loss(output: Tensor, data: Data) -> Tensor:
         (lambda step: RATE * (1 - step / 100), True),  # The rate once more, where a factor was meant.
         (lambda step: 1 - step / 100, False),
         (lambda step: min(1.0, (step + 1) / 20_000), True),  # The warm-up of a pretraining.
+        (lambda step: min(1.0, (step + 1) / 4_000), True),
+        (lambda step: min(1.0, (step + 1) / 200), False),  # Longer than the run, which learns on its way.
         (lambda step: min(1.0, (step + 1) / 20), False),
     ],
 )
 def test_a_schedule_that_is_spent_before_anything_is_learned_or_never_comes_up(
-    factor: Callable[[int], float], told: bool, own: bool
+    factor: Callable[[int], float], told: bool, own: type[Scheduled] | None
 ) -> None:
     g = torch.Generator().manual_seed(0)
     x = torch.randn(60, 6, generator=g)
     data = Data(x=x, edge_index=torch.randint(0, 60, (2, 240), generator=g), y=2 * x[:, 0] - x[:, 1])
     torch.manual_seed(0)
     model = Net()
-    optimizer = Scheduled(model.parameters(), lr=RATE) if own else torch.optim.Adam(model.parameters(), lr=RATE)
+    optimizer = (own or torch.optim.Adam)(model.parameters(), lr=RATE)
     if isinstance(optimizer, Scheduled):
         optimizer.factor = factor
     scheduler = None if own else torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
