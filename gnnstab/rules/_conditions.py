@@ -112,6 +112,9 @@ def given_to_the_layer(symptom: Finding, explanation: Finding, signals: Signals)
 _MOST = 0.5
 """Share of the entries that a clamp cuts from which on the rest says little about the whole."""
 
+_NEARLY_ALL = 0.9
+"""Share of the entries from which on what a clamp leaves can be alike up to rounding."""
+
 _MANY = 10
 """Times the limit of GS406 from which on the size of the data explains values that leave the number format."""
 
@@ -178,7 +181,9 @@ def nothing_left(symptom: Finding, explanation: Finding, signals: Signals) -> bo
 
 
 def what_the_clamp_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return symptom.signal == "place.node_difference" and explanation.cause == "feature-scale"
+    """Of an input that is cut to one value, or of states nearly all of which are."""
+    cut = explanation.cause == "feature-scale" or explanation.value > _NEARLY_ALL
+    return symptom.signal == "place.node_difference" and cut
 
 
 def through_one_hot_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:

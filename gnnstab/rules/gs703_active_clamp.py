@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.gs604_never_updated_parameter import silent_parameters
 from gnnstab.rules.queries import largest, measured, need_measured, percent, stops
 
 
@@ -43,7 +44,8 @@ class ActiveClamp(Rule):
         """One finding per layer."""
         places = measured(signals.find("place.clamped_share"))
         # A clamp that takes away the whole gradient of some parameters is told by GS604, with their names.
-        told = {s.layer for s in stops(signals, "clamp") if not s.detail.get("all")}
+        silent, _ = silent_parameters(signals)
+        told = {s.layer for s in stops(signals, "clamp") if not s.detail.get("all") and _silences(s, silent)}
         yield from self._at_places([s for s in places if s.layer not in told])
         if places and (not signals.find("clip.share") or all(s.detail.get("evaluation") for s in places)):
             return
@@ -97,3 +99,8 @@ class ActiveClamp(Rule):
                     signal=signal,
                     confidence="high",
                 )
+
+
+def _silences(stopped: Signal, silent: Set[str]) -> bool:
+    """False where all parameters in front of a clamp had a gradient before values came to its limits."""
+    return not silent.isdisjoint(str(name) for name in stopped.detail.get("parameters", ()))
