@@ -10,13 +10,18 @@ import click
 from . import completion, gate, options
 
 
+def _cores() -> int:
+    """All of them, or as many as joblib may use."""
+    return int(os.environ.get("LOKY_MAX_CPU_COUNT") or os.cpu_count() or 1)
+
+
 @click.command()
 @click.argument("targets", nargs=-1, required=True, metavar="TARGET...", shell_complete=completion.files)
 @options.TARGET
 @click.option(
     "--verify", is_flag=True, help="Prove the recommended fixes on a copy of the model (needs --model and --batch)."
 )
-@click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="all cores",
+@click.option("--jobs", type=click.IntRange(min=1), default=_cores, show_default="all cores",
               help="Processes of --verify.")  # fmt: skip
 @options.GATE
 @options.REPORT

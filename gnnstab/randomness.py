@@ -103,7 +103,7 @@ def _own_draws() -> Any:
 def drawn_state() -> tuple[Any, ...]:
     """What tells whether a number was drawn in between: equal before and after where none was."""
     numbers = np.random.get_state(legacy=False) if "numpy.random" in sys.modules else {}
-    drawn = str({k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in numbers.get("state", {}).items()})
+    drawn = [v.tobytes() if isinstance(v, np.ndarray) else v for v in numbers.get("state", {}).values()]
     return random.getstate(), drawn, tuple(state.numpy().tobytes() for _, state in _torch_states())
 
 

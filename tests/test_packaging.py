@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import importlib
 import io
 import re
@@ -86,14 +87,19 @@ def prose(path: Path) -> str:
     return "\n".join([*texts, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
 
 
-def missing(path: Path, text: str, files: list[Path]) -> Iterator[str]:
+@functools.cache
+def folders() -> frozenset[str]:
+    """The names of all folders of the repository."""
+    return frozenset(part for file in tracked() for part in file.relative_to(ROOT).parts[:-1])
+
+
+def missing(path: Path, text: str) -> Iterator[str]:
     """The paths in a text that lead to no file, seen from the repository, the package, the tests, docs or the file itself.
 
     A path counts when its first folder is one of this repository; others are a user's or another project's.
     """
-    folders = {part for file in files for part in file.relative_to(ROOT).parts[:-1]}
     for name in PATH.findall(text):
-        if name.split("/")[0] not in folders | {".", ".."} or PLACEHOLDER.search(name):
+        if name.split("/")[0] not in folders() | {".", ".."} or PLACEHOLDER.search(name):
             continue
         starts = (ROOT, SOURCE, ROOT / "tests", ROOT / "docs", path.parent)
         if not any(next(start.glob(name.removeprefix("./")), None) or (start / name).exists() for start in starts):
@@ -113,8 +119,7 @@ def texts() -> list[Path]:
 
 
 def test_no_text_names_a_file_that_does_not_exist() -> None:
-    files = tracked()
-    found = [f"{p.relative_to(ROOT)}: {name}" for p in texts() for name in missing(p, prose(p), files)]
+    found = [f"{p.relative_to(ROOT)}: {name}" for p in texts() for name in missing(p, prose(p))]
     assert not found, "\n".join(found)
 
 
@@ -129,4 +134,4 @@ def test_no_text_names_a_file_that_does_not_exist() -> None:
     ],
 )
 def test_the_search_can_fail(text: str, names: list[str]) -> None:
-    assert list(missing(ROOT / "docs" / "index.md", text, tracked())) == names
+    assert list(missing(ROOT / "docs" / "index.md", text)) == names

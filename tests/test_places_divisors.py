@@ -39,6 +39,7 @@ def _positive(x: Tensor) -> Tensor:
     return F.elu(x) + 1
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("edges", [False, True], ids=["pairs", "edges"])
 @pytest.mark.parametrize("run", [False, True], ids=["diagnose", "monitor"])
 def test_a_normaliser_of_both_signs_is_named_and_a_positive_one_is_not(edges: bool, run: bool) -> None:

@@ -251,6 +251,7 @@ def test_a_time_encoding_is_made_for_the_size_of_its_input(
     assert [f.layer for f in loud(face(Clock(), data(rel_t=seconds)), "GS406")] == told
 
 
+@pytest.mark.usefixtures("brief")
 def test_what_is_left_out_on_purpose_is_no_fault() -> None:
     frozen = Net()
     frozen.inp.requires_grad_(False)
@@ -300,6 +301,7 @@ class Late(Net):
         return self.scale(out[:, None])[:, 0]
 
 
+@pytest.mark.usefixtures("brief")
 @BOTH
 def test_parameters_that_the_forward_makes_after_the_optimizer(face: Callable[..., Diagnosis]) -> None:
     def seen(model: nn.Module) -> list[str]:
@@ -385,6 +387,7 @@ class Pipes(Net):
         return self.out(self.mid(h)).squeeze(-1)
 
 
+@pytest.mark.usefixtures("brief")
 @BOTH
 @pytest.mark.parametrize("way", ["none", "all", "first", "rounded"])
 def test_features_of_the_edges_that_no_layer_is_given(face: Callable[..., Diagnosis], way: str) -> None:

@@ -36,6 +36,7 @@ class Restored(Net):
         return self.out(self.mid(h).masked_fill(HIDDEN[:, None], 0.0), batch.edge_index).squeeze(-1)
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("cut", [False, True])
 def test_maps_of_rows_that_are_zero_where_the_loss_reads(cut: bool) -> None:
     """Of a loss of the hidden nodes alone their query map learns its bias; where it is cut off that does not learn either."""
@@ -91,6 +92,7 @@ class Library(nn.Module):
 MISSPELT = ("person", "read", "paper")
 
 
+@pytest.mark.usefixtures("brief")
 @BOTH
 @pytest.mark.parametrize("joined", [True, False], ids=["HeteroConv", "ModuleDict"])
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.replaying.replica import eager, replica
+from gnnstab.probe.replaying.replica import GUARDS, eager, replica
 
 
 @functools.lru_cache
@@ -50,3 +50,12 @@ def test_writing_is_refused_after_a_forward_that_did_not_write() -> None:
     with pytest.raises(UsageError, match="writes into a tensor of shape"):
         eager(twin.train())(torch.ones(2))
     assert float(COUNT) == 0
+
+
+def test_a_copy_of_a_copy_is_not_guarded_again_and_another_copy_of_the_model_is() -> None:
+    model = Reads().eval()
+    twin = replica(model)
+    with torch.no_grad():
+        eager(twin)(torch.ones(2, 4))
+    assert GUARDS[replica(twin)].seen == {(False, False)}
+    assert GUARDS[replica(model)].seen == set()

@@ -10,22 +10,24 @@ import functools
 import gc
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import CodeType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from forked import Child
 from gnnstab.errors import TraceError
 from gnnstab.monitor._ending import Ending
-from side_by_side import Net, Run, brief_trials, codes, graph, identical, run
+from side_by_side import WIDTH, Net, Run, brief_trials, codes, graph, identical, run
 
 ROOT = str(Path(gnnstab.__file__).parent)
 ROOMS = (
@@ -97,9 +99,26 @@ def is_guard(name: str) -> bool:
     return name.startswith(GUARDS) and name not in TRIED
 
 
-def loop(run: Run) -> None:
+class Small(nn.Module):
+    """One layer, in half the time of `Net`: a run of it meets almost all that one of two layers meets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = TransformerConv(WIDTH, WIDTH, heads=2, concat=False, dropout=0.1, beta=True)
+        self.out = nn.Linear(WIDTH, 1)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.out(self.first(x, edge_index))
+        return out
+
+
+NETS: tuple[Callable[[], nn.Module], ...] = (Small, Net)
+"""A function fails in a run of the first whose run reaches it."""
+
+
+def loop(make: Callable[[], nn.Module], run: Run) -> None:
     """What a run can meet, briefly: both tiers, evaluation, a loss, and a value that is not finite."""
-    model = Net()
+    model = make()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     run.started = False
     with run.watching(model, optimizer=optimizer, on_finding="ignore") as monitor:
@@ -122,15 +141,15 @@ def loop(run: Run) -> None:
     run.keep(*model.parameters())
 
 
-def watched() -> Run:
+def watched(make: Callable[[], nn.Module]) -> Run:
     """The monitored run."""
-    return run(loop, Run(True, {"schedule": 2}))
+    return run(functools.partial(loop, make), Run(True, {"schedule": 2}))
 
 
-@pytest.fixture(scope="module")
-def plain() -> Run:
+@functools.cache
+def plain(make: Callable[[], nn.Module]) -> Run:
     """The run without a monitor."""
-    return run(loop, Run(False, {}))
+    return run(functools.partial(loop, make), Run(False, {}))
 
 
 UNWARNED = "no warning"
@@ -143,31 +162,39 @@ def without_trials() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def reached() -> dict[str, FunctionType]:
-    """Every function of gnnstab that a monitored run calls, by ``module:name``."""
-    return called()
+class Reached(NamedTuple):
+    """Functions of gnnstab by ``module:name``."""
 
+    functions: dict[str, FunctionType]
+    """All that a monitored run calls."""
 
-@pytest.fixture(scope="module")
-def reached_in_training() -> dict[str, FunctionType]:
+    in_training: dict[str, FunctionType]
     """Those of them that are called before or beside the trials at the end of the run."""
-    with without_trials():
-        return called()
 
 
-def called() -> dict[str, FunctionType]:
+@pytest.fixture(scope="module")
+def reached() -> dict[Callable[[], nn.Module], Reached]:
+    """What the runs of each network call."""
+    found = {}
+    for make in NETS:
+        with without_trials():
+            in_training = called(make)
+        found[make] = Reached(called(make), in_training)
+    return found
+
+
+def called(make: Callable[[], nn.Module]) -> dict[str, FunctionType]:
     seen: set[CodeType] = set()
 
     def look(frame: Any, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(ROOT):
             seen.add(frame.f_code)
 
-    watched()  # What is only called while modules are imported is no part of a run.
+    watched(make)  # What is only called while modules are imported is no part of a run.
     threading.setprofile(look)
     sys.setprofile(look)
     try:
-        watched()
+        watched(make)
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
@@ -193,7 +220,8 @@ def _raises(*args: Any, **kwargs: Any) -> None:
 
 @contextmanager
 def failing(function: FunctionType) -> Iterator[None]:
-    """The function raises at every call."""
+    """The function raises at every call, also where what it has returned before is kept."""
+    getattr(function.__globals__.get(function.__name__), "cache_clear", lambda: None)()
     code = function.__code__
     function.__code__ = _raises.__code__.replace(co_freevars=code.co_freevars)
     try:
@@ -209,22 +237,22 @@ def room_of(name: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", ROOMS)
-def test_failures_do_not_reach_the_training(
-    room: str, plain: Run, reached: dict[str, FunctionType], reached_in_training: dict[str, FunctionType]
-) -> None:
-    tried = {name: f for name, f in reached.items() if room_of(name) == room and not is_guard(name)}
+def test_failures_do_not_reach_the_training(room: str, reached: dict[Callable[[], nn.Module], Reached]) -> None:
+    makes = {name: make for make in reversed(NETS) for name in reached[make].functions}
+    tried = {name: make for name, make in makes.items() if room_of(name) == room and not is_guard(name)}
     assert tried
 
     def injected() -> dict[str, str]:
         # Trials take two thirds of such a run. What is called elsewhere fails there, and what they alone call in brief ones: every function
         # that whole ones reach is reached by those, or its failure would not be warned about.
         found = {}
-        for name, function in sorted(tried.items()):
+        for name, make in sorted(tried.items()):
+            function = reached[make].functions[name]
             with without_trials():
-                found[name] = inject(function, plain) if name in reached_in_training else UNWARNED
+                found[name] = inject(function, make) if name in reached[make].in_training else UNWARNED
             if found[name] == UNWARNED:
                 with brief_trials():
-                    found[name] = inject(function, plain)
+                    found[name] = inject(function, make)
         return found
 
     # In a process of its own: some failures leave a writer thread behind.
@@ -232,18 +260,18 @@ def test_failures_do_not_reach_the_training(
     assert faults == dict.fromkeys(tried, "")
 
 
-def inject(function: FunctionType, plain: Run) -> str:
+def inject(function: FunctionType, make: Callable[[], nn.Module]) -> str:
     """What went wrong when the function failed; empty when nothing did."""
-    this = Run(True, {"schedule": 2})
+    this, wanted = Run(True, {"schedule": 2}), plain(make)
     with failing(function):
         try:
-            result = run(loop, this)
+            result = run(functools.partial(loop, make), this)
         except BaseException as error:
             # A monitor that cannot be made says so before the training has begun.
             return (
                 f"reached the training: {error!r}" if this.started or not isinstance(error, ZeroDivisionError) else ""
             )
-    if len(result.kept) != len(plain.kept) or not all(map(identical, plain.kept, result.kept)):
+    if len(result.kept) != len(wanted.kept) or not all(map(identical, wanted.kept, result.kept)):
         return "changed the training"
     if not result.warned:
         return UNWARNED
@@ -267,10 +295,10 @@ def said(result: Run) -> str:
         return "" if told or not trace.keys() else "nothing in the trace tells of it"
 
 
-def test_a_failure_is_a_finding_and_the_rest_goes_on(reached: dict[str, FunctionType]) -> None:
+def test_a_failure_is_a_finding_and_the_rest_goes_on(reached: dict[Callable[[], nn.Module], Reached]) -> None:
     """What the failed part would have seen is missing; everything else is recorded as ever."""
-    with failing(reached["probe.layers._attention:AttentionRecorder.record"]):
-        result = watched()
+    with failing(reached[Net].functions["probe.layers._attention:AttentionRecorder.record"]):
+        result = watched(Net)
     assert codes(result.monitor).count("GS902") >= 1
     assert "records less from here on; the training is not affected (ZeroDivisionError: injected)" in result.warned[0]
     with result.monitor.trace as trace:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> Non
     optimizer.step()
 
 
+@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("schedule", ["every step", 2, 1000])
 def test_no_activation_outlives_its_step(schedule: Any) -> None:
     """Without the help of the garbage collector, in both tiers, also after a broken forward and an evaluation."""
@@ -67,6 +68,7 @@ def test_no_activation_outlives_its_step(schedule: Any) -> None:
         gc.enable()
 
 
+@pytest.mark.usefixtures("brief")
 def test_no_activation_outlives_its_step_when_a_layer_cannot_be_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tap still sees scores after the layer's own hook has failed; they must not pile up."""
 
@@ -106,8 +108,17 @@ WINDOW = 40
 """Steps in a window; a leak of one object per step is a growth of as many objects."""
 
 
+@pytest.fixture
+def frozen(brief: None) -> Iterator[None]:
+    """What was there before the test is not gone through again and again."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def objects() -> int:
-    """Objects that the garbage collector knows, weak references aside.
+    """Objects that the garbage collector knows, those that are frozen and weak references aside.
 
     A connection of sqlite3 keeps one to every cursor and drops the dead ones when there are 200: a sawtooth that comes
     and goes with the statements, which is no leak and would hide one.
@@ -140,6 +151,7 @@ def nothing() -> None:
     """Keep nothing of a step."""
 
 
+@pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize("make", [Net, Mixed])
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_objects_do_not_grow_with_the_steps(make: Callable[[], nn.Module], on_disk: bool, tmp_path: Path) -> None:
@@ -147,12 +159,14 @@ def test_objects_do_not_grow_with_the_steps(make: Callable[[], nn.Module], on_di
     assert not grows(counts), counts
 
 
+@pytest.mark.usefixtures("frozen")
 def test_a_leak_of_one_object_per_step_would_be_seen() -> None:
     kept: list[Any] = []
     counts = counts_of(Net, None, lambda: kept.append([]))
     assert grows(counts), counts
 
 
+@pytest.mark.usefixtures("frozen")
 def test_a_step_that_never_ends_is_bounded() -> None:
     """No optimizer, and nobody calls `step`: everything is one step, merged."""
     model = Net()
@@ -190,6 +204,7 @@ def monitored(model: nn.Module, **options: Any) -> None:
             optimizer.step()
 
 
+@pytest.mark.usefixtures("frozen")
 @pytest.mark.parametrize(
     "look",
     [

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.batches.named_tensors import named_tensors
-from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.replaying.replica import forked_rng
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ BY_HEART = math.log(2)
 
 def halved(bench: Bench) -> Bench | None:
     """The same bench, whose gradients come from half of the rows that its loss reads, and whose losses are those of all; None where these are few."""
-    model, _ = twins(bench.model, bench.optimizer)
+    model, _ = bench.twins()
     chosen: list[Tensor] = []
     with forked_rng(), torch.enable_grad():
         for number in range(len(bench.batches)):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through
-from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_LOST_SHARE
@@ -44,7 +43,7 @@ def rounding_signals(bench: Bench) -> Iterator[Signal]:
     """
     if not any(in_16_bits(p) for p in bench.model.parameters()):
         return
-    model, optimizer = twins(bench.model, bench.optimizer)
+    model, optimizer = bench.twins()
     for group in optimizer.param_groups:
         group["lr"] = max(group["lr"], group.get("initial_lr", 0.0))
     start = [(p, p.detach().clone()) for p in model.parameters()]

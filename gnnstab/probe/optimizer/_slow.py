@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gnnstab.probe.optimizer._copies import hold_rates, twins
+from gnnstab.probe.optimizer._copies import hold_rates
 from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_SLOW
@@ -113,7 +113,7 @@ def _usual(optimizer: torch.optim.Optimizer) -> float:
 
 def _barely(bench: Bench, largest: float) -> Bench:
     """The bench of an optimizer whose rates have come to 0, with next to nothing of those that they began with, which can be multiplied."""
-    model, optimizer = twins(bench.model, bench.optimizer)
+    model, optimizer = bench.twins()
     for group in optimizer.param_groups:
         group["lr"] = float(group.get("initial_lr", largest)) / FACTORS[-1]
     return replace(bench, model=model, optimizer=optimizer)

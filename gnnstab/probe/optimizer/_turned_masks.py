@@ -16,7 +16,6 @@ from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations.source_lines import Modules, caller_place
-from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._suspects import Suspect, unchanged
 from gnnstab.probe.optimizer.learning import seen
 from gnnstab.probe.replaying.replica import forked_rng, mapped, rng_snapshot
@@ -186,7 +185,7 @@ def _read_by_loss(bench: Bench, other: Bench, turned: Any, mask: Tensor) -> tupl
     Raises:
         UsageError: Model or optimizer cannot be copied.
     """
-    model, _ = twins(bench.model, bench.optimizer)
+    model, _ = bench.twins()
     state = rng_snapshot()
     try:
         with forked_rng(state), torch.no_grad():

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from gnnstab.errors import let_through
-from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 def of_zeros(bench: Bench, given: Sequence[tuple[Any, Tensor]] = ()) -> float:
     """Mean loss of outputs of zeros; inf where it is not known. ``given`` are output and loss of the first batches, where they are at hand."""
-    model, _ = twins(bench.model, bench.optimizer)
+    model, _ = bench.twins()
     values = []
     with forked_rng(), torch.no_grad():
         for number, batch in enumerate(bench.batches):
@@ -36,7 +35,7 @@ def of_zeros(bench: Bench, given: Sequence[tuple[Any, Tensor]] = ()) -> float:
 
 def of_constants(bench: Bench) -> float:
     """Mean loss where all rows of an output are the same, and the best that do; inf where it is not known. To foretell a mean is nothing learned."""
-    model, _ = twins(bench.model, bench.optimizer)
+    model, _ = bench.twins()
     total = 0.0
     with forked_rng(), torch.enable_grad():
         for number, batch in enumerate(bench.batches):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._clamped import clamps
-from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._large_inputs import large_inputs
 from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._stacks import stacks
@@ -26,6 +25,9 @@ from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
+
+Undone = tuple[float, Suspect, Sequence[float]]
+"""Progress without a suspect, the suspect, and the losses."""
 
 LEARNS = 1.0
 """Fall of the loss, as ln(first / smallest), from which on no deep stack keeps a model from learning."""
@@ -50,6 +52,15 @@ FASTER = 4.0
 
 MARGIN = 1.0
 """Further fall of ln(loss), beyond that at any rate, from which on what was undone was in the way: a factor of e."""
+
+HEARD = 10
+"""Steps at a lower rate after which they may be given up: momentum of 0.9 has brought updates two thirds of the way to their size by then."""
+
+CALM = 1.01
+"""Times the lowest loss, or the first, up to which a loss has not risen: a rate that is still too high may bring one down later."""
+
+HASTE = 4.0
+"""Times their latest pace that steps at a lower rate are trusted with until their end; momentum of 0.95 may still make it two and a half times as fast."""
 
 
 def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
@@ -80,12 +91,17 @@ def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
     if own < LEARNS_WELL:
         others = [*seen(bench, suspects, 1), *seen(bench, alike_kinds)]
         cut = seen(bench, clamps)
-        rated = at_any_rate(bench, first, max(0.0, own), RATES if others or deep or cut else RATES[:LOWER])
+        least = max(0.0, own) + MARGIN
+        freed, lifted = (list(_undone(bench, found, first, least)) for found in (others, cut))
+        if deep or freed or lifted:
+            rated = at_any_rate(bench, first, max(0.0, own), RATES)
+        else:
+            rated = _at_lower_rates(bench, first, max(0.0, own), RATES if others or cut else ())
         names = [name for stack in deep for name in stack.names][:40]
         if deep and rated[0] >= LEARNS and rated[1] > 1:
             # It is slow at its rate, and nothing in it keeps it from learning; one that needs a lower rate is hindered at its own.
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
-        hindered = _worst(bench, deep, others, cut, as_is, first, rated)
+        hindered = _worst(bench, deep, freed, lifted, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
         compared = hindered and hindered.detail["cause"] == "learning-rate" and not hindered.detail["setting"]
         if hindered and not compared and not lost:
@@ -152,7 +168,7 @@ def seen(
     Raises:
         UsageError: The forward, the loss or the backward fail on the copy.
     """
-    model, _ = twins(bench.model, bench.optimizer)
+    model, _ = bench.twins()
 
     def ran() -> Any:
         try:
@@ -175,23 +191,23 @@ def seen(
 def _worst(
     bench: Bench,
     deep: Sequence[Suspect],
-    others: Sequence[Suspect],
-    cut: Sequence[Suspect],
+    freed: Sequence[Undone],
+    lifted: Sequence[Undone],
     as_is: Sequence[float],
     first: float,
     rated: tuple[float, float, Sequence[float]],
 ) -> Signal | None:
     """What the same steps get furthest without: a deep stack, another suspect that no rate makes up for, clamps, or a rate that is too high.
 
-    ``rated`` is as of `at_any_rate`.
+    ``freed`` and ``lifted`` are the other suspects and the clamps without which they get further by `MARGIN`, ``rated`` is as of `at_any_rate`.
     """
     own = max(0.0, progress(first, as_is))
     found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
     best, factor, at_best = rated
     # A clamp that is lifted changes nothing but what it cuts; no rate takes that away from it.
-    found += [(*one, own) for one in _undone(bench, cut, first, max(own + MARGIN, best))]
+    found += [(*one, own) for one in lifted if one[0] >= best]
     if best < LEARNS_WELL + MARGIN:
-        found += [(*one, best) for one in _undone(bench, others, first, best + MARGIN)]
+        found += [(*one, best) for one in freed if one[0] >= best + MARGIN]
     # From weights that a run has come to, a lower rate goes further in any case.
     if not found and own < LEARNS and factor < 1 and best >= own + MARGIN and not bench.optimizer.state:
         found = [(best, _rate(bench, factor), at_best, own)]
@@ -204,7 +220,7 @@ def _worst(
     reached, suspect, losses, without = max(found, key=lambda one: one[0])
     detail = {
         "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
-        "suspect": suspect.suspect, "setting": suspect.setting, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None, "at_any_rate": first * math.exp(-best) if suspect in others and best > 0 else None,
+        "suspect": suspect.suspect, "setting": suspect.setting, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None, "at_any_rate": first * math.exp(-best) if any(suspect is one[1] for one in freed) and best > 0 else None,
         "began": losses[0], "undone": min(losses), "steps": len(losses) - 1,
     }  # fmt: skip
     # Progress that the change alone makes, out of what it makes in all.
@@ -223,15 +239,45 @@ def on_its_way(bench: Bench, first: float, below: float = math.inf) -> bool:
     return third - last >= PACE
 
 
-def at_any_rate(
+def _at_lower_rates(
     bench: Bench, first: float, own: float, factors: Sequence[float]
 ) -> tuple[float, float, Sequence[float]]:
-    """The most progress at the rate as it is and at those around it, with the factor and the losses; of one that is enough the others are not tried."""
+    """As `at_any_rate`, of a model in which nothing else is in the way, where less than `MARGIN` more than its ``own`` progress says nothing.
+
+    Where a lower rate gets that far, all ``factors`` are tried.
+    """
+    if own >= LEARNS or bench.optimizer.state:
+        return own, 1.0, ()
+    lower = at_any_rate(bench, first, own, RATES[:LOWER], own + MARGIN)
+    return at_any_rate(bench, first, own, factors) if factors and lower[0] >= own + MARGIN else lower
+
+
+def _out_of_reach(first: float, least: float, losses: Sequence[float]) -> bool:
+    """True where losses that fall without a rise do so at a pace by `HASTE` times which they miss ``least`` progress by the end of `STEPS`."""
+    taken = len(losses) - 1
+    lately = losses[-1 - HEARD // 2 :]
+    if taken < HEARD or not min(losses) > 0 or losses[-1] > CALM * min(losses) or max(losses) > CALM * losses[0]:
+        return False
+    pace = max(0.0, math.log(lately[0] / lately[-1])) / (len(lately) - 1)
+    return progress(first, losses) + HASTE * pace * (STEPS - taken) < least
+
+
+def at_any_rate(
+    bench: Bench, first: float, own: float, factors: Sequence[float], least: float = -math.inf
+) -> tuple[float, float, Sequence[float]]:
+    """The most progress at the rate as it is and at those around it, with the factor and the losses; of one that is enough the others are not tried.
+
+    A trial for which ``least`` is out of reach is not taken to its end.
+    """
     best: tuple[float, float, Sequence[float]] = (own, 1.0, ())
     # More than that, and more than half of it not the own one, shows as much as any could.
     enough = max(LEARNS_WELL + MARGIN, 2 * own + MARGIN)
     for factor in factors:
-        losses = bench.trial(STEPS, factor=factor, until=lambda seen: progress(first, seen) >= enough).losses
+        losses = bench.trial(
+            STEPS,
+            factor=factor,
+            until=lambda seen: progress(first, seen) >= enough or _out_of_reach(first, least, seen),
+        ).losses
         best = max(best, (progress(first, losses), factor, losses), key=lambda one: one[0])
         if best[0] >= enough:
             break
@@ -253,9 +299,7 @@ def _decay(bench: Bench) -> Suspect:
     return Suspect("learning-rate", (), "without it", what, unchanged, setting="weight_decay")
 
 
-def _undone(
-    bench: Bench, found: Sequence[Suspect], first: float, enough: float
-) -> Iterator[tuple[float, Suspect, Sequence[float]]]:
+def _undone(bench: Bench, found: Sequence[Suspect], first: float, enough: float) -> Iterator[Undone]:
     """Progress without each suspect, with the losses, where it is ``enough``."""
     for suspect in found:
         try:

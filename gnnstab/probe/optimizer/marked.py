@@ -14,7 +14,6 @@ from torch import Tensor
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import is_target
-from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._halved import halved
 from gnnstab.probe.optimizer._zeros import of_constants, of_zeros
 from gnnstab.probe.optimizer.learning import LEARNS, MARGIN, at_any_rate, on_its_way
@@ -210,7 +209,7 @@ def _compared(bench: Bench, known: _Known) -> bool:
 
 def _returned(bench: Bench) -> Tensor | None:
     """The gradient that the loss of the first batch gives the output; None where it gives none, or the output is no tensor."""
-    model, _ = twins(bench.model, bench.optimizer)
+    model, _ = bench.twins()
     try:
         with forked_rng(), torch.enable_grad():
             output = bench.forward(model, 0)[0].detach().requires_grad_()

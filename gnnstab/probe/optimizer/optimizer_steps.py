@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -30,7 +30,7 @@ from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
-from gnnstab.probe.replaying.replica import copied, device_of, eager, forked_rng, rng_snapshot, tensors_in
+from gnnstab.probe.replaying.replica import GUARDS, copied, device_of, eager, forked_rng, rng_snapshot, tensors_in
 from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
@@ -108,6 +108,7 @@ class Bench:
     loss: Loss
     dtype: torch.dtype | None = None
     clip: float | None = None
+    guarded: set[tuple[bool, bool]] = field(default_factory=set, init=False, compare=False)
 
     def trial(
         self,
@@ -127,7 +128,7 @@ class Bench:
         Raises:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
         """
-        model, optimizer = twins(self.model, self.optimizer)
+        model, optimizer = self.twins()
         if any("lr" not in group for group in optimizer.param_groups):
             raise UsageError("the optimizer has no rate named lr, which trial steps would lower")
         for place, group in enumerate(optimizer.param_groups):
@@ -148,6 +149,12 @@ class Bench:
                     raise
                 raise UsageError(f"trial steps on a copy failed: {type(error).__name__}: {error}") from error
 
+    def twins(self) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """As `gnnstab.probe.optimizer._copies.twins`; copies of one model do the same, and what the first was not refused no other is asked about."""
+        model, optimizer = twins(self.model, self.optimizer)
+        GUARDS[model].seen = self.guarded
+        return model, optimizer
+
     @cached_property
     def as_is(self) -> tuple[float, ...]:
         """The losses of `learning.STEPS` steps as they are, which several others are held against; failures as of `trial`."""
@@ -155,7 +162,7 @@ class Bench:
 
     def gradient_norm(self) -> float:
         """L2 norm over all gradients of the first batch, as no clipping has touched them; failures as of `trial`."""
-        model, _ = twins(self.model, self.optimizer)
+        model, _ = self.twins()
         with forked_rng(), torch.enable_grad():
             try:
                 self._gradients(model, 0, _SCALES[0] if self.dtype is torch.float16 else 1.0)

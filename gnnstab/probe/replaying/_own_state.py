@@ -39,20 +39,21 @@ class Guard:
         kinds = {kind for kind in set(map(type, values)) if issubclass(kind, (Tensor, torch.Generator))}
         self._held = [value for value in values if type(value) in kinds]
         self._tensors_in = tensors_in
-        self._seen: set[tuple[bool, bool]] = set()
+        self.seen: set[tuple[bool, bool]] = set()
+        """(training, with gradients) of every mode that was looked at."""
 
     def __call__(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``run(*args, **kwargs)``, where ``run`` is ``twin`` or calls it."""
         refuse_draws_of_process(twin)
         mode = (twin.training, torch.is_grad_enabled())
-        if mode in self._seen:
+        if mode in self.seen:
             return run(*args, **kwargs)
         given = (tensor for _, tensor in self._tensors_in([args, kwargs]))
         kept = (tensor for _, tensor in self._tensors_in(held_by(twin)))
         passed = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator))
         with OwnState([*self._held, *given, *kept, *passed]):
             output = run(*args, **kwargs)
-        self._seen.add(mode)
+        self.seen.add(mode)
         return output
 
 

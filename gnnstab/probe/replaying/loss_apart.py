@@ -56,7 +56,7 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
         raise left_out(f"the loss reaches {reached.other}, which a replay would change; {_ADVICE}")
     memo: dict[int, Any] = {}
     try:
-        twins = deep_copy(reached.owners, memo)
+        twins = deep_copy(reached.owners, memo) if reached.owners else []
     except Exception as error:
         raise left_out(f"what the loss holds cannot be copied: {type(error).__name__}: {error}") from error
     if any(twin is own for twin, own in zip(twins, reached.owners, strict=True)):

@@ -138,7 +138,7 @@ def replica(model: nn.Module) -> nn.Module:
         vars(module).pop("message", None)
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
-    return _guarded(apart(twin, model, functions), memo)
+    return _guarded(apart(twin, model, functions), model, memo)
 
 
 def _with_own_closures(twin: nn.Module, memo: dict[int, Any]) -> list[FunctionType]:
@@ -172,7 +172,7 @@ def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = Us
     memo = without_history(model)
     try:
         twin = deep_copy(model, memo)
-        return _guarded(apart(twin, model, _with_own_closures(twin, memo)), memo)
+        return _guarded(apart(twin, model, _with_own_closures(twin, memo)), model, memo)
     except Exception as error:
         let_through(error)
         why = (str(error).splitlines() or [""])[0][:160]
@@ -255,7 +255,7 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
     """
     compiled = any(type(m).__name__ == "OptimizedModule" for m in twin.modules())
     run = torch.compiler.disable(twin) if compiled else twin  # type: ignore[no-untyped-call]
-    guard = _GUARDS.get(twin)
+    guard = GUARDS.get(twin)
 
     def called(*args: Any, **kwargs: Any) -> Any:
         with given_back():
@@ -265,12 +265,14 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
     return called
 
 
-_GUARDS: weakref.WeakKeyDictionary[nn.Module, Guard] = weakref.WeakKeyDictionary()
+GUARDS: weakref.WeakKeyDictionary[nn.Module, Guard] = weakref.WeakKeyDictionary()
 """Of every copy; nothing hangs on the copy itself, which the user may get."""
 
 
-def _guarded(twin: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    _GUARDS[twin] = Guard(memo.values(), tensors_in)
+def _guarded(twin: nn.Module, model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    GUARDS[twin] = Guard(memo.values(), tensors_in)
+    if (own := GUARDS.get(model)) is not None:  # A copy of a copy does what that does.
+        GUARDS[twin].seen = own.seen
     return twin
 
 
