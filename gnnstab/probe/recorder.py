@@ -233,7 +233,8 @@ class Recorder:
             self.budget.step_ends()
             if self._forwards.watching is not None:
                 guard("the watched step", lambda: self._emit(self.detector.watched()))
-            set_grad_enabled(False)
+            if grad:
+                set_grad_enabled(False)
             try:
                 if self._forwards.bad_evaluation is not None:
                     guard("an evaluation", lambda: self._emit(self.detector.evaluation(state.step)))
@@ -246,7 +247,8 @@ class Recorder:
                 guard("the next step", self._next)
                 guard("the beginning of a step", self.budget.begin)
             finally:
-                set_grad_enabled(grad)
+                if grad:
+                    set_grad_enabled(True)
         return True
 
     def failed(self, error: BaseException) -> None:

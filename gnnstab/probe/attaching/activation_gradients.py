@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from gnnstab.errors import let_through
 from gnnstab.probe.attaching.hooks import ignore
@@ -18,7 +19,7 @@ from gnnstab.undisturbed import without_modes
 class GradientHook:
     """Records every gradient that reaches one site; one object serves all steps and references no tensor."""
 
-    __slots__ = ("_slots", "_state", "_where")
+    __slots__ = ("_carrier", "_slots", "_state", "_where")
 
     __torch_unserializable__ = True
     """`torch.save` warns of every other hook on a tensor that it leaves it out."""
@@ -27,19 +28,22 @@ class GradientHook:
         self._state: State | None = state
         self._slots = (slot,)
         self._where = where
+        self._carrier = torch.empty(0, device="cpu")
+        self._carrier._backward_hooks = OrderedDict({0: self})
 
     def __call__(self, gradient: Any) -> None:
         """Record one gradient; a node of the graph hands over those of all its outputs, of which the first is ours."""
         state = self._state
-        if state is None or is_compiling():  # Compiled autograd follows the backward, this hook included.
+        if state is None or is_dynamo_compiling():  # Compiled autograd follows the backward, this hook included.
             return
         if type(gradient) is tuple:
             gradient = gradient[0]
         if gradient is None:
             return
         if dispatch_modes() or function_modes():
-            with without_modes():
-                self._record(state, gradient)
+            if not is_compiling():
+                with without_modes():
+                    self._record(state, gradient)
         else:
             self._record(state, gradient)
 
@@ -72,6 +76,14 @@ class GradientHook:
         handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
         if node is None:
             state.handles.append(handle)
+
+    def watch_input(self, tensor: Tensor) -> None:
+        """As `watch`, of a tensor whose own hooks, if it has any, are there already: a tenth of the price."""
+        node = tensor.grad_fn
+        if self._state is None or node is None or tensor.output_nr:
+            self.watch(tensor)
+        else:
+            node._register_hook_dict(self._carrier)
 
     def close(self) -> None:
         """Record nothing more."""

@@ -219,7 +219,7 @@ class LayerRecorder(ABC):
             plan.grad_output.watch(one)
         for one in inputs if reached else ():
             if isinstance(one, Tensor) and one.requires_grad:
-                plan.grad_input.watch(one)
+                plan.grad_input.watch_input(one)
 
     def _tell(self, inputs: Sequence[Any], output: Tensor, given: Sequence[Any]) -> None:
         """Leave a mark for those who want to know what stands around the layer."""
