@@ -116,8 +116,7 @@ class Recorder:
         self.dropped = DroppedUpdates(self, self._forwards, self._emit, _full)
         self.places = Surveys(self.model, writer, places, patient=budget is not None)
         """Looks at every place."""
-        self._on_event = on_event
-        self._weights, self._start, self._attached = EMPTY, time.monotonic(), False
+        self._on_event, self._weights, self._start, self._attached = on_event, EMPTY, time.monotonic(), False
         self.told: Number = None
         self._late: PendingStep | None = None
         if budget is not None and not replay:
@@ -233,8 +232,7 @@ class Recorder:
             self.budget.step_ends()
             if self._forwards.watching is not None:
                 guard("the watched step", lambda: self._emit(self.detector.watched()))
-            if grad:
-                set_grad_enabled(False)
+            set_grad_enabled(False)
             try:
                 if self._forwards.bad_evaluation is not None:
                     guard("an evaluation", lambda: self._emit(self.detector.evaluation(state.step)))
