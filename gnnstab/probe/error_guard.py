@@ -54,11 +54,13 @@ class ErrorGuard:
         """Call ``body`` with gradients switched off; a failure is noted, and the answer is then False."""
         with modes_aside():
             grad = torch.is_grad_enabled()
-            set_grad_enabled(False)
+            if grad:
+                set_grad_enabled(False)
             try:
                 return self.guard(where, body)
             finally:
-                set_grad_enabled(grad)
+                if grad:
+                    set_grad_enabled(True)
 
     def note(self, where: str, error: BaseException) -> None:
         """Like `failed`, safe to call from a hook; what came from outside gnnstab is raised on, see `let_through`."""

@@ -116,8 +116,7 @@ class Recorder:
         self.dropped = DroppedUpdates(self, self._forwards, self._emit, _full)
         self.places = Surveys(self.model, writer, places, patient=budget is not None)
         """Looks at every place."""
-        self._on_event = on_event
-        self._weights, self._start, self._attached = EMPTY, time.monotonic(), False
+        self._on_event, self._weights, self._start, self._attached = on_event, EMPTY, time.monotonic(), False
         self.told: Number = None
         self._late: PendingStep | None = None
         if budget is not None and not replay:
@@ -246,7 +245,8 @@ class Recorder:
                 guard("the next step", self._next)
                 guard("the beginning of a step", self.budget.begin)
             finally:
-                set_grad_enabled(grad)
+                if grad:
+                    set_grad_enabled(True)
         return True
 
     def failed(self, error: BaseException) -> None:

@@ -150,7 +150,10 @@ class Boundary:
             if self._ended and self._idle():
                 self._ended = False
                 return
-            body(optimizer)
+            if self._ended and not self.stale.follows and not self._recorder.measures_update:
+                self._ended = False
+            else:
+                body(optimizer)
             self.updated()
 
         return after

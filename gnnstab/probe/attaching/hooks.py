@@ -11,7 +11,7 @@ from time import perf_counter
 from typing import Any
 
 from torch import is_grad_enabled, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
 from gnnstab.errors import GnnstabError, let_through
@@ -71,24 +71,30 @@ class Hook:
 
     def __call__(self, *args: Any) -> None:
         """Run the body, guarded."""
-        if is_compiling():
-            if not is_exporting():  # An exported program is kept and deployed; it holds nothing of gnnstab.
-                self.compiled(*args)
+        if is_dynamo_compiling():
+            self._traced(*args)
             return
         # `torch.jit.trace` and `make_fx` would write down what gnnstab computes as a part of the model.
         if dispatch_modes() or function_modes():
-            if not is_tracing():
+            if is_compiling():
+                self._traced(*args)
+            elif not is_tracing():
                 with without_modes():
                     self._run(*args)
         elif not is_jit_tracing():
             self._run(*args)
+
+    def _traced(self, *args: Any) -> None:
+        if not is_exporting():  # An exported program is kept and deployed; it holds nothing of gnnstab.
+            self.compiled(*args)
 
     def _run(self, *args: Any) -> None:
         clock = self._clock
         if clock is not None:
             clock[0] -= perf_counter()
         grad, skip = is_grad_enabled(), self._skip
-        set_grad_enabled(False)
+        if grad:
+            set_grad_enabled(False)
         try:
             if skip is None or not skip():
                 self._body(grad, *args)
@@ -97,7 +103,8 @@ class Hook:
             self.close()
             self._error_guard.note(self._where, error)
         finally:
-            set_grad_enabled(grad)
+            if grad:
+                set_grad_enabled(True)
             if clock is not None:
                 clock[0] += perf_counter()
 

@@ -19,14 +19,13 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.compiler import is_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from gnnstab.errors import let_through
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
 from gnnstab.probe.attaching.stand_in import Lookalike, method_of_copy, own_method
-from gnnstab.torch_private import is_exporting, is_tracing
-from gnnstab.undisturbed import modes_aside
+from gnnstab.torch_private import dispatch_modes, is_exporting, is_jit_tracing, is_tracing
 
 
 @dataclass(slots=True)
@@ -47,7 +46,7 @@ class SoftmaxCall:
 
 
 class Listener(Protocol):
-    """Who wants to know what a tap sees."""
+    """Who wants to know what a tap sees, within the modes of the user's."""
 
     def saw(self, seen: SoftmaxCall) -> None:
         """Called once per softmax, in eager execution."""
@@ -146,18 +145,17 @@ class Tap(Lookalike):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer's own method."""
-        if is_compiling():
+        if is_dynamo_compiling() or ((modes := dispatch_modes()) and is_compiling()):
             return (self._masked if is_exporting() else self._compiled)(*args, **kwargs)
         if other := method_of_copy(self, self._owner, self._method, self._before, sys._getframe(1)):
             return other(*args, **kwargs)
-        if is_tracing():
+        if is_jit_tracing() or (modes and is_tracing()):
             return self._masked(*args, **kwargs)
         out = self._function(*args, **kwargs)
         if self._returns:
             for listener in self._listeners:
                 try:
-                    with modes_aside():
-                        listener.returned(out)
+                    listener.returned(out)
                 except Exception as error:
                     let_through(error)
                     self._silence(listener, error)
@@ -167,8 +165,7 @@ class Tap(Lookalike):
         seen = SoftmaxCall(score, attention, index, size)
         for listener in self._listeners:
             try:
-                with modes_aside():
-                    listener.saw(seen)
+                listener.saw(seen)
             except Exception as error:
                 let_through(error)
                 self._silence(listener, error)

@@ -67,6 +67,11 @@ class StaleGradients:
         if (way := self._ways.get(id(optimizer))) is not None:
             way.after()
 
+    @property
+    def follows(self) -> bool:
+        """True while `after` has something to look at."""
+        return bool(self._ways)
+
     def take(self) -> int | None:
         """The step at which it became certain, once."""
         news, self._news = self._news, None

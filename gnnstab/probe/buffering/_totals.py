@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +25,14 @@ class Totals:
     slots: NDArray[np.int64]
     """(n,) without repetition after `merge`; the same object whenever the same layout comes again."""
 
-    minimum: NDArray[np.float64]
-    maximum: NDArray[np.float64]
+    minimum: NDArray[np.floating[Any]]
+    maximum: NDArray[np.floating[Any]]
+    """(n,) in the format that they were found in."""
+
     square: NDArray[np.float64]
     """(n,) sums of squares."""
 
-    count: NDArray[np.int64]
+    count: NDArray[np.float64]
     """(n,) number of entries."""
 
     distinct: bool = True
@@ -37,10 +41,13 @@ class Totals:
     exact: bool = True
     """True when the squares were summed where they neither overflow nor vanish."""
 
+    plain: bool = False
+    """True when that is known, and that everything is finite."""
+
     def rows(self) -> tuple[NDArray[np.float64], bool]:
         """(n, 5) minimum, maximum, RMS, count, non-finite (-1: at least one), and whether everything is finite."""
         # One sum answers for all entries: a NaN or an Inf anywhere is still in it.
-        if self.exact and math.isfinite(np.add.reduce(self.square)):
+        if self.plain or (self.exact and math.isfinite(np.add.reduce(self.square))):
             rms = self.square / self.count
             return self._table(np.sqrt(rms, out=rms), np.zeros(len(rms))), True
         finite = self.finite()
@@ -53,7 +60,8 @@ class Totals:
 
     def finite(self) -> NDArray[np.bool_]:
         """(n,) whether every entry of the slot is finite: extremes carry NaN and Inf through."""
-        return np.isfinite(self.minimum) & np.isfinite(self.maximum)
+        finite: NDArray[np.bool_] = np.isfinite(self.minimum) & np.isfinite(self.maximum)
+        return finite
 
     def _rms(self, finite: NDArray[np.bool_]) -> NDArray[np.float64]:
         with np.errstate(all="ignore"):
@@ -66,8 +74,25 @@ class Totals:
 
 
 _NOTHING = np.empty(0)
-EMPTY = Totals(np.empty(0, np.int64), _NOTHING, _NOTHING, _NOTHING, np.empty(0, np.int64))
+EMPTY = Totals(np.empty(0, np.int64), _NOTHING, _NOTHING, _NOTHING, _NOTHING)
 """Nothing seen."""
+
+_QUIET = Context()
+"""Where NumPy warns of nothing; from NumPy 2 on what it warns of belongs to a context."""
+
+if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+    _QUIET.run(np.seterr, all="ignore")
+
+    def quietly(body: Callable[[], object]) -> None:
+        """Call ``body``, which may meet NaN and Inf, without a warning; to make an `np.errstate` takes as long as to look for an extreme."""
+        _QUIET.copy().run(body)
+
+else:
+
+    def quietly(body: Callable[[], object]) -> None:
+        """Call ``body``, which may meet NaN and Inf, without a warning."""
+        with np.errstate(all="ignore"):
+            body()
 
 
 def merge(parts: list[Totals]) -> Totals:
@@ -91,7 +116,7 @@ def merge(parts: list[Totals]) -> Totals:
     distinct, first, place = np.unique(slots, return_index=True, return_inverse=True)
     order = np.argsort(first)
     minimum, maximum = np.full(len(distinct), np.inf), np.full(len(distinct), -np.inf)
-    square, count = np.zeros(len(distinct)), np.zeros(len(distinct), np.int64)
+    square, count = np.zeros(len(distinct)), np.zeros(len(distinct))
     with np.errstate(all="ignore"):
         np.minimum.at(minimum, place, np.concatenate([part.minimum for part in parts]))
         np.maximum.at(maximum, place, np.concatenate([part.maximum for part in parts]))
@@ -100,21 +125,25 @@ def merge(parts: list[Totals]) -> Totals:
     return Totals(distinct[order], minimum[order], maximum[order], square[order], count[order], exact=exact)
 
 
-def squares(data: NDArray[Any], starts: NDArray[np.int64], scratch: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n,) sums of squares of the segments of ``data`` that begin at ``starts``; ``scratch`` has room for as many entries.
+def squares(
+    data: NDArray[Any], starts: NDArray[np.int64], scratch: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], bool]:
+    """(n,) sums of squares of the segments of ``data`` that begin at ``starts``, and whether all of it is known to be finite.
 
     In float32 where none of them comes near the ends of its range, else in float64, where they neither overflow nor vanish.
+    ``scratch`` has room for as many entries.
     """
     if data.dtype == np.float32:
         short = scratch.view(np.float32)[: len(data)]
         np.multiply(data, data, out=short)
         square = np.add.reduceat(short, starts)
-        if np.minimum.reduce(square) > FAINT and np.maximum.reduce(square) < math.inf:
-            return square.astype(np.float64)
+        # Where there is a NaN, it is both the smallest and the largest; a reduction would take three times as long.
+        if square[square.argmin()] > FAINT and square[square.argmax()] < math.inf:
+            return square.astype(np.float64), True
     wide = scratch[: len(data)]
     wide[:] = data
     np.multiply(wide, wide, out=wide)
-    return np.add.reduceat(wide, starts)
+    return np.add.reduceat(wide, starts), False
 
 
 class StatsAccumulator:

@@ -85,7 +85,7 @@ class CompiledCells:
         low, high, square, count = self._array[used].T
         self._array[:] = _START
         slots = np.array([self._slot(*place) for place in zip(*(axis.tolist() for axis in used), strict=True)])
-        return Totals(slots, low, high, square, count.astype(np.int64))
+        return Totals(slots, low, high, square, count)
 
     def _used(self) -> tuple[NDArray[np.int64], ...]:
         return np.nonzero(self._array[..., 3])

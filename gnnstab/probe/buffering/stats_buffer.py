@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnstab.probe.buffering import device_copy
-from gnnstab.probe.buffering._totals import EMPTY, StatsAccumulator, Totals, merge, squares
+from gnnstab.probe.buffering._totals import EMPTY, StatsAccumulator, Totals, merge, quietly, squares
 from gnnstab.probe.buffering.device_copy import DeviceCopy
 from gnnstab.torch_private import foreach_copy
 
@@ -39,7 +39,7 @@ REDUCED = 512
 Refuse = Callable[[int, str], None]
 """Told about a slot whose tensor has no extremes, with the reason."""
 
-_Index = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], bool, Tensor | None]
+_Index = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], bool, Tensor | None]
 _Copy = tuple[DeviceCopy, Callable[[NDArray[np.float64]], Totals]]
 """Numbers on their way, and what they are."""
 
@@ -220,9 +220,7 @@ class StatsBuffer:
 
     def send(self) -> PendingStats:
         """The same without waiting: what a device has reduced is on its way afterwards."""
-        with np.errstate(all="ignore"):
-            self._take_copies()
-            self._take_reduced()
+        quietly(self._take_here)
         if self._wide is not None:
             self._tally.add(self._wide.take())
         copies, self._copies = self._copies, []
@@ -277,8 +275,7 @@ class StatsBuffer:
         """A new group where there is room for so many entries."""
         start = self._groups[self._position - 1].stop if self._position else 0
         if start + needed > len(self._buffer):
-            with np.errstate(all="ignore"):
-                self._take_copies()
+            quietly(self._take_copies)
             start = 0
         return _Group(slots, shapes, dtype, start)
 
@@ -303,8 +300,7 @@ class StatsBuffer:
 
     def _reduce(self, slot: int, tensor: Tensor) -> None:
         if len(self._reduced_slots) == REDUCED:
-            with np.errstate(all="ignore"):
-                self._take_reduced()
+            quietly(self._take_reduced)
         minimum, maximum = torch.aminmax(tensor)
         # Half precision is summed in float32: a norm of its own dtype overflows at 65504.
         dtype = torch.float32 if tensor.element_size() < 4 else None
@@ -315,6 +311,10 @@ class StatsBuffer:
     @property
     def _largest(self) -> int:
         return LARGE if self._device is None else LARGE_THERE
+
+    def _take_here(self) -> None:
+        self._take_copies()
+        self._take_reduced()
 
     def _take_copies(self) -> None:
         """Reduce the copies: into the tally here, on their way to the host from a device."""
@@ -335,8 +335,8 @@ class StatsBuffer:
             return
         data = self._array[:stop]
         minimum, maximum = np.minimum.reduceat(data, starts), np.maximum.reduceat(data, starts)
-        square = squares(data, starts, self._scratch)
-        self._tally.add(Totals(slots, minimum.astype(np.float64), maximum.astype(np.float64), square, counts, distinct))
+        square, plain = squares(data, starts, self._scratch)
+        self._tally.add(Totals(slots, minimum, maximum, square, counts, distinct, plain=plain))
 
     def _lay_out(self, position: int) -> _Index:
         slots: list[int] = []
@@ -348,7 +348,7 @@ class StatsBuffer:
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if counts else ends
         offsets = None if self._device is None else _sent(np.concatenate([[0], ends]).astype(np.int64), self._device)
         distinct = len(set(slots)) == len(slots)
-        return position, np.array(slots, np.int64), starts, np.array(counts, np.int64), distinct, offsets
+        return position, np.array(slots, np.int64), starts, np.array(counts, np.float64), distinct, offsets
 
     def _take_reduced(self) -> None:
         if not self._reduced_slots:
@@ -373,7 +373,7 @@ def _reduced(numbers: NDArray[np.float64], slots: list[int], counts: list[int]) 
         columns[:, 0],
         columns[:, 1],
         columns[:, 2] ** 2,
-        np.array(counts),
+        np.array(counts, np.float64),
         distinct,
         exact=False,
     )
@@ -386,7 +386,7 @@ def _reduce_there(data: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _in_columns(
-    numbers: NDArray[np.float64], slots: NDArray[np.int64], counts: NDArray[np.int64], distinct: bool
+    numbers: NDArray[np.float64], slots: NDArray[np.int64], counts: NDArray[np.float64], distinct: bool
 ) -> Totals:
     """Totals of what `_reduce_there` has returned."""
     minimum, maximum, square = numbers.reshape(3, -1)

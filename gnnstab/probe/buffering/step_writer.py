@@ -56,8 +56,8 @@ class Layout(NamedTuple):
     activation_gradients: NDArray[np.int64]
     """Rows of ``grad_output`` and ``grad_input``."""
 
-    weight_gradients: NDArray[np.int64]
-    """Rows of ``weight_grad``."""
+    weight_gradients: NDArray[np.float64]
+    """(K,) 1.0 for rows of ``weight_grad``, 0.0 for the others; empty where there is no such row."""
 
 
 class StepRows(NamedTuple):
@@ -75,7 +75,7 @@ class StepRows(NamedTuple):
 
 
 _NONE = np.empty(0, dtype=np.int64)
-EMPTY = StepRows(Layout((), [], _NONE, _NONE), np.empty((0, 5)), True, None)
+EMPTY = StepRows(Layout((), [], _NONE, np.empty(0)), np.empty((0, 5)), True, None)
 """A step without rows."""
 
 
@@ -99,9 +99,7 @@ class StepWriter:
         if scale != 1.0:
             rows[layout.activation_gradients, :3] /= scale
         self._writer.sites(step, layout.ids, rows)
-        weights = layout.weight_gradients
-        norm = math.sqrt(np.add.reduce(totals.square.take(weights))) if len(weights) else None
-        return StepRows(layout, rows, finite, norm)
+        return StepRows(layout, rows, finite, _norm(totals.square, layout.weight_gradients))
 
     def measures(self, step: int, queued: Iterable[Queued]) -> None:
         """Read the full tier from the device and hand it over."""
@@ -149,13 +147,21 @@ class StepWriter:
     def _new_layout(self, slots: list[int]) -> Layout:
         keys = [self._keys.all[slot] for slot in slots]
         activation = [i for i, key in enumerate(keys) if key.site in _GRADIENTS]
-        weight = [i for i, key in enumerate(keys) if key.site == "weight_grad"]
+        weight = [float(key.site == "weight_grad") for key in keys]
         return Layout(
             tuple(self._ids[slot] for slot in slots),
             keys,
             np.array(activation, dtype=np.int64),
-            np.array(weight, dtype=np.int64),
+            np.array(weight if any(weight) else [], dtype=np.float64),
         )
+
+
+def _norm(square: NDArray[np.float64], chosen: NDArray[np.float64]) -> float | None:
+    """Root of the sum of the squares (K,) where ``chosen`` (K,) is 1; None where it is empty."""
+    if not len(chosen):
+        return None
+    total = float(square.dot(chosen))  # What is not finite and not chosen makes it NaN.
+    return math.sqrt(total if math.isfinite(total) else np.add.reduce(square[chosen > 0]))
 
 
 def _histogram(spread: list[float]) -> str:

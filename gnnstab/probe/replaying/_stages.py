@@ -14,6 +14,7 @@ from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers import multihead_attention, multihead_scores
 from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.undisturbed import modes_aside
 
 
 class StageTensor(NamedTuple):
@@ -223,8 +224,9 @@ class _Attention:
     def saw(self, seen: SoftmaxCall) -> None:
         """Show scores and attention; what softmax was given came into being last."""
         on_edges = {"rows": "edges", "heads": self.heads, "targets": seen.index}
-        self.see("score", seen.score, self.kind.operands(self.module, self.given, self.made), **on_edges)
-        self.see("attention", seen.attention, (seen.score,), **on_edges)
+        with modes_aside():
+            self.see("score", seen.score, self.kind.operands(self.module, self.given, self.made), **on_edges)
+            self.see("attention", seen.attention, (seen.score,), **on_edges)
 
     def returned(self, message: Tensor) -> None:
         """Nothing: the aggregation shows the messages."""
