@@ -99,7 +99,7 @@ def asked(kind: str, depth: int, rate: float = 5e-3) -> tuple[list[str], gnnstab
         ("bare", 30, 5e-3, "no-residual"),
         ("one again and again", 60, 5e-3, "no-residual"),
         ("switched off", 30, 5e-3, "no-residual"),
-        ("post-norm", 40, 5e-2, "normalization-misuse"),
+        ("post-norm", 100, 9e-3, "normalization-misuse"),
     ],
 )
 def test_a_stack_that_keeps_the_model_from_learning_is_the_root(kind: str, depth: int, rate: float, cause: str) -> None:
@@ -109,6 +109,15 @@ def test_a_stack_that_keeps_the_model_from_learning_is_the_root(kind: str, depth
     assert (root.cause, root.how) == (cause, "undone")
     assert root.share is not None
     assert root.share > 0.65
+
+
+@pytest.mark.parametrize(("depth", "rate"), [(12, 0.1), (40, 5e-2)])
+def test_a_stack_that_learns_at_a_usual_rate_is_not_what_is_out_of_the_ordinary(depth: int, rate: float) -> None:
+    """Ten times Adam's default, or more: normalisations behind the sum are how many networks are built."""
+    codes, found = asked("post-norm", depth, rate)
+    assert codes == ["GS609"]
+    assert [cause.cause for cause in found.root_causes()] == ["learning-rate"]
+    assert asked("post-norm", depth, rate / 10)[0] == []
 
 
 @pytest.mark.parametrize(

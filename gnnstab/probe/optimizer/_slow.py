@@ -93,6 +93,12 @@ def far_below_usual(bench: Bench) -> Iterator[Signal]:
         yield Signal(OPTIMIZER_SLOW, usual / now, source="steps", detail=detail)
 
 
+def far_above_usual(optimizer: torch.optim.Optimizer) -> bool:
+    """True for a rate of `FACTORS[0]` times the default of its class or more, where updates have the size of the rate whatever the gradient: SGD's has no usual one."""
+    rates = [float(group["lr"]) for group in optimizer.param_groups if "betas" in group]
+    return max(rates, default=0.0) >= FACTORS[0] * _usual(optimizer) > 0
+
+
 def _beside(bench: Bench, own: Trial, better: Trial) -> dict[str, Any]:
     """What a few steps as they are, and others beside them, have come to."""
     return {

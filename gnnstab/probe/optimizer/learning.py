@@ -14,6 +14,7 @@ from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._clamped import clamps
 from gnnstab.probe.optimizer._large_inputs import large_inputs
 from gnnstab.probe.optimizer._settings import has_decay, without_decay
+from gnnstab.probe.optimizer._slow import far_above_usual
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects, unchanged
 from gnnstab.probe.optimizer._zeros import of_zeros
@@ -101,6 +102,8 @@ def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
         if deep and rated[0] >= LEARNS and rated[1] > 1:
             # It is slow at its rate, and nothing in it keeps it from learning; one that needs a lower rate is hindered at its own.
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
+        elif rated[0] >= LEARNS_WELL and rated[1] < 1 and far_above_usual(bench.optimizer):
+            deep = []  # The stack learns at a usual rate: what is out of the ordinary is in the way, and not what is merely built so.
         hindered = _worst(bench, deep, freed, lifted, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
         compared = hindered and hindered.detail["cause"] == "learning-rate" and not hindered.detail["setting"]
