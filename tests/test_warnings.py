@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
+import warnings
 
 import pytest
 import torch
@@ -114,3 +116,27 @@ def test_a_monitor_that_is_used_without_with_says_so_in_its_diagnosis(model) -> 
 def test_an_unknown_argument_is_answered_with_its_place(model, keyword: str, told: str) -> None:
     with pytest.raises(UsageError, match=re.escape(told)):
         gnnstab.Monitor(model, **{keyword: None})
+
+
+def test_what_is_true_of_several_layers_is_one_warning(model) -> None:
+    """A run that a rate of 1e3 ends at once: every layer explodes, and each rule speaks once."""
+    batch, optimizer = random_batch(), torch.optim.SGD(model.parameters(), lr=1e3)
+    heard: list[str] = []
+    said: list[str] = []
+    for on_finding in ("warn", lambda finding: heard.append(f"{finding.code} {finding.layer}")):
+        state = copy.deepcopy(model.state_dict())
+        with warnings.catch_warnings(record=True) as told, gnnstab.Monitor(model, optimizer=optimizer, on_finding=on_finding) as monitor:  # fmt: skip
+            warnings.simplefilter("always")
+            for _ in range(4):
+                optimizer.zero_grad()
+                loss = model(**batch).square().mean()
+                loss.backward()
+                monitor.loss(loss)
+                optimizer.step()
+        said += [str(item.message) for item in told]
+        model.load_state_dict(state)
+    layers = {line.split()[1] for line in heard if line.startswith("GS301")}
+    assert len(layers) > 1, "a callable hears each finding"
+    (text,) = [text for text in said if text.startswith("GS301")]
+    assert all(layer in text for layer in layers)
+    assert "Alike in" in text

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch_geometric.utils import softmax
 
 import gnnstab
 from gnnstab.probe.unit_input import at_unit_input
@@ -106,3 +107,48 @@ def test_weights_and_input_are_told_apart(weights: float, size: float, code: str
     sharp = [f for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.severity != "info"]
     assert [f.code for f in sharp] == [code]
     assert ("query and key" in sharp[0].message) == (code == "GS301")
+
+
+class Cold(InMessage):
+    """Scores divided by a temperature that nobody names."""
+
+    temperature = 0.002
+
+    def message(self, q_i: Tensor, k_j: Tensor, v_j: Tensor, index: Tensor, size_i: int) -> Tensor:
+        alpha = softmax((q_i * k_j).sum(-1) / (math.sqrt(q_i.shape[-1]) * self.temperature), index, num_nodes=size_i)
+        return alpha.unsqueeze(-1) * v_j
+
+
+class Warm(Cold):
+    temperature = 1.0
+
+
+@pytest.mark.parametrize(("kind", "roots"), [(Cold, ["attention-explosion"]), (Warm, [])])
+def test_a_run_tells_scores_that_its_own_code_makes_large(kind: type[InMessage], roots: list[str]) -> None:
+    """A layer that nobody described, measured with an input of RMS 1 at the end of a run."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"layer": kind(), "out": nn.Linear(WIDTH, 1)})
+    x, edge_index, _ = graph()
+    y = torch.zeros(NODES).index_add(0, edge_index[1], x[edge_index[0], 0])[:, None]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = model
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            out: Tensor = self.parts["out"](self.parts["layer"](x, edge_index))
+            return out
+
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    with gnnstab.Monitor(net, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(24):
+            optimizer.zero_grad()
+            loss = nn.functional.mse_loss(net(x, edge_index), y)
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    found = monitor.diagnose()
+    assert [cause.cause for cause in found.root_causes()] == roots
+    assert ("RMS 1" in " ".join(f.message for f in found.findings if f.code == "GS301")) == bool(roots)
