@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
 from gnnstab.probe.attaching.norms import Norms
-from gnnstab.probe.buffering.pending_step import Number, PendingStep, uneventful
+from gnnstab.probe.buffering.pending_step import Number, PendingStep, kept_of, uneventful
 from gnnstab.probe.buffering.stats_buffer import NO_STATS, PendingStats
 from gnnstab.probe.buffering.step_writer import EMPTY, StepRows, StepWriter, Writer
 from gnnstab.probe.events.dropped_update import DroppedUpdates
@@ -196,7 +196,8 @@ class Recorder:
             self._tell(self.row._replace(loss=float(value)))
             self._emit(self.detector.loss(self.row.step, float(value)))
         else:
-            self.told = value
+            # Of a line search, which meets points that it leaves, the last one is the step.
+            self.told = kept_of(self.told, value) if self.dropped.wanted else value
 
     def validation(self, loss: float) -> None:
         """Record a validation loss at the step that has ended last."""
@@ -382,8 +383,7 @@ class Recorder:
             return
         if event.kind == "non-finite":
             self.budget.schedule.force()
-        if len(self.events) < _EVENTS:
-            self.events.append(event)
+        self.events += [event][: _EVENTS - len(self.events)]
         self.writer.event(event)
         if self._on_event is not None:
             self._on_event(event)

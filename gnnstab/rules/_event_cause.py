@@ -84,6 +84,8 @@ _CLEAN_TARGETS = "look at the targets with torch.isfinite, and leave such rows o
 
 def _only_targets_are_left(signals: Signals, event: Event) -> bool:
     """True where nothing between a finite output and the NaN that came back can have made it but what it was compared with."""
+    if event.detail.get("other_loss"):
+        return False
     graph = str(event.detail.get("loss_graph") or signals.context.get("loss_graph") or "")
     finite = float(event.detail.get("output_largest", math.inf)) < _ORDINARY
     # The gradient of the weights was finite, and so was what the layer was given: of finite numbers it makes no NaN.

@@ -21,6 +21,9 @@ from gnnstab.records import Event
 TAKEN_AWAY = "taken_away"
 """In the detail of an event: the repeated step ended in finite numbers only."""
 
+OTHER_LOSS = "other_loss"
+"""In the detail of an event: the loss that was told last in its step is finite, so that its graph is not that of the bad one."""
+
 MOST_WATCHED = 3
 """Steps of one run that are watched in place at most."""
 
@@ -132,9 +135,11 @@ class Explainer:
     def _without_operation(self, event: Event, found: Found | None, note: str) -> Event:
         """What can be said of a step whose loss cannot be called."""
         loss = self._loss() if self._loss is not None else None
-        graph = chain(loss) if event.stage in ("loss", "gradient") else ""
         said = []
         more: dict[str, Any] = {}
+        if event.stage == "loss" and loss is not None and bool(loss.isfinite().all()):
+            loss, more = None, {OTHER_LOSS: True}
+        graph = chain(loss) if event.stage in ("loss", "gradient") else ""
         if found is not None:
             more["output_largest"] = found.largest
             more["held"] = [named(t) for t in found.held]
@@ -146,7 +151,7 @@ class Explainer:
         if graph:
             more["loss_graph"] = graph
             said.append(f"the graph of the loss is {graph}")
-        if event.stage == "loss":
+        if event.stage == "loss" and loss is not None:
             more |= self.sizes()
         if note:
             more["note"] = note

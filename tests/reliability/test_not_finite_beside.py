@@ -1,0 +1,105 @@
+"""NaN and Inf that the updates of a run do not show: in a loss that another follows, in buffers, in the optimizer's state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import mse_loss
+
+import gnnstab
+from gnnstab.probe.buffering.pending_step import kept_of
+from side_by_side import Net, graph
+
+X, EDGES = graph()
+Y = torch.ones(len(X), 1)
+BAD = 5
+"""The batch whose loss is not finite."""
+
+Loop = Callable[[gnnstab.Monitor, Net, torch.optim.Optimizer, Callable[[int, torch.Tensor], Any]], None]
+
+
+def skips(monitor: gnnstab.Monitor, model: Net, optimizer: torch.optim.Optimizer, told: Callable[..., Any]) -> None:
+    for number in range(9):
+        optimizer.zero_grad()
+        loss = told(number, mse_loss(model(X, EDGES), Y))
+        monitor.loss(loss)
+        if loss.isfinite():
+            loss.backward()
+            optimizer.step()
+
+
+def accumulates(
+    monitor: gnnstab.Monitor, model: Net, optimizer: torch.optim.Optimizer, told: Callable[..., Any]
+) -> None:
+    for number in range(12):
+        loss = told(number, mse_loss(model(X, EDGES), Y))
+        monitor.loss(loss)
+        if loss.isfinite():
+            loss.backward()
+        if number % 4 == 3:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def tells_two(monitor: gnnstab.Monitor, model: Net, optimizer: torch.optim.Optimizer, told: Callable[..., Any]) -> None:
+    for number in range(9):
+        optimizer.zero_grad()
+        loss = mse_loss(model(X, EDGES), Y)
+        loss.backward()
+        first = told(number, loss)
+        monitor.loss(first)
+        monitor.loss(loss)
+        optimizer.step()
+
+
+def tells_with_the_step(
+    monitor: gnnstab.Monitor, model: Net, optimizer: torch.optim.Optimizer, told: Callable[..., Any]
+) -> None:
+    for number in range(9):
+        optimizer.zero_grad()
+        loss = mse_loss(model(X, EDGES), Y)
+        loss.backward()
+        first = told(number, loss)
+        monitor.loss(first)
+        optimizer.step()
+        monitor.step(loss)
+
+
+@pytest.mark.parametrize("schedule", [None, "every step"])
+@pytest.mark.parametrize("loop", [skips, accumulates, tells_two, tells_with_the_step])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, None])
+def test_a_loss_that_another_follows_in_its_step(loop: Loop, bad: float | None, schedule: str | None) -> None:
+    def told(number: int, loss: torch.Tensor) -> torch.Tensor:
+        return loss if bad is None or number != BAD else loss * bad
+
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", schedule=schedule) as monitor:
+        loop(monitor, model, optimizer, told)
+    found = {f.code: f for f in monitor.diagnose().findings}
+    assert ("GS502" in found) == (bad is not None)
+    if bad is not None:
+        assert "stage loss" in found["GS502"].message
+        assert not found["GS502"].cause  # The finite loss that came last shows no cause of the other.
+
+
+def test_it_raises_at_the_next_update() -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with (
+        pytest.raises(gnnstab.errors.UnstableError, match="stage loss"),
+        gnnstab.Monitor(model, optimizer=optimizer, on_finding="raise") as monitor,
+    ):
+        skips(monitor, model, optimizer, lambda number, loss: loss * math.nan if number == BAD else loss)
+
+
+@pytest.mark.parametrize("before", [2.0, math.nan, math.inf, torch.tensor(2.0), torch.tensor(math.nan)])
+def test_of_two_losses_the_one_that_is_not_finite_is_kept(before: Any) -> None:
+    for later in (3.0, torch.tensor([3.0])):
+        kept = kept_of(before, later)
+        assert kept is (later if math.isfinite(before) else before)
