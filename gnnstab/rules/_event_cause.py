@@ -242,6 +242,11 @@ def _overflowed_in_low_precision(event: Event) -> bool:
 def _unknown(event: Event) -> str:
     note = event.detail.get("note")
     said = f" ({note})" if note else ""
+    if event.stage == "state":
+        return (
+            f"cause not established{said}: loss and weights stayed finite, so that the step which made it so was not seen; evaluation, or the "
+            "updates that a training goes on with, read it"
+        )
     if event.stage == "loss" and event.mode == "eval":
         return f"cause not established{said}: look at the output and the targets of the evaluation with torch.isfinite"
     if event.stage in ("loss", "gradient"):

@@ -27,7 +27,8 @@ class NonFiniteValue(Rule):
     The first non-finite value of the run, by layer, stage, step, nodes and edges, and whether it came in or was made
     there. The step is repeated with every operation watched, which gives the operation, the line of your code, the
     sizes of its operands and the tensor of the batch that carried the value in. Where the events of a run were lost,
-    the first row of a layer or loss; in a checkpoint, parameters with NaN or Inf. The cause is what is seen:
+    the first row of a layer or loss; in a checkpoint, parameters with NaN or Inf. When a run ends, its buffers, frozen
+    parameters and the optimizer's state are looked at once: those that were finite before it. The cause is what is seen:
 
     - NaN in a tensor of the batch: `non-finite-data`;
     - an operation that is undefined for its finite operands (log 0, 0/0, ∞ − ∞, exp without a shift, the derivative of
@@ -172,6 +173,7 @@ _SIGNAL_OF_STAGE = {
     "attention": "attention.entropy",
     "gradient": "gradient.norm",
     "weight": "weight.non_finite",
+    "state": "weight.non_finite",
     "loss": "loss",
 }
 

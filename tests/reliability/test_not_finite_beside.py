@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 import gnnstab
@@ -103,3 +104,65 @@ def test_of_two_losses_the_one_that_is_not_finite_is_kept(before: Any) -> None:
     for later in (3.0, torch.tensor([3.0])):
         kept = kept_of(before, later)
         assert kept is (later if math.isfinite(before) else before)
+
+
+class Stateful(Net):
+    """With a BatchNorm, a frozen parameter, a mask and a placeholder that the output does not depend on."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__()
+        self.norm, self.size = nn.BatchNorm1d(1), size
+        self.frozen = nn.Parameter(torch.zeros(3), requires_grad=False)
+        self.register_buffer("best", torch.tensor(math.inf))
+        self.register_buffer("fitted", torch.full((3,), math.nan))
+        self.register_buffer("mask", torch.full((6, 6), -math.inf).triu(1))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out = super().forward(x, edge_index)
+        self.norm(out.detach() * self.size)
+        return out
+
+
+def nothing(step: int, model: Stateful, optimizer: torch.optim.Optimizer) -> None:
+    """The update is as the optimizer makes it."""
+
+
+def large_gradient(step: int, model: Stateful, optimizer: torch.optim.Optimizer) -> None:
+    if step == 3:
+        model.out.weight.grad.mul_(1e25)  # type: ignore[union-attr]
+
+
+def frozen(step: int, model: Stateful, optimizer: torch.optim.Optimizer) -> None:
+    if step == 3:
+        model.frozen.data.fill_(math.nan)
+
+
+def momentum(step: int, model: Stateful, optimizer: torch.optim.Optimizer) -> None:
+    if step == 7:
+        optimizer.state[model.out.bias]["momentum_buffer"] = torch.full((1,), math.nan)
+
+
+@pytest.mark.parametrize(
+    ("size", "between", "said"),
+    [
+        (1e30, nothing, "norm.running_var"),
+        (1.0, large_gradient, "exp_avg_sq"),
+        (1.0, frozen, "frozen"),
+        (1.0, momentum, "momentum_buffer"),
+        (1.0, nothing, ""),
+    ],
+)
+def test_what_a_run_leaves_is_looked_at(size: float, between: Callable[..., None], said: str) -> None:
+    torch.manual_seed(0)
+    model = Stateful(size)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for step in range(8):
+            optimizer.zero_grad()
+            mse_loss(model(X, EDGES), Y).backward()
+            between(step, model, optimizer)
+            optimizer.step()
+            if step == 7:
+                between(step, model, optimizer)
+    told = [f for f in monitor.diagnose().findings if f.code == "GS502"]
+    assert [said in f.message and not f.cause for f in told] == ([True] if said else [])

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
+from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
 from gnnstab.probe.buffering.step_writer import StepRows
 from gnnstab.probe.events import _non_finite_event as non_finite_event
@@ -21,6 +22,7 @@ from gnnstab.probe.replaying.replica import replica, run_replica, tensors_in
 from gnnstab.probe.replaying.skipped_step import SkippedForward
 from gnnstab.probe.state import State
 from gnnstab.records import Event, LayerFacts
+from gnnstab.sharding import sharded
 
 _BUNDLES = 3
 """Bundles of one run: the first tells the cause, the others whether it comes again in another way."""
@@ -82,6 +84,9 @@ class NonFiniteDetector:
         """That of a gradient that came in bad from behind the last layer, before the loss of its step was told."""
 
         self._from_start: tuple[str, ...] = ()
+        self.began: frozenset[str] = frozenset()
+        """Parameters and buffers that held a NaN or an Inf before anything had run, as placeholders do and memory that nothing reads."""
+
         self._taken_away = False
         """A step whose own code takes away what is not finite was told; others that end as well are like it."""
 
@@ -91,6 +96,7 @@ class NonFiniteDetector:
     def begin(self) -> None:
         """Note which weights hold a NaN or an Inf before anything has run: no update of the run made those."""
         self._from_start = tuple(self._parameters.non_finite())
+        self.began = frozenset(bad_tensors(self._model))
 
     def step(
         self,
@@ -230,6 +236,10 @@ class NonFiniteDetector:
             return None
         return non_finite_event.weight_event(step, bad, len(self._parameters.names))
 
+    def state(self, step: int, names: Sequence[str], layer: str | None) -> Event | None:
+        """The event of tensors ``names``, the first one in ``layer``, that a run leaves non-finite without having shown it."""
+        return non_finite_event.state_event(step, names, layer) if not self.met and self._first("state") else None
+
     def failed(self, step: int, error: BaseException) -> Event | None:
         """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that, or torch's anomaly mode has seen one."""
         if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
@@ -307,3 +317,20 @@ class NonFiniteDetector:
 def bad_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters of a model that hold a NaN or an Inf."""
     return [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+
+
+def bad_tensors(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers of a model that hold a NaN or an Inf; those that cannot be read are left out."""
+    unseen = unwritten(model) | sharded(model)
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in named if name not in unseen and holds_non_finite(tensor)]
+
+
+def holds_non_finite(tensor: torch.Tensor) -> bool:
+    """True where an entry is NaN or Inf; False for tensors of no numbers at hand."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta or tensor.is_nested:
+        return False
+    # torch asks no format of a byte whether it is finite.
+    return (
+        tensor.layout is torch.strided and not torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all()
+    )

@@ -115,8 +115,8 @@ def last_look(
     step: int,
     writer: Writer,
     recorder: Callable[[nn.Module, Writer], Recorder],
-) -> None:
-    """Measure in full, on a copy, what a forward of ``inputs`` is now that ``step`` is over; nothing where it fails.
+) -> StepRows | None:
+    """Measure in full, on a copy, what a forward of ``inputs`` is now that ``step`` is over, and return the rows of its light tier; nothing where it fails.
 
     The rows that the light tier has of ``step`` stay as they are.
     """
@@ -124,9 +124,9 @@ def last_look(
     if twin.training != (training := inputs.mode.startswith("train")):  # A validation came last.
         twin.train(training)
     try:
-        _again(twin, SkippedForward(inputs, []), step, _OnlyMeasures(writer), recorder)
+        return _again(twin, SkippedForward(inputs, []), step, _OnlyMeasures(writer), recorder)
     except UsageError:
-        return
+        return None
 
 
 def look_again(
