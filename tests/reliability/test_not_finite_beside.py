@@ -166,3 +166,43 @@ def test_what_a_run_leaves_is_looked_at(size: float, between: Callable[..., None
                 between(step, model, optimizer)
     told = [f for f in monitor.diagnose().findings if f.code == "GS502"]
     assert [said in f.message and not f.cause for f in told] == ([True] if said else [])
+
+
+class Policy(nn.Module):
+    """Attention over all rows; actions that are not allowed get −∞."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 16), nn.Linear(16, 1)
+        self.query, self.key = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor, allowed: Tensor) -> Tensor:
+        rows = torch.relu(self.inp(x))
+        scores = self.query(rows) @ self.key(rows).transpose(1, 2) / 4.0
+        rows = rows + scores.softmax(-1) @ rows
+        out: Tensor = self.out(rows).squeeze(-1).masked_fill(~allowed, -math.inf)
+        return out
+
+
+@pytest.mark.parametrize("schedule", [None, "every step"])
+@pytest.mark.parametrize("least", [0.0, 1e-12])
+def test_infinities_that_a_model_writes_as_a_mask(least: float, schedule: str | None) -> None:
+    """Where p is 0, p·log(p) is NaN."""
+    torch.manual_seed(0)
+    model = Policy()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    x, allowed = torch.randn(8, 6, 4), torch.rand(8, 6) < 0.7
+    allowed[:, 0] = True
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", schedule=schedule) as monitor:
+        for _ in range(12):
+            optimizer.zero_grad()
+            p = model(x, allowed).softmax(-1)
+            (-p[:, 0].log() + 0.1 * (p * p.clamp(min=least).log()).sum(-1)).mean().backward()
+            optimizer.step()
+    found = {f.severity: f for f in monitor.diagnose().findings if f.code == "GS502"}
+    if least:
+        assert list(found) == ["info"]
+        assert "as a mask does" in found["info"].message
+    else:
+        assert found["error"].cause == "undefined-operation"
+        assert "log(0)" in found["error"].message

@@ -126,11 +126,20 @@ class NonFiniteDetector:
                 model = self._model if twin is None else twin
                 event = non_finite_event.forward_event(view, model, inputs, weights, lost, self._from_start)
                 event = self._explained(event, inputs, lost, twin)
-                if sound and event.detail.get(TAKEN_AWAY):
-                    self._taken_away = self.met.pop("forward") > 0
+                if not event.detail.get(TAKEN_AWAY) or (self.met.keys() != {"forward"} and not sound):
+                    return self._with_bundle(event, inputs, moved)
+                del self.met["forward"]  # What went wrong lies behind the forward, or nowhere.
+                if sound:
+                    self._taken_away = True
                     return replace(event, kind="note")
-                return self._with_bundle(event, inputs, moved)
-        elif view.gradients_bad() and not self.tolerates(skipped, step) and self._first("gradient"):
+                written = set(view.forward_bad())
+                view = replace(view, seen={key: ok for key, ok in view.seen.items() if key not in written})
+        if (
+            not view.forward_bad()
+            and view.gradients_bad()
+            and not self.tolerates(skipped, step)
+            and self._first("gradient")
+        ):
             event = non_finite_event.gradient_event(view)
             if event.origin == "came-in" and loss is not None and not math.isfinite(loss) and self._first("loss"):
                 event = non_finite_event.with_detail(non_finite_event.loss_event(step, loss), **event.detail)

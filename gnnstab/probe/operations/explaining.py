@@ -19,7 +19,10 @@ from gnnstab.probe.replaying.replica import ForwardInputs
 from gnnstab.records import Event
 
 TAKEN_AWAY = "taken_away"
-"""In the detail of an event: the repeated step ended in finite numbers only."""
+"""In the detail of an event: the repeated step ended in finite numbers only, or in `WRITTEN` ones."""
+
+WRITTEN = "written"
+"""In the detail of such an event: the model itself writes infinities into its output, as a mask does."""
 
 OTHER_LOSS = "other_loss"
 """In the detail of an event: the loss that was told last in its step is finite, so that its graph is not that of the bad one."""
@@ -61,11 +64,12 @@ class Explainer:
         """
         given = list(calls)
         last: Found | None = None
-        note, sound = "", bool(given)
+        note, sound, written = "", bool(given), False
         for call in given:
             try:
                 last = repeat(self._model if twin is None else twin, call, self.objective, batch=self.batch)
-                sound &= not (last.symptom or last.note)
+                written |= last.symptom == "written"
+                sound &= last.symptom in ("", "written") and not last.note
             except UsageError as error:
                 note, sound = str(error), False
                 continue
@@ -75,7 +79,7 @@ class Explainer:
             return told(event, made)
         event = self._without_operation(event, last, note)
         if sound and event.stage not in ("loss", "gradient", "weight"):
-            return replace(event, detail={**event.detail, TAKEN_AWAY: True})
+            return replace(event, detail={**event.detail, TAKEN_AWAY: True, WRITTEN: written})
         if event.stage not in ("loss", "gradient") or self._watched >= MOST_WATCHED:
             return event
         reason = self._watch_next(event, [call for call in given if call.grad])
