@@ -206,3 +206,22 @@ def test_infinities_that_a_model_writes_as_a_mask(least: float, schedule: str | 
     else:
         assert found["error"].cause == "undefined-operation"
         assert "log(0)" in found["error"].message
+
+
+@pytest.mark.parametrize("schedule", [None, "every step"])
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_forward_without_gradients_in_training_mode(broken: bool, schedule: str | None) -> None:
+    """As where dropout is sampled for an uncertainty, between the steps of a run."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", schedule=schedule) as monitor:
+        for step in range(60):
+            optimizer.zero_grad()
+            mse_loss(model(X, EDGES), Y).backward()
+            optimizer.step()
+            if step % 10 == 9:
+                with torch.no_grad():
+                    model(X * math.nan if broken and step == 49 else X, EDGES)
+    told = [f.cause for f in monitor.diagnose().findings if f.code == "GS502"]
+    assert told == (["non-finite-data"] if broken else [])

@@ -219,7 +219,7 @@ class NonFiniteDetector:
         if self.met or (loss is not None and math.isfinite(loss)):
             return None
         inputs = self._forwards.bad_evaluation
-        if inputs is not None and inputs.mode.startswith("train") and (self._state.backward or self._state.light):
+        if inputs is not None and inputs.mode == "train" and (self._state.backward or self._state.light):
             return None  # What a step made of it, or recorded of it, is told as the step's own.
         event = non_finite_event.evaluation_event(step, loss, "eval" if inputs is None else inputs.mode)
         if inputs is not None and inputs.rng is not None:
