@@ -27,6 +27,7 @@ from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
+from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.replaying.skipped_step import last_look
 from gnnstab.records import Diagnosis, Signals
 from gnnstab.records.vocabulary import (
@@ -183,12 +184,13 @@ class Ending:
         # Without a hook that took part in it the forward is another one.
         same = _computing(self._recorder.model) == self._hooks
         if inputs.answer.step < last and not self._recorder.events and same:
-            sent = last_look(
+            output = last_look(
                 self._recorder.model, inputs, last, self._writer,
                 lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
             )  # fmt: skip
-            if sent is not None and not sent.finite:
-                self._recorder.emit(self._recorder.detector.step(last, sent, False, {inputs.mode: inputs}))
+            was = inputs.answer.output
+            if was is not None and was.isfinite().all() and any(t.isnan().any() for _, t in tensors_in(output)):
+                self._recorder.emit(self._recorder.detector.output(last, inputs))
 
     def prove(self, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with a verdict on every fix; raises `UsageError` where there is nothing to try them on."""

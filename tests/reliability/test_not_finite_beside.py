@@ -225,3 +225,42 @@ def test_a_forward_without_gradients_in_training_mode(broken: bool, schedule: st
                     model(X * math.nan if broken and step == 49 else X, EDGES)
     told = [f.cause for f in monitor.diagnose().findings if f.code == "GS502"]
     assert told == (["non-finite-data"] if broken else [])
+
+
+class Beside(Net):
+    """Answers with a second tensor, which no loss reads."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        if kind == "normed":
+            torch.nn.utils.parametrizations.weight_norm(self.out)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+        out = super().forward(x, edge_index)
+        if self.kind == "root":
+            return {"main": out, "aux": (out - 1e9).sqrt()}
+        if self.kind == "rows":  # Of one row nothing is asked.
+            return {"main": out, "aux": torch.cat([out[1:], (out[:1] - 1e9).sqrt()])}
+        return {"main": out, "aux": torch.full((), math.nan)} if self.kind == "placeholder" else out
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [("root", True), ("rows", False), ("placeholder", False), ("normed", True), ("sound", False)],
+)
+def test_an_output_that_no_loss_shows(kind: str, told: bool) -> None:
+    """That of a weight whose norm has become 0 since the last forward, too."""
+    torch.manual_seed(0)
+    model = Beside(kind)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(22):
+            optimizer.zero_grad()
+            out = model(X, EDGES)
+            mse_loss(out["main"] if isinstance(out, dict) else out, Y).backward()
+            optimizer.step()
+        if kind == "normed":
+            model.out.parametrizations.weight.original1.data.zero_()
+    found = [f for f in monitor.diagnose().findings if f.code == "GS502"]
+    assert ["NaN" in f.message for f in found] == ([True] if told else [])

@@ -241,9 +241,19 @@ class NonFiniteDetector:
         if self._forwards.evaluated is not None and bool(self._forwards.evaluated):
             return self.evaluation(step)
         bad = [name for name in self._parameters.non_finite() if name not in self._from_start]
-        if self.met or not bad or not self._first("weights"):
-            return None
-        return non_finite_event.weight_event(step, bad, len(self._parameters.names))
+        if not self.met and bad and self._first("weights"):
+            return non_finite_event.weight_event(step, bad, len(self._parameters.names))
+        kept, nothing = self._forwards.kept, self._forwards.nothing
+        return None if kept is None or nothing is None or not nothing else self.output(kept.answer.step, kept)
+
+    def output(self, step: int, inputs: ForwardInputs) -> Event | None:
+        """The event of an output that the loss does not show, where an operation of the forward makes what is not finite in it."""
+        found: list[Event | None] = []
+        event = Event(step, "non-finite", mode="train", message="the output holds NaN")
+        if not self.met:
+            explain = self._explainer.of_output
+            self._state.error_guard.run("the output", lambda: found.append(explain(event, inputs)))
+        return found[0] if found and found[0] is not None and self._first("output") else None
 
     def state(self, step: int, names: Sequence[str], layer: str | None) -> Event | None:
         """The event of tensors ``names``, the first one in ``layer``, that a run leaves non-finite without having shown it."""

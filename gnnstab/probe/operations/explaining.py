@@ -88,6 +88,16 @@ class Explainer:
         notes = [str(event.detail["note"])] if event.detail.get("note") else []
         return replace(event, detail={**event.detail, "note": "; ".join([*notes, reason])})
 
+    def of_output(self, event: Event, call: ForwardInputs) -> Event | None:
+        """The event with the operation that makes what is not finite in the output of a forward, whatever a loss makes of it; None where
+        none is seen, as where the model writes it."""
+        try:
+            found = repeat(self._model, call)
+        except UsageError:
+            return None
+        meant = found.origin is None or found.origin.operation.sizes.kind == "written"
+        return None if meant else told(event, found)
+
     def _of_derivatives(self, calls: Sequence[ForwardInputs], twin: nn.Module | None) -> Found | None:
         """The operation of the model itself whose derivative is not finite, whatever is made of a finite output."""
         for call in calls:
