@@ -115,8 +115,7 @@ class Recorder:
         self.dropped = DroppedUpdates(self, self._forwards, self.emit, _full)
         self.places = Surveys(self.model, writer, places, patient=budget is not None)
         """Looks at every place."""
-        self._on_event, self._attached = on_event, False
-        self._weights, self._start = EMPTY, time.monotonic()
+        self._weights, self._start, self._attached, self._on_event = EMPTY, time.monotonic(), False, on_event
         self.told: Number = None
         self._late: PendingStep | None = None
         if budget is not None and not replay:
@@ -147,6 +146,7 @@ class Recorder:
             for layer in reversed(self.layers):
                 last.callback(run, f"detaching from {layer.name}", layer.detach)
             last.callback(self.explainer.close)
+            run("a forward that was left", lambda: self.emit(self.detector.left_open(self.state.step)))
             self.end_step()
             self.settle()
             run("what no step shows", lambda: self.emit(self.detector.end(self.state.step)))

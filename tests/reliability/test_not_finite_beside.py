@@ -264,3 +264,25 @@ def test_an_output_that_no_loss_shows(kind: str, told: bool) -> None:
             model.out.parametrizations.weight.original1.data.zero_()
     found = [f for f in monitor.diagnose().findings if f.code == "GS502"]
     assert ["NaN" in f.message for f in found] == ([True] if told else [])
+
+
+@pytest.mark.parametrize("least", [-1.0, 0.0])
+def test_a_loop_that_leaves_before_the_backward(least: float) -> None:
+    """The loss of the last batch, which nobody tells, is the root of a number below zero, or of zero."""
+    torch.manual_seed(0)
+    model, number = Net(), 0
+
+    def loss(output: Tensor) -> Tensor:
+        return mse_loss(output, Y) + (output.detach().mean() * 0 + (least if number == 5 else 0.0)).sqrt()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=loss, on_finding="ignore") as monitor:
+        for number in range(6):
+            optimizer.zero_grad()
+            value = loss(model(X, EDGES))
+            if number == 5:
+                break
+            value.backward()
+            optimizer.step()
+    told = [f.cause for f in monitor.diagnose().findings if f.code == "GS502"]
+    assert told == ([] if least == 0.0 else ["undefined-operation"])

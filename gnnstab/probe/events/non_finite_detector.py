@@ -259,6 +259,16 @@ class NonFiniteDetector:
         """The event of tensors ``names``, the first one in ``layer``, that a run leaves non-finite without having shown it."""
         return non_finite_event.state_event(step, names, layer) if not self.met and self._first("state") else None
 
+    def left_open(self, step: int) -> Event | None:
+        """The event of a forward that no backward followed before the run ended, when repeating it with the run's loss shows an Inf or NaN."""
+        kept = self._forwards.last.get("train")
+        if kept is None or self._explainer.objective is None or self._state.backward or self.met:
+            return None
+        text = "the run ended after a forward that no backward followed"
+        event = Event(step, "non-finite", mode="train", stage="loss", message=text)
+        told = self._explained(event, {kept.mode: kept})
+        return told if told.detail.get("operation") and self._first("loss") else None
+
     def failed(self, step: int, error: BaseException) -> Event | None:
         """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that, or torch's anomaly mode has seen one."""
         if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
