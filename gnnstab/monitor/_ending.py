@@ -182,8 +182,12 @@ class Ending:
     def _look_once_more(self, inputs: ForwardInputs, last: int) -> None:
         """Measure in full what a run has come to, where it ended after its last step of the full tier, and with finite numbers."""
         # Without a hook that took part in it the forward is another one.
-        same = _computing(self._recorder.model) == self._hooks
-        if inputs.answer.step < last and not self._recorder.events and same:
+        if self._recorder.events or _computing(self._recorder.model) != self._hooks:
+            return
+        # Under fp16 the scale decides which gradients overflow.
+        if self._recorder.notes.precision != "fp16":
+            self._recorder.emit(self._recorder.detector.cleaned(inputs))
+        if inputs.answer.step < last:
             output = last_look(
                 self._recorder.model, inputs, last, self._writer,
                 lambda model, writer: Recorder(model, writer, full_every=1, replay=False),

@@ -196,7 +196,7 @@ class Recorder:
             self.emit(self.detector.loss(self.row.step, float(value)))
         else:
             # Of a line search, which meets points that it leaves, the last one is the step.
-            self.told = kept_of(self.told, value) if self.dropped.wanted else value
+            self.told = kept_of(self.told, value) if self.told is not None and self.dropped.wanted else value
 
     def validation(self, loss: float) -> None:
         """Record a validation loss at the step that has ended last."""

@@ -286,3 +286,35 @@ def test_a_loop_that_leaves_before_the_backward(least: float) -> None:
             optimizer.step()
     told = [f.cause for f in monitor.diagnose().findings if f.code == "GS502"]
     assert told == ([] if least == 0.0 else ["undefined-operation"])
+
+
+class Rooted(Net):
+    """Adds the root of a number that is always 0, or always 1: only the derivative of the first is infinite."""
+
+    def __init__(self, beneath: float) -> None:
+        super().__init__()
+        self.beneath = beneath
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = super().forward(x, edge_index)
+        return out + (self.out.bias.sum() * 0 + self.beneath).sqrt()
+
+
+@pytest.mark.parametrize("schedule", [None, "every step"])
+@pytest.mark.parametrize("way", ["after", "hook"])
+@pytest.mark.parametrize("beneath", [0.0, 1.0])
+def test_gradients_that_the_loop_cleans_in_every_step(beneath: float, way: str, schedule: str | None) -> None:
+    torch.manual_seed(0)
+    model = Rooted(beneath)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    for parameter in model.parameters() if way == "hook" else ():
+        parameter.register_hook(lambda gradient: gradient.nan_to_num(0.0))
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", schedule=schedule) as monitor:
+        for _ in range(12):
+            optimizer.zero_grad()
+            mse_loss(model(X, EDGES), Y).backward()
+            for parameter in model.parameters():
+                parameter.grad = None if parameter.grad is None else parameter.grad.nan_to_num(0.0)
+            optimizer.step()
+    told = [f.cause for f in monitor.diagnose().findings if f.code == "GS502"]
+    assert told == ([] if beneath else ["undefined-operation"])

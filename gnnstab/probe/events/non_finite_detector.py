@@ -248,12 +248,22 @@ class NonFiniteDetector:
 
     def output(self, step: int, inputs: ForwardInputs) -> Event | None:
         """The event of an output that the loss does not show, where an operation of the forward makes what is not finite in it."""
-        found: list[Event | None] = []
         event = Event(step, "non-finite", mode="train", message="the output holds NaN")
+        return self._looked_at("output", event, inputs, self._explainer.of_output)
+
+    def cleaned(self, inputs: ForwardInputs) -> Event | None:
+        """The event of gradients that a loop makes finite before its update, in every step and so in that of ``inputs``."""
+        text = "gradients are not finite after the backward, and finite in the update"
+        event = Event(inputs.answer.step, "non-finite", mode="train", stage="gradient", message=text)
+        return self._looked_at("gradient", event, inputs, self._explainer.of_backward)
+
+    def _looked_at(
+        self, kind: str, event: Event, inputs: ForwardInputs, explain: Callable[[Event, ForwardInputs], Event | None]
+    ) -> Event | None:
+        found: list[Event | None] = []
         if not self.met:
-            explain = self._explainer.of_output
-            self._state.error_guard.run("the output", lambda: found.append(explain(event, inputs)))
-        return found[0] if found and found[0] is not None and self._first("output") else None
+            self._state.error_guard.run(f"the {kind}", lambda: found.append(explain(event, inputs)))
+        return found[0] if found and found[0] is not None and self._first(kind) else None
 
     def state(self, step: int, names: Sequence[str], layer: str | None) -> Event | None:
         """The event of tensors ``names``, the first one in ``layer``, that a run leaves non-finite without having shown it."""

@@ -16,6 +16,7 @@ from gnnstab.probe.operations.repeat import Found, Objective, repeat
 from gnnstab.probe.operations.telling import facts, named, sentence
 from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.probe.replaying.replica import ForwardInputs
+from gnnstab.probe.replaying.skipped_step import histories
 from gnnstab.records import Event
 
 TAKEN_AWAY = "taken_away"
@@ -97,6 +98,25 @@ class Explainer:
             return None
         meant = found.origin is None or found.origin.operation.sizes.kind == "written"
         return None if meant else told(event, found)
+
+    def of_backward(self, event: Event, call: ForwardInputs) -> Event | None:
+        """The event with the operation whose derivative is not finite for the finite gradient that came back to the output of a forward."""
+        answer = call.answer
+        if answer is None or answer.output is None or answer.gradient is None or not answer.gradient.isfinite().all():
+            return None
+        gradient = answer.gradient
+
+        def objective(output: Any, *_: Any) -> Tensor:
+            (made,) = histories(output)[:1]
+            # Infinities of a mask get no gradient, and 0 · ∞ is none.
+            weighed: Tensor = (made.nan_to_num(0, 0, 0) * gradient).sum()
+            return weighed
+
+        try:
+            found = repeat(self._model, call, objective)
+        except UsageError:
+            return None
+        return told(event, found) if found.symptom == "gradient" and found.origin is not None else None
 
     def _of_derivatives(self, calls: Sequence[ForwardInputs], twin: nn.Module | None) -> Found | None:
         """The operation of the model itself whose derivative is not finite, whatever is made of a finite output."""
