@@ -219,8 +219,11 @@ class NonFiniteDetector:
         if self.met or (loss is not None and math.isfinite(loss)):
             return None
         inputs = self._forwards.bad_evaluation
-        if inputs is not None and inputs.mode == "train" and (self._state.backward or self._state.light):
-            return None  # What a step made of it, or recorded of it, is told as the step's own.
+        state = self._state
+        if inputs is not None and inputs.mode.startswith("train"):
+            followed = inputs.mode == "train" and (state.backward or state.light)
+            if followed or (state.light and not state.buffer.finite_so_far()):
+                return None  # What a step made of it, or recorded of it, is told as the step's own.
         event = non_finite_event.evaluation_event(step, loss, "eval" if inputs is None else inputs.mode)
         if inputs is not None and inputs.rng is not None:
             try:
