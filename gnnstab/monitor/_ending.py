@@ -16,9 +16,10 @@ from gnnstab.evaluation import diagnose_trace
 from gnnstab.layers import FAMILY
 from gnnstab.left_out import left_out, taken
 from gnnstab.monitor._opening import loss_of
-from gnnstab.observation import adam_settings
+from gnnstab.observation import adam_settings, static_signals
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.events.non_finite_detector import bad_tensors, holds_non_finite
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS
 from gnnstab.probe.optimizer.marked import may_hold_marks
@@ -27,6 +28,7 @@ from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
+from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.replaying.skipped_step import last_look
 from gnnstab.probe.unit_input import unit_input_rows
 from gnnstab.records import Diagnosis, Measure, Signals
@@ -43,6 +45,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_SOFTER,
     SCORE_GROWTH,
     UNGIVEN,
+    WEIGHT_NON_FINITE,
 )
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -122,11 +125,31 @@ class Ending:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
         of a model that cannot be copied since other processes hold a part of it, leaves nothing."""
         try:
+            self._recorder.state.error_guard.run("what the run leaves", self._look_at_state)
             self._note_gradients()
             self._undo()
         finally:
             self._over = True
             self._updates.began = None  # It is as large as the model.
+
+    def _look_at_state(self) -> None:
+        """Tell what the run leaves with NaN or Inf and began with finite, as a file of it is judged: buffers, what is frozen, and what the optimizers keep."""
+        recorder, model = self._recorder, self._recorder.model
+        detector = recorder.detector
+        if detector.met or recorder.row is None or waits_for_others(model):
+            return
+        kept = [t for one in self._optimizers for state in one.state.values() for t in state.values()]
+        bad = {*bad_tensors(model)} - detector.began
+        if not bad and not any(holds_non_finite(t) for t in kept if isinstance(t, Tensor)):
+            return
+        found = [static_signals(model, optimizer=one) for one in self._optimizers] or [static_signals(model)]
+        non_finite = [s for signals in found for s in signals.find(WEIGHT_NON_FINITE) if s.value > 0]
+        own = f"{type(model).__name__}."
+        held = {str(s.detail.get("parameter", s.layer)).removeprefix(own): s for s in non_finite}
+        names = [name for name in held if name not in detector.began]
+        if names:
+            layer = held[names[0]].layer if names[0] in bad else None
+            recorder.emit(detector.state(recorder.row.step, names, layer))
 
     def _undo(self) -> None:
         inputs, model = self._recorder.kept, self._recorder.model
@@ -173,12 +196,19 @@ class Ending:
     def _look_once_more(self, inputs: ForwardInputs, last: int) -> None:
         """Measure in full what a run has come to, where it ended after its last step of the full tier, and with finite numbers."""
         # Without a hook that took part in it the forward is another one.
-        same = _computing(self._recorder.model) == self._hooks
-        if inputs.answer.step < last and not self._recorder.events and same:
-            last_look(
+        if self._recorder.events or _computing(self._recorder.model) != self._hooks:
+            return
+        # Under fp16 the scale decides which gradients overflow.
+        if self._recorder.notes.precision != "fp16":
+            self._recorder.emit(self._recorder.detector.cleaned(inputs))
+        if inputs.answer.step < last:
+            output = last_look(
                 self._recorder.model, inputs, last, self._writer,
                 lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
             )  # fmt: skip
+            was = inputs.answer.output
+            if was is not None and was.isfinite().all() and any(t.isnan().any() for _, t in tensors_in(output)):
+                self._recorder.emit(self._recorder.detector.output(last, inputs))
 
     def prove(self, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with a verdict on every fix; raises `UsageError` where there is nothing to try them on."""

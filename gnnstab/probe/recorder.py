@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
 from gnnstab.probe.attaching.norms import Norms
-from gnnstab.probe.buffering.pending_step import Number, PendingStep, uneventful
+from gnnstab.probe.buffering.pending_step import Number, PendingStep, kept_of, uneventful
 from gnnstab.probe.buffering.stats_buffer import NO_STATS, PendingStats
 from gnnstab.probe.buffering.step_writer import EMPTY, StepRows, StepWriter, Writer
 from gnnstab.probe.events.dropped_update import DroppedUpdates
@@ -79,8 +79,7 @@ class Recorder:
     ) -> None:
         self._called = model
         self.model, _ = unwrap(model)
-        self.writer = writer
-        schedule = Schedule(full_every, budget, beginning)
+        self.writer, schedule = writer, Schedule(full_every, budget, beginning)
         self.state = State(schedule.clock)
         self.layers = find_layers(self.model, self.state)
         self.state.compiled.allocate()
@@ -113,10 +112,10 @@ class Recorder:
         self.detector = NonFiniteDetector(
             self.model, self.state, self._forwards, self.parameters, self.notes.facts, bundles, self.explainer
         )
-        self.dropped = DroppedUpdates(self, self._forwards, self._emit, _full)
+        self.dropped = DroppedUpdates(self, self._forwards, self.emit, _full)
         self.places = Surveys(self.model, writer, places, patient=budget is not None)
         """Looks at every place."""
-        self._on_event, self._weights, self._start, self._attached = on_event, EMPTY, time.monotonic(), False
+        self._weights, self._start, self._attached, self._on_event = EMPTY, time.monotonic(), False, on_event
         self.told: Number = None
         self._late: PendingStep | None = None
         if budget is not None and not replay:
@@ -147,9 +146,10 @@ class Recorder:
             for layer in reversed(self.layers):
                 last.callback(run, f"detaching from {layer.name}", layer.detach)
             last.callback(self.explainer.close)
+            run("a forward that was left", lambda: self.emit(self.detector.left_open(self.state.step)))
             self.end_step()
             self.settle()
-            run("what no step shows", lambda: self._emit(self.detector.end(self.state.step)))
+            run("what no step shows", lambda: self.emit(self.detector.end(self.state.step)))
             self.explainer.close()
             if self.state.step > 1:
                 run("the places at the end", partial(self.places.end, self.kept))
@@ -193,15 +193,16 @@ class Recorder:
             self._late.tell(value)
         elif self.row is not None and not self.state.open:
             self._tell(self.row._replace(loss=float(value)))
-            self._emit(self.detector.loss(self.row.step, float(value)))
+            self.emit(self.detector.loss(self.row.step, float(value)))
         else:
-            self.told = value
+            # Of a line search, which meets points that it leaves, the last one is the step.
+            self.told = kept_of(self.told, value) if self.told is not None and self.dropped.wanted else value
 
     def validation(self, loss: float) -> None:
         """Record a validation loss at the step that has ended last."""
         step = max(self.state.step - 1, 0)
         self.writer.measures([Measure(step, "", "eval", 0, "loss.validation", -1, loss)])
-        self._emit(self.detector.evaluation(step, loss))
+        self.emit(self.detector.evaluation(step, loss))
 
     @property
     def late(self) -> bool:
@@ -231,11 +232,11 @@ class Recorder:
         with self.budget:
             self.budget.step_ends()
             if self._forwards.watching is not None:
-                guard("the watched step", lambda: self._emit(self.detector.watched()))
+                guard("the watched step", lambda: self.emit(self.detector.watched()))
             set_grad_enabled(False)
             try:
                 if self._forwards.bad_evaluation is not None:
-                    guard("an evaluation", lambda: self._emit(self.detector.evaluation(state.step)))
+                    guard("an evaluation", lambda: self.emit(self.detector.evaluation(state.step)))
                 guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
                 if state.formats is not None and state.formats.busy:
                     guard("the ends of number formats", state.formats.step_ends, state.step, scale is None)
@@ -252,7 +253,7 @@ class Recorder:
     def failed(self, error: BaseException) -> None:
         """A step ends in an exception: tell whether an Inf or NaN stands behind it."""
         self._forwards.close_watch()
-        self._emit(self.detector.failed(self.state.step, error))
+        self.emit(self.detector.failed(self.state.step, error))
 
     @property
     def measures_update(self) -> bool:
@@ -303,7 +304,7 @@ class Recorder:
             names = [] if not bad else ["a parameter"] if moved else self.parameters.bad_gradients()
             twin = self.parameters.saved_copy() if moved and ended.saved else None
             again = partial(run_again, twin or self.model, step=ended.step, writer=self.writer, recorder=_full)
-            self._emit(self.detector.skipped_step(ended.step, loss, names, forwards, again, twin))
+            self.emit(self.detector.skipped_step(ended.step, loss, names, forwards, again, twin))
             self.budget.schedule.force()
 
     def _end(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
@@ -354,7 +355,7 @@ class Recorder:
         event = None if sent.finite else self.detector.step(ended.step, sent, skipped, ended.inputs, loss=loss, **late)
         if event is None and loss is not None:
             event = self.detector.loss(ended.step, loss, ended.inputs, **late)
-        self._emit(event)
+        self.emit(event)
 
     def _next(self) -> None:
         """Release what belongs to the step that has ended."""
@@ -377,13 +378,13 @@ class Recorder:
         moved = {key.layer: row[2] for key, row in zip(change.layout.keys, change.rows.tolist(), strict=True)}
         self.update = {name: (size, moved[name]) for name, size in sizes.items() if name in moved}
 
-    def _emit(self, event: Event | None) -> None:
+    def emit(self, event: Event | None) -> None:
+        """Hand an event over."""
         if event is None:
             return
         if event.kind == "non-finite":
             self.budget.schedule.force()
-        if len(self.events) < _EVENTS:
-            self.events.append(event)
+        self.events += [event][: _EVENTS - len(self.events)]
         self.writer.event(event)
         if self._on_event is not None:
             self._on_event(event)

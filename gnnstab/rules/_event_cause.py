@@ -84,6 +84,8 @@ _CLEAN_TARGETS = "look at the targets with torch.isfinite, and leave such rows o
 
 def _only_targets_are_left(signals: Signals, event: Event) -> bool:
     """True where nothing between a finite output and the NaN that came back can have made it but what it was compared with."""
+    if event.detail.get("other_loss"):
+        return False
     graph = str(event.detail.get("loss_graph") or signals.context.get("loss_graph") or "")
     finite = float(event.detail.get("output_largest", math.inf)) < _ORDINARY
     # The gradient of the weights was finite, and so was what the layer was given: of finite numbers it makes no NaN.
@@ -240,6 +242,11 @@ def _overflowed_in_low_precision(event: Event) -> bool:
 def _unknown(event: Event) -> str:
     note = event.detail.get("note")
     said = f" ({note})" if note else ""
+    if event.stage == "state":
+        return (
+            f"cause not established{said}: loss and weights stayed finite, so that the step which made it so was not seen; evaluation, or the "
+            "updates that a training goes on with, read it"
+        )
     if event.stage == "loss" and event.mode == "eval":
         return f"cause not established{said}: look at the output and the targets of the evaluation with torch.isfinite"
     if event.stage in ("loss", "gradient"):

@@ -86,20 +86,23 @@ class Blocks:
 
     def __init__(self) -> None:
         self._open: list[float] = []
-        self._first = math.inf
+        self._first, self._growth = math.inf, 0.0
         self._steps: deque[int] = deque(maxlen=BLOCKS)
         self._medians: deque[float] = deque(maxlen=BLOCKS)
+        self._losses: deque[list[float]] = deque(maxlen=BLOCKS)
 
     def growth(self, step: int, value: float) -> float:
-        """Add a value; growth per step where this one closes a block and the last blocks grow, 0.0 otherwise."""
+        """Add a value; growth per step where this one closes a block and the last blocks grow, as those before it did, 0.0 otherwise."""
         self._open.append(value)
         if len(self._open) < BLOCK:
             return 0.0
         self._steps.append(step)
         self._medians.append(median(self._open))
+        self._losses.append(self._open)
         self._open = []
         self._first = self._medians[0] if math.isinf(self._first) else self._first
-        return slow_growth(self._steps, self._medians, self._first)
+        before, self._growth = self._growth, slow_growth(self._steps, self._medians, self._first, self._losses)
+        return min(before, self._growth)
 
 
 class Quiet:

@@ -27,7 +27,8 @@ class NonFiniteValue(Rule):
     The first non-finite value of the run, by layer, stage, step, nodes and edges, and whether it came in or was made
     there. The step is repeated with every operation watched, which gives the operation, the line of your code, the
     sizes of its operands and the tensor of the batch that carried the value in. Where the events of a run were lost,
-    the first row of a layer or loss; in a checkpoint, parameters with NaN or Inf. The cause is what is seen:
+    the first row of a layer or loss; in a checkpoint, parameters with NaN or Inf. When a run ends, its buffers, frozen
+    parameters and the optimizer's state are looked at once: those that were finite before it. The cause is what is seen:
 
     - NaN in a tensor of the batch: `non-finite-data`;
     - an operation that is undefined for its finite operands (log 0, 0/0, ∞ − ∞, exp without a shift, the derivative of
@@ -41,7 +42,8 @@ class NonFiniteValue(Rule):
     ## When it is silent
     Non-finite *gradients* in the first steps of a GradScaler, or skipped by a loop of your own under fp16, are normal;
     elsewhere skipped steps are told with their number. What the code takes away again (weights of rows in which
-    everything is masked, set to 0) is information where output, loss and gradients of the step are finite.
+    everything is masked, set to 0) is information where output, loss and gradients of the step are finite, and so are
+    infinities that the model writes into its output, as a mask of actions, where loss and gradients are.
 
     ## Sources
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Measured: fp16 training of a real
@@ -99,9 +101,11 @@ class NonFiniteValue(Rule):
     def _taken_away(self, event: Event) -> Finding:
         """What reaches neither the output, nor the loss, nor a gradient does no harm."""
         ids = f", {event.ids}" if event.ids else ""
+        how = "and taken away again by the code behind it: the output, the loss and all gradients are finite"
+        if event.detail.get("written"):
+            how = "since the model writes infinities into its output, as a mask does: all gradients are finite"
         return self.finding(
-            f"{event.layer}, stage {event.stage}{ids}: not finite at step {event.step}, and taken away again by the code behind it: the output, the "
-            "loss and all gradients are finite.",
+            f"{event.layer or 'the model'}, stage {event.stage}{ids}: not finite at step {event.step}, {how}.",
             severity="info",
             limit=0.0,
             name=_SIGNAL_OF_STAGE.get(event.stage or "", "output.max_abs"),
@@ -172,6 +176,7 @@ _SIGNAL_OF_STAGE = {
     "attention": "attention.entropy",
     "gradient": "gradient.norm",
     "weight": "weight.non_finite",
+    "state": "weight.non_finite",
     "loss": "loss",
 }
 

@@ -31,7 +31,8 @@ class SteadyGrowth(Rule):
     three quarters of the pace or more; the loss has doubled within these steps, and both lie above the first ten. Where
     both have grown fourfold the last 16 steps are enough, and the loss may lie between half and all of its start. A
     slower growth is read from the medians of six blocks of eight losses, which end above the first block, while the
-    gradient norm lies above its start. The second finding needs the same line through the RMS of a layer's output, and
+    gradient norm lies above its start; a line through these losses, each held against those at its place in the other
+    blocks, must rise clearly too, and both be so at the next block. The second finding needs the same line through the RMS of a layer's output, and
     a loss above half of its start that does not fall.
 
     ## When it is silent

@@ -189,11 +189,28 @@ def shared_growth(
     return (math.expm1(min(slopes[0], 50.0)), math.expm1(min(slopes[1], 50.0))) if min(slopes) > 0 else none
 
 
-def slow_growth(steps: Floats, medians: Floats, first: float) -> float:
-    """Growth per step over the medians (n,) of the latest `BLOCKS` blocks of losses, where it lasts and has led beyond the ``first`` block; else 0.0."""
+def slow_growth(steps: Floats, medians: Floats, first: float, losses: Sequence[Floats]) -> float:
+    """Growth per step over the medians (n,) of the latest `BLOCKS` blocks of losses, where it lasts and has led beyond the ``first`` block; else 0.0.
+
+    It must stand out of the scatter of the ``losses`` (n, `BLOCK`) themselves, each held against those at its place in the other blocks, so
+    that batches which come round again are no scatter: of losses around a constant, six medians now and then rise one after the other.
+    """
     if len(medians) < BLOCKS or not medians[-1] > first > 0:
         return 0.0
-    return math.expm1(min(lasting_growth(steps, medians, BLOCKS), 50.0))
+    growth = lasting_growth(steps, medians, BLOCKS)
+    return math.expm1(min(growth, 50.0)) if growth > 0 and _stands_out(losses) else 0.0
+
+
+def _stands_out(losses: Sequence[Floats]) -> bool:
+    """True where the line through ln(loss), one for all places (columns) of the blocks (rows), rises clearly."""
+    logs = np.log(np.asarray(losses, dtype=np.float64))
+    logs -= logs.mean(axis=0)
+    offset = np.arange(len(logs)) - (len(logs) - 1) / 2
+    spread = float((offset**2).sum()) * logs.shape[1]
+    slope = float((offset @ logs).sum()) / spread
+    free = logs.size - logs.shape[1] - 1
+    noise = float(((logs - slope * offset[:, None]) ** 2).sum()) / free
+    return bool(slope > CLEAR * math.sqrt(noise / spread))
 
 
 def _soon(values: Floats) -> list[float]:

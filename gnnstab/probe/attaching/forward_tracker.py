@@ -94,6 +94,9 @@ class ForwardTracker:
         self.evaluated: Tensor | None = None
         """Whether the output of any evaluation on a device held NaN, (); there it is read when the run has ended."""
 
+        self.nothing: Tensor | None = None
+        """Whether a tensor of the latest output of a full-tier step held NaN alone, (); it is read when the run has ended."""
+
         self.ways = Ways({}, {})
         """How the layers stand to each other, after the first training forward."""
 
@@ -201,6 +204,8 @@ class ForwardTracker:
             self._hook_outputs(output)
         if not (model.training and grad) or (self.forwards > 1 and not state.backward):
             self._look_at_evaluation(MODES[model.training][grad], output)
+        if state.full and grad and model.training and not transforms():
+            self._look_for_nothing(output)
         if self.watching is not None:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
@@ -238,6 +243,12 @@ class ForwardTracker:
                 self.evaluated = bad if self.evaluated is None else self.evaluated.to(bad.device) | bad
             elif self.bad_evaluation is None and bad:
                 self.bad_evaluation = self.last.get(mode, ForwardInputs(mode=mode))
+
+    def _look_for_nothing(self, output: Any) -> None:
+        """A loss that leaves a tensor of the output out does not show what became of it."""
+        found = [t.detach().isnan().all() for _, t in tensors_in(output) if t.is_floating_point() and t.numel()]
+        if found:
+            self.nothing = torch.stack([one.to(found[0].device) for one in found]).any()
 
     def _take_answer(self, output: Any) -> None:
         """Keep what the first forward of a step returned, in the first steps and where its inputs are kept."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
@@ -35,7 +36,20 @@ class PendingStep:
         skipped: True, or an entry above 0, when a GradScaler skipped it.
     """
 
-    __slots__ = ("_lr", "_norm", "_scale", "_skipped", "forwards", "inputs", "loss", "saved", "stats", "step", "time")
+    __slots__ = (
+        "_lr",
+        "_norm",
+        "_scale",
+        "_skipped",
+        "_told",
+        "forwards",
+        "inputs",
+        "loss",
+        "saved",
+        "stats",
+        "step",
+        "time",
+    )
 
     def __init__(
         self, step: int, time: float, stats: PendingStats, inputs: Mapping[str, ForwardInputs], *, loss: Number, lr: Number,
@@ -45,6 +59,7 @@ class PendingStep:
         self.time = time
         self.stats = stats
         self.inputs = inputs
+        self._told = loss
         # Most are plain numbers, for which a call would be the whole price.
         self.loss = _on_the_way(loss) if isinstance(loss, Tensor) else loss
         self._lr = _on_the_way(lr) if isinstance(lr, Tensor) else lr
@@ -73,13 +88,24 @@ class PendingStep:
         kinds = (type(self.loss), type(self._lr), type(self._scale), type(self._skipped), type(self._norm))
         return self.stats.waits or DeviceCopy in kinds
 
-    def tell(self, loss: Number) -> None:
+    def tell(self, loss: Tensor | float) -> None:
         """The loss became known after the step's end."""
-        self.loss = _on_the_way(loss)
+        self._told = kept_of(self._told, loss)
+        self.loss = _on_the_way(self._told)
 
     def result(self) -> tuple[float | None, float | None, float | None, bool]:
         """Loss, learning rate, loss scale, and whether the step was skipped."""
         return _arrived(self.loss), _arrived(self._lr), _arrived(self._scale), bool(_arrived(self._skipped))
+
+
+def kept_of(before: Number, loss: Tensor | float) -> Tensor | float:
+    """The loss that stands for a step which was told of ``before`` first: that one where it is not finite; no device is waited for."""
+    if before is None:
+        return loss
+    if not isinstance(before, Tensor) or device_copy.is_on_host(before):
+        return loss if math.isfinite(before) else before
+    later = loss.to(before.device, non_blocking=True).reshape(before.shape) if isinstance(loss, Tensor) else loss
+    return torch.where(before.isfinite(), later, before)
 
 
 def uneventful(

@@ -152,6 +152,15 @@ def weight_event(step: int, weights: Sequence[str], parameters: int, *, from_sta
     )
 
 
+def state_event(step: int, names: Sequence[str], layer: str | None) -> Event:
+    """Tensors that a run leaves with NaN or Inf, and of which neither loss nor weights have shown anything."""
+    some = f"1 tensor holds NaN or Inf at the end of the run ({names[0]})"
+    if len(names) > 1:
+        more = ", …" if len(names) > 3 else ""
+        some = f"{len(names)} tensors hold NaN or Inf at the end of the run ({', '.join(names[:3])}{more})"
+    return Event(step, "non-finite", layer=layer, stage="state", message=some, detail={"said": some})
+
+
 def gradient_event(view: StepView) -> Event:
     """Where a gradient became non-finite although the forward pass was finite."""
     by_layer = {

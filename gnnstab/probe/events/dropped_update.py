@@ -52,8 +52,10 @@ class DroppedUpdates:
         # Gradients that are there go on to be accumulated; to ask a device would be to wait for it.
         if not self.wanted or self._is_left():
             return
-        if recorder.parameters.far or self._is_scaled():
+        scaled = self._is_scaled()
+        if scaled:
             recorder.told = None  # A scaler has skipped this batch, and what comes now is the step.
+        if scaled or recorder.parameters.far:
             return
         if recorder.state.buffer.finite_so_far() if recorder.state.light else self._was_finite():
             self._finite_too = True

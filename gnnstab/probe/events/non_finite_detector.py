@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
+from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
 from gnnstab.probe.buffering.step_writer import StepRows
 from gnnstab.probe.events import _non_finite_event as non_finite_event
@@ -21,6 +22,7 @@ from gnnstab.probe.replaying.replica import replica, run_replica, tensors_in
 from gnnstab.probe.replaying.skipped_step import SkippedForward
 from gnnstab.probe.state import State
 from gnnstab.records import Event, LayerFacts
+from gnnstab.sharding import sharded
 
 _BUNDLES = 3
 """Bundles of one run: the first tells the cause, the others whether it comes again in another way."""
@@ -82,6 +84,9 @@ class NonFiniteDetector:
         """That of a gradient that came in bad from behind the last layer, before the loss of its step was told."""
 
         self._from_start: tuple[str, ...] = ()
+        self.began: frozenset[str] = frozenset()
+        """Parameters and buffers that held a NaN or an Inf before anything had run, as placeholders do and memory that nothing reads."""
+
         self._taken_away = False
         """A step whose own code takes away what is not finite was told; others that end as well are like it."""
 
@@ -91,6 +96,7 @@ class NonFiniteDetector:
     def begin(self) -> None:
         """Note which weights hold a NaN or an Inf before anything has run: no update of the run made those."""
         self._from_start = tuple(self._parameters.non_finite())
+        self.began = frozenset(bad_tensors(self._model))
 
     def step(
         self,
@@ -120,11 +126,20 @@ class NonFiniteDetector:
                 model = self._model if twin is None else twin
                 event = non_finite_event.forward_event(view, model, inputs, weights, lost, self._from_start)
                 event = self._explained(event, inputs, lost, twin)
-                if sound and event.detail.get(TAKEN_AWAY):
-                    self._taken_away = self.met.pop("forward") > 0
+                if not event.detail.get(TAKEN_AWAY) or (self.met.keys() != {"forward"} and not sound):
+                    return self._with_bundle(event, inputs, moved)
+                del self.met["forward"]  # What went wrong lies behind the forward, or nowhere.
+                if sound:
+                    self._taken_away = True
                     return replace(event, kind="note")
-                return self._with_bundle(event, inputs, moved)
-        elif view.gradients_bad() and not self.tolerates(skipped, step) and self._first("gradient"):
+                written = set(view.forward_bad())
+                view = replace(view, seen={key: ok for key, ok in view.seen.items() if key not in written})
+        if (
+            not view.forward_bad()
+            and view.gradients_bad()
+            and not self.tolerates(skipped, step)
+            and self._first("gradient")
+        ):
             event = non_finite_event.gradient_event(view)
             if event.origin == "came-in" and loss is not None and not math.isfinite(loss) and self._first("loss"):
                 event = non_finite_event.with_detail(non_finite_event.loss_event(step, loss), **event.detail)
@@ -204,8 +219,11 @@ class NonFiniteDetector:
         if self.met or (loss is not None and math.isfinite(loss)):
             return None
         inputs = self._forwards.bad_evaluation
-        if inputs is not None and inputs.mode.startswith("train") and (self._state.backward or self._state.light):
-            return None  # What a step made of it, or recorded of it, is told as the step's own.
+        state = self._state
+        if inputs is not None and inputs.mode.startswith("train"):
+            followed = inputs.mode == "train" and (state.backward or state.light)
+            if followed or (state.light and not state.buffer.finite_so_far()):
+                return None  # What a step made of it, or recorded of it, is told as the step's own.
         event = non_finite_event.evaluation_event(step, loss, "eval" if inputs is None else inputs.mode)
         if inputs is not None and inputs.rng is not None:
             try:
@@ -226,9 +244,43 @@ class NonFiniteDetector:
         if self._forwards.evaluated is not None and bool(self._forwards.evaluated):
             return self.evaluation(step)
         bad = [name for name in self._parameters.non_finite() if name not in self._from_start]
-        if self.met or not bad or not self._first("weights"):
+        if not self.met and bad and self._first("weights"):
+            return non_finite_event.weight_event(step, bad, len(self._parameters.names))
+        kept, nothing = self._forwards.kept, self._forwards.nothing
+        return None if kept is None or nothing is None or not nothing else self.output(kept.answer.step, kept)
+
+    def output(self, step: int, inputs: ForwardInputs) -> Event | None:
+        """The event of an output that the loss does not show, where an operation of the forward makes what is not finite in it."""
+        event = Event(step, "non-finite", mode="train", message="the output holds NaN")
+        return self._looked_at("output", event, inputs, self._explainer.of_output)
+
+    def cleaned(self, inputs: ForwardInputs) -> Event | None:
+        """The event of gradients that a loop makes finite before its update, in every step and so in that of ``inputs``."""
+        text = "gradients are not finite after the backward, and finite in the update"
+        event = Event(inputs.answer.step, "non-finite", mode="train", stage="gradient", message=text)
+        return self._looked_at("gradient", event, inputs, self._explainer.of_backward)
+
+    def _looked_at(
+        self, kind: str, event: Event, inputs: ForwardInputs, explain: Callable[[Event, ForwardInputs], Event | None]
+    ) -> Event | None:
+        found: list[Event | None] = []
+        if not self.met:
+            self._state.error_guard.run(f"the {kind}", lambda: found.append(explain(event, inputs)))
+        return found[0] if found and found[0] is not None and self._first(kind) else None
+
+    def state(self, step: int, names: Sequence[str], layer: str | None) -> Event | None:
+        """The event of tensors ``names``, the first one in ``layer``, that a run leaves non-finite without having shown it."""
+        return non_finite_event.state_event(step, names, layer) if not self.met and self._first("state") else None
+
+    def left_open(self, step: int) -> Event | None:
+        """The event of a forward that no backward followed before the run ended, when repeating it with the run's loss shows an Inf or NaN."""
+        kept = self._forwards.last.get("train")
+        if kept is None or self._explainer.objective is None or self._state.backward or self.met:
             return None
-        return non_finite_event.weight_event(step, bad, len(self._parameters.names))
+        text = "the run ended after a forward that no backward followed"
+        event = Event(step, "non-finite", mode="train", stage="loss", message=text)
+        told = self._explained(event, {kept.mode: kept})
+        return told if told.detail.get("operation") and self._first("loss") else None
 
     def failed(self, step: int, error: BaseException) -> Event | None:
         """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that, or torch's anomaly mode has seen one."""
@@ -307,3 +359,20 @@ class NonFiniteDetector:
 def bad_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters of a model that hold a NaN or an Inf."""
     return [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+
+
+def bad_tensors(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers of a model that hold a NaN or an Inf; those that cannot be read are left out."""
+    unseen = unwritten(model) | sharded(model)
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [name for name, tensor in named if name not in unseen and holds_non_finite(tensor)]
+
+
+def holds_non_finite(tensor: torch.Tensor) -> bool:
+    """True where an entry is NaN or Inf; False for tensors of no numbers at hand."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta or tensor.is_nested:
+        return False
+    # torch asks no format of a byte whether it is finite.
+    return (
+        tensor.layout is torch.strided and not torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all()
+    )

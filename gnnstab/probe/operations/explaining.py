@@ -16,10 +16,17 @@ from gnnstab.probe.operations.repeat import Found, Objective, repeat
 from gnnstab.probe.operations.telling import facts, named, sentence
 from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.probe.replaying.replica import ForwardInputs
+from gnnstab.probe.replaying.skipped_step import histories
 from gnnstab.records import Event
 
 TAKEN_AWAY = "taken_away"
-"""In the detail of an event: the repeated step ended in finite numbers only."""
+"""In the detail of an event: the repeated step ended in finite numbers only, or in `WRITTEN` ones."""
+
+WRITTEN = "written"
+"""In the detail of such an event: the model itself writes infinities into its output, as a mask does."""
+
+OTHER_LOSS = "other_loss"
+"""In the detail of an event: the loss that was told last in its step is finite, so that its graph is not that of the bad one."""
 
 MOST_WATCHED = 3
 """Steps of one run that are watched in place at most."""
@@ -58,11 +65,12 @@ class Explainer:
         """
         given = list(calls)
         last: Found | None = None
-        note, sound = "", bool(given)
+        note, sound, written = "", bool(given), False
         for call in given:
             try:
                 last = repeat(self._model if twin is None else twin, call, self.objective, batch=self.batch)
-                sound &= not (last.symptom or last.note)
+                written |= last.symptom == "written"
+                sound &= last.symptom in ("", "written") and not last.note
             except UsageError as error:
                 note, sound = str(error), False
                 continue
@@ -72,7 +80,7 @@ class Explainer:
             return told(event, made)
         event = self._without_operation(event, last, note)
         if sound and event.stage not in ("loss", "gradient", "weight"):
-            return replace(event, detail={**event.detail, TAKEN_AWAY: True})
+            return replace(event, detail={**event.detail, TAKEN_AWAY: True, WRITTEN: written})
         if event.stage not in ("loss", "gradient") or self._watched >= MOST_WATCHED:
             return event
         reason = self._watch_next(event, [call for call in given if call.grad])
@@ -80,6 +88,35 @@ class Explainer:
             return event
         notes = [str(event.detail["note"])] if event.detail.get("note") else []
         return replace(event, detail={**event.detail, "note": "; ".join([*notes, reason])})
+
+    def of_output(self, event: Event, call: ForwardInputs) -> Event | None:
+        """The event with the operation that makes what is not finite in the output of a forward, whatever a loss makes of it; None where
+        none is seen, as where the model writes it."""
+        try:
+            found = repeat(self._model, call)
+        except UsageError:
+            return None
+        meant = found.origin is None or found.origin.operation.sizes.kind == "written"
+        return None if meant else told(event, found)
+
+    def of_backward(self, event: Event, call: ForwardInputs) -> Event | None:
+        """The event with the operation whose derivative is not finite for the finite gradient that came back to the output of a forward."""
+        answer = call.answer
+        if answer is None or answer.output is None or answer.gradient is None or not answer.gradient.isfinite().all():
+            return None
+        gradient = answer.gradient
+
+        def objective(output: Any, *_: Any) -> Tensor:
+            (made,) = histories(output)[:1]
+            # Infinities of a mask get no gradient, and 0 · ∞ is none.
+            weighed: Tensor = (made.nan_to_num(0, 0, 0) * gradient).sum()
+            return weighed
+
+        try:
+            found = repeat(self._model, call, objective)
+        except UsageError:
+            return None
+        return told(event, found) if found.symptom == "gradient" and found.origin is not None else None
 
     def _of_derivatives(self, calls: Sequence[ForwardInputs], twin: nn.Module | None) -> Found | None:
         """The operation of the model itself whose derivative is not finite, whatever is made of a finite output."""
@@ -132,9 +169,11 @@ class Explainer:
     def _without_operation(self, event: Event, found: Found | None, note: str) -> Event:
         """What can be said of a step whose loss cannot be called."""
         loss = self._loss() if self._loss is not None else None
-        graph = chain(loss) if event.stage in ("loss", "gradient") else ""
         said = []
         more: dict[str, Any] = {}
+        if event.stage == "loss" and loss is not None and bool(loss.isfinite().all()):
+            loss, more = None, {OTHER_LOSS: True}
+        graph = chain(loss) if event.stage in ("loss", "gradient") else ""
         if found is not None:
             more["output_largest"] = found.largest
             more["held"] = [named(t) for t in found.held]
@@ -146,7 +185,7 @@ class Explainer:
         if graph:
             more["loss_graph"] = graph
             said.append(f"the graph of the loss is {graph}")
-        if event.stage == "loss":
+        if event.stage == "loss" and loss is not None:
             more |= self.sizes()
         if note:
             more["note"] = note

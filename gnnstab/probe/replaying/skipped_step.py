@@ -83,7 +83,7 @@ def run_again(
     Raises:
         UsageError: The model cannot be copied, or its forward or backward fails on the copy.
     """
-    return _again(replica(model), kept, step, _Into(writer), recorder)
+    return _again(replica(model), kept, step, _Into(writer), recorder)[0]
 
 
 def _again(
@@ -92,7 +92,7 @@ def _again(
     step: int,
     writer: Writer,
     recorder: Callable[[nn.Module, Writer], Recorder],
-) -> StepRows:
+) -> tuple[StepRows, Any]:
     inner = recorder(twin, writer)
     inner.state.step = step
     inputs = kept.inputs
@@ -106,7 +106,7 @@ def _again(
         except Exception as error:
             let_through(error)
             raise UsageError(f"the step could not be run again: {type(error).__name__}: {error}") from error
-    return inner.sent
+    return inner.sent, output
 
 
 def last_look(
@@ -115,8 +115,8 @@ def last_look(
     step: int,
     writer: Writer,
     recorder: Callable[[nn.Module, Writer], Recorder],
-) -> None:
-    """Measure in full, on a copy, what a forward of ``inputs`` is now that ``step`` is over; nothing where it fails.
+) -> Any:
+    """Measure in full, on a copy, what a forward of ``inputs`` is now that ``step`` is over, and return its output; None where it fails.
 
     The rows that the light tier has of ``step`` stay as they are.
     """
@@ -124,9 +124,9 @@ def last_look(
     if twin.training != (training := inputs.mode.startswith("train")):  # A validation came last.
         twin.train(training)
     try:
-        _again(twin, SkippedForward(inputs, []), step, _OnlyMeasures(writer), recorder)
+        return _again(twin, SkippedForward(inputs, []), step, _OnlyMeasures(writer), recorder)[1]
     except UsageError:
-        return
+        return None
 
 
 def look_again(
