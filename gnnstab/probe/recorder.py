@@ -100,7 +100,6 @@ class Recorder:
 
         self.budget = OverheadBudget(schedule, self.state, self.layers, self.model, writer)
         """Which steps are recorded, and why."""
-
         self._forwards = ForwardTracker(self.state, self.layers, self.norms, keep=replay)
         self.notes = LayerNotes(model, self.model, self.state, self.layers, self.norms, self._forwards.ways)
         """What is known of the layers."""

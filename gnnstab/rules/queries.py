@@ -182,10 +182,9 @@ class Attention:
     @property
     def worst_head_words(self) -> str:
         """`` (.08 in head 1)`` for a message; empty where heads were not told apart, or do not lie apart."""
-        worst, all_heads = self.worst_head, f"{self.entropy.value:.2f}"
-        return (
-            "" if worst is None or f"{worst.value:.2f}" == all_heads else f" ({worst.value:.2f} in head {worst.head})"
-        )
+        worst = self.worst_head
+        apart = worst is not None and f"{worst.value:.2f}" != f"{self.entropy.value:.2f}"
+        return f" ({worst.value:.2f} in head {worst.head})" if worst is not None and apart else ""
 
     def crosses(self, entropy: float, one_hot: float) -> bool:
         """True when Ĥ lies below ``entropy`` or the one-hot share above ``one_hot``."""
