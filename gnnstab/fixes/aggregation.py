@@ -9,6 +9,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.model_structure import add_part, sum_aggregators
 from gnnstab.fixes.printing import attribute_names
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import AGGREGATION_EXPONENT, ATTENTION_ENTROPY
 
@@ -210,7 +211,7 @@ def _observed(model: nn.Module, modules: list[nn.Module], batch: Any) -> list[tu
     handles = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        in_mode(model, False)
         args, kwargs = as_arguments(batch, model)[0]
         with torch.no_grad():
             eager(model)(*args, **kwargs)
