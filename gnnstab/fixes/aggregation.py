@@ -9,7 +9,6 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.model_structure import add_part, sum_aggregators
 from gnnstab.fixes.printing import attribute_names
-from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import AGGREGATION_EXPONENT, ATTENTION_ENTROPY
 
@@ -196,6 +195,7 @@ def _observed(model: nn.Module, modules: list[nn.Module], batch: Any) -> list[tu
     import torch
 
     from gnnstab.probe.batches.arguments import as_arguments
+    from gnnstab.probe.replaying.evaluating import in_mode
     from gnnstab.probe.replaying.replica import eager
 
     if batch is None:
