@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +13,15 @@ from torch import Tensor, nn
 
 import gnnstab
 from gnnstab import randomness
+from gnnstab.errors import UsageError
 from side_by_side import Net, graph
 
 X, EDGES = graph()
 Y = torch.randn(len(X), 1, generator=torch.Generator().manual_seed(5))
 
 
-calls: Any = logging.Logger("calls")
-"""Nothing of an object of a library's class is put back, so that what copies note in it stays."""
+calls: Any = UsageError("calls")
+"""Nothing of an object of gnnstab's own is put back, so that what copies note in it stays."""
 
 
 def note(part: str) -> None:
