@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import decimal
+import gc
 import sys
 import warnings
 from collections.abc import Callable
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,14 @@ def surroundings() -> Callable[[], None]:
     A context variable that has no default and is set in between for the first time keeps its value.
     """
     context, number, errors, filters = copy_context(), decimal.getcontext(), np.geterr(), list(warnings.filters)
-    held, shown = number.copy(), _shown()
+    held, shown, settings, path, modules = number.copy(), _shown(), _settings(), list(sys.path), len(sys.modules)
 
     def put_back() -> None:
+        for (put, value), (_, now) in zip(settings, _settings(), strict=False):
+            if value != now:
+                put(*value)
+        if sys.path != path and len(sys.modules) == modules:  # Else what was imported may have added to it for good.
+            sys.path[:] = path
         if shown != _shown():
             sys.modules["torch"].set_printoptions(**shown)
         if list(warnings.filters) != filters:
@@ -39,6 +46,37 @@ def surroundings() -> Callable[[], None]:
                 variable.set(before)
 
     return put_back
+
+
+def _settings() -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """(function that sets it, what it is given to set what holds by now) of the settings of the process."""
+    own: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
+        (gc.set_threshold, gc.get_threshold()),
+        (sys.setrecursionlimit, (sys.getrecursionlimit(),)),
+        (lambda enabled: gc.enable() if enabled else gc.disable(), (gc.isenabled(),)),
+    ]
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return own
+    cudnn = torch.backends.cudnn
+    return [
+        *own,
+        (torch.set_default_dtype, (torch.get_default_dtype(),)),
+        (torch.set_num_threads, (torch.get_num_threads(),)),
+        (
+            lambda enabled, warn: torch.use_deterministic_algorithms(enabled, warn_only=warn),
+            (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        ),
+        (torch.set_float32_matmul_precision, (torch.get_float32_matmul_precision(),)),
+        (torch.autograd.set_detect_anomaly, (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled())),
+        (torch.set_flush_denormal, (_flushes_denormal(),)),
+        *((partial(setattr, cudnn, name), (getattr(cudnn, name),)) for name in ("benchmark", "deterministic")),
+    ]
+
+
+def _flushes_denormal() -> bool:
+    """No function tells; NumPy's numbers go through the same unit."""
+    return float(np.float32(1e-41) * np.float32(1)) == 0
 
 
 def _shown() -> dict[str, Any]:

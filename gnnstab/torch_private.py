@@ -195,6 +195,8 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_load_from_state_dict": "torch.nn.Module",
         "_modules": "torch.nn.Module",
         "_parameters": "torch.nn.Module",
+        "_buffers": "torch.nn.Module",
+        "_non_persistent_buffers_set": "torch.nn.Module",
         "_version": "a torch.Tensor",
         "_indices": "a sparse torch.Tensor",
         "_values": "a sparse torch.Tensor",

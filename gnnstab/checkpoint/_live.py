@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn import Linear
 
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
@@ -37,8 +39,8 @@ def recover_model(
     known = known_facts(model)
     # A model that is one bare layer is named as the probe names it.
     prefix = f"{type(model).__name__}." if "" in known else ""
-    entries, lazy = _read_apart(model).state_dict(keep_vars=True).items(), unwritten(model)
-    tensors = {prefix + name: tensor.detach().cpu() for name, tensor in entries if name not in lazy}
+    lazy = unwritten(model)
+    tensors = {prefix + name: tensor.detach().cpu() for name, tensor in entries(model) if name not in lazy}
     states = () if optimizer is None else (_named_state(model, optimizer, prefix),)
     checkpoint = Checkpoint(
         path=type(model).__name__,
@@ -50,6 +52,18 @@ def recover_model(
         optimizers=states,
     )
     return recover(checkpoint, activation=activation)
+
+
+def entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of what a state dict holds of tensors, past the hooks and the extra state of the user's."""
+    for path, module in _read_apart(model).named_modules(remove_duplicate=False):
+        parts = {**module._parameters, **module._buffers}
+        # A Linear of torch_geometric saves what its weight is by now; torch's own what it is computed from.
+        computed = module._modules.get("parametrizations") if isinstance(module, Linear) else None
+        for name in [*(computed or ()), *parts]:
+            tensor = getattr(module, name) if name not in parts else parts[name]
+            if isinstance(tensor, Tensor) and name not in module._non_persistent_buffers_set:
+                yield f"{path}.{name}".lstrip("."), tensor
 
 
 def _read_apart(model: nn.Module) -> nn.Module:
@@ -79,12 +93,25 @@ def informed(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
 
 
 def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> OptimizerState:
+    """By hand: a ``state_dict`` of the optimizer calls hooks of the user's."""
     names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
-    state: dict[str, Any] = optimizer.state_dict()
-    state["state"] = {
-        key: {name: value.cpu() if isinstance(value, Tensor) else value for name, value in entry.items()}
-        for key, entry in state["state"].items()
+    numbers: dict[int, int] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            numbers.setdefault(id(parameter), len(numbers))
+    groups = [
+        {
+            **group,
+            "params": [numbers[id(parameter)] for parameter in group["params"]],
+            "param_names": [names.get(id(parameter)) for parameter in group["params"]],
+        }
+        for group in optimizer.param_groups
+    ]
+    state = {
+        numbers.get(id(key), key): {
+            name: value.cpu() if isinstance(value, Tensor) else value for name, value in entry.items()
+        }
+        for key, entry in optimizer.state.items()
+        if isinstance(entry, dict)
     }
-    for group, live in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        group["param_names"] = [names.get(id(parameter)) for parameter in live["params"]]
-    return read_optimizer("the optimizer", state)
+    return read_optimizer("the optimizer", {"state": state, "param_groups": groups})

@@ -195,6 +195,7 @@ def _observed(model: nn.Module, modules: list[nn.Module], batch: Any) -> list[tu
     import torch
 
     from gnnstab.probe.batches.arguments import as_arguments
+    from gnnstab.probe.replaying.evaluating import in_mode
     from gnnstab.probe.replaying.replica import eager
 
     if batch is None:
@@ -210,7 +211,7 @@ def _observed(model: nn.Module, modules: list[nn.Module], batch: Any) -> list[tu
     handles = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
     modes = [(module, module.training) for module in model.modules()]
     try:
-        model.eval()
+        in_mode(model, False)
         args, kwargs = as_arguments(batch, model)[0]
         with torch.no_grad():
             eager(model)(*args, **kwargs)

@@ -23,9 +23,14 @@ if TYPE_CHECKING:
 def static_signals(model: nn.Module, *, optimizer: Any = None, activation: str | None = None) -> Signals:
     """What weights, settings and the optimizer's state alone say."""
     from gnnstab.checkpoint import recover_model
+    from gnnstab.probe.replaying.outside import keep_around
+    from gnnstab.randomness import given_back
     from gnnstab.signals.weights import from_checkpoint
 
-    return from_checkpoint(recover_model(model, optimizer=optimizer, activation=activation))
+    with given_back():  # A weight that a parametrisation computes is computed by code of the user's.
+        keep_around(model)
+        found = recover_model(model, optimizer=optimizer, activation=activation)
+    return from_checkpoint(found)
 
 
 def measured_signals(model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32") -> Signals:

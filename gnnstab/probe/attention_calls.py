@@ -13,6 +13,7 @@ from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import copied, device_of, eager, on_device, unwrap, whole_copy
 from gnnstab.probe.state import State
 from gnnstab.randomness import keeps_random_state, same_random_state
@@ -60,7 +61,7 @@ def attention(model: nn.Module, batch: Any) -> list[AttentionCall]:
     Raises:
         UsageError: The model cannot be copied or fails on the batch, or no attention was seen in it.
     """
-    twin = whole_copy(unwrap(model)[0]).eval()
+    twin = in_mode(whole_copy(unwrap(model)[0]), False)
     device = device_of(twin)
     state, found = State(), _Found()
     layers = [layer for layer in find_layers(twin, state) if layer.attention]

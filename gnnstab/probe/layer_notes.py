@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from gnnstab.layers.lazy import on_meta
 from gnnstab.probe.attaching.discovery import recordable
@@ -50,7 +50,7 @@ class LayerNotes:
     ) -> None:
         self._compiled = called is not model
         self._model, self._state, self._layers, self._norms, self._ways = model, state, layers, norms, ways
-        self._known = weakref.WeakSet(model.modules())
+        self._known = WeakIdKeyDictionary(dict.fromkeys(model.modules()))
         """Those that were there when the layers were found."""
 
         self._written = (-1, False, 0)

@@ -17,7 +17,7 @@ from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import Place, survey, to_json
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
-from gnnstab.probe.replaying.evaluating import evaluating
+from gnnstab.probe.replaying.evaluating import evaluating, in_mode
 from gnnstab.probe.replaying.marks import marked_targets
 from gnnstab.probe.replaying.read_out import read_out as read_out
 from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked, whole_copy
@@ -115,7 +115,7 @@ _BLOCKING = (PLACE_CLAMPED_SHARE, PLACE_GRADIENT_STOPS)
 def _as_in_training(twin: nn.Module, found: list[Place], look: Callable[[], list[Place]]) -> list[Place]:
     """The places, where that of `_BLOCKING` which a training forward lacks is marked as of ``evaluation`` alone."""
     modes = {module: module.training for module in twin.modules()}
-    twin.train()
+    in_mode(twin)
     try:
         training = {(place.signal, place.name) for place in look()}
     except Exception as error:  # As of a BatchNorm over a single row.

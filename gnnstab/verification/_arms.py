@@ -16,6 +16,7 @@ from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.batches.data import taken
 from gnnstab.probe.batches.loss import of_output_and_batch
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.verification._fresh_copies import Factory, fresh_twin, seeded
 from gnnstab.verification.fix_spec import FixSpec
@@ -247,4 +248,4 @@ def _trained(setting: Setting, model: nn.Module, settings: TrainingSettings, see
     try:
         return micro_train(model, calls, batches, setting.loss, settings, seed=seed, precision=setting.precision)
     finally:
-        model.train(mode)
+        in_mode(model, mode)

@@ -9,6 +9,7 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.fixes.model_structure import duplicate
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.randomness import seeded as seeded
 
 Factory = Callable[[], nn.Module]
@@ -32,7 +33,7 @@ def fresh_twin(model: nn.Module, seed: int, factory: Factory | None = None) -> n
         raise UsageError(
             "the factory makes a model with other parameters than the one given; its twins would prove nothing"
         )
-    return twin if first is None else twin.to(first.device, first.dtype).train(model.training)
+    return twin if first is None else in_mode(twin.to(first.device, first.dtype), model.training)
 
 
 def reinitialise(model: nn.Module) -> list[str]:

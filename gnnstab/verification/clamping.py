@@ -16,6 +16,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes import find
 from gnnstab.fixes.model_structure import attention_layers, duplicate
 from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import eager
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._fresh_copies import Factory, fresh_twin
@@ -107,7 +108,7 @@ def _up_to(good: dict[float, bool]) -> float:
 
 
 def _forward_time(model: nn.Module, batch: Any, repeats: int = 5) -> float:
-    twin = duplicate(model).eval()
+    twin = in_mode(duplicate(model), False)
     args, kwargs = as_arguments(batch, twin)[0]
     times = []
     with torch.no_grad():
@@ -126,7 +127,7 @@ def _clipped(model: nn.Module, batch: Any, limit: float) -> float:
         values = value.values() if isinstance(value, dict) else (value,)
         counts.extend((one.abs() >= limit).double().mean().item() for one in values)
 
-    twin = duplicate(model).eval()
+    twin = in_mode(duplicate(model), False)
     for _, layer in attention_layers(twin):
         layer.register_forward_hook(count)
     args, kwargs = as_arguments(batch, twin)[0]

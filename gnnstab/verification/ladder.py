@@ -17,6 +17,7 @@ from torch import nn
 from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification._fresh_copies import Factory, seeded
@@ -317,7 +318,7 @@ def _larger_job(setting: Setting, arm: Arm, size: float, factor: float, train: T
 def _graph(setting: Setting, model: nn.Module, factor: float, seed: int) -> tuple[nn.Module, Any, float]:
     """The module that gets the graph, a graph with ``factor`` times the in-degree for it, and that in-degree."""
     mode = model.training
-    call = find_graph_call(model.eval(), as_arguments(setting.batch, model)[0])
-    model.train(mode)
+    call = find_graph_call(in_mode(model, False), as_arguments(setting.batch, model)[0])
+    in_mode(model, mode)
     arguments = grown(call, factor, torch.Generator().manual_seed(seed))
     return *bound(model.get_submodule(call.name), arguments), in_degrees(arguments)[0]

@@ -19,6 +19,7 @@ from gnnstab.fixes.model_structure import duplicate
 from gnnstab.observation import measured_signals
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.batches.data import taken
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Signals
 from gnnstab.records.vocabulary import (
@@ -171,7 +172,7 @@ def scale(
     """
     if not factors or min(factors) <= 0:
         raise UsageError("factors must be positive multiples of the batch's in-degree")
-    twin = duplicate(model).eval()
+    twin = in_mode(duplicate(model), False)
     call = find_graph_call(twin, as_arguments(taken(batch, twin), twin)[0])
     part = twin.get_submodule(call.name)
     plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]

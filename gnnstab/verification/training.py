@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.batches.arguments import Arguments
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import Autocast
 from gnnstab.randomness import seed_torch
 from gnnstab.verification._fresh_copies import seeded
@@ -92,7 +93,7 @@ def micro_train(
 
     The synthetic task and its read-out depend on the seed alone, so that arms with the same seed are paired.
     """
-    model.train()
+    in_mode(model)
     with seeded(seed):
         objective = objective_for(model, calls, batches, loss, seed)
         parameters = [*model.parameters(), *(objective.head.parameters() if objective.head else ())]
@@ -132,10 +133,10 @@ def _lowest(looks: Sequence[float]) -> float:
 
 def _unseen(model: nn.Module, compute: Callable[[nn.Module], Tensor], precision: str) -> float:
     """The loss in eval mode, inf when it is no number; the model goes on in train mode."""
-    model.eval()
+    in_mode(model, False)
     with torch.no_grad(), Autocast.of(model, precision).context():
         value = float(compute(model))
-    model.train()
+    in_mode(model)
     return value if math.isfinite(value) else math.inf
 
 

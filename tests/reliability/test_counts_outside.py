@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,11 +18,19 @@ from counting import WAYS, Count, in_what_nobody_puts_back
 from gnnstab.probe.replaying._named import names_of
 from gnnstab.probe.replaying.outside import Outside
 from gnnstab.probe.replaying.reach import stateful
+from gnnstab.surroundings import surroundings
 from gnnstab.trials import put_back_after, trial
 from side_by_side import Net, Run, graph, unnoticed
 
 X, EDGES = graph()
 Y = torch.randn(len(X), 1, generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(autouse=True)
+def _settings_as_before() -> Iterator[None]:
+    put_back = surroundings()
+    yield
+    put_back()
 
 
 def trained(run: Run, model: Net, loss: Any, watched: Any) -> None:

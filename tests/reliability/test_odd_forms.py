@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GATv2Conv, HypergraphConv, TransformerConv
 
 import gnnstab
@@ -117,3 +120,48 @@ def test_copies_made_inside_have_the_attributes_of_the_model() -> None:
     for one in (model, twin, second):
         assert {name: sorted(vars(module)) for name, module in one.named_modules()} == names
         torch.testing.assert_close(one(X, EDGES), model(X, EDGES))
+
+
+class Contrary(nn.Linear):
+    """Says nothing of itself to whoever asks past its forward."""
+
+    def _refuses(self, *args: object) -> object:
+        raise RuntimeError("asked")
+
+    __eq__ = __bool__ = __len__ = __repr__ = _refuses  # type: ignore[assignment]
+    __hash__ = nn.Module.__hash__
+
+
+class WithContrary(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.out = Contrary(8, 1)
+
+
+def test_a_module_that_refuses_to_be_compared_counted_or_shown() -> None:
+    model = WithContrary()
+    found = trained(model, 20)
+    assert "GS902" not in {f.code for f in found.findings}
+    assert {f.code for f in found.findings} == {f.code for f in trained(Net(), 20).findings}
+    gnnstab.diagnose(model, batch=(X, EDGES), loss=loss)
+
+
+@contextlib.contextmanager
+def once() -> Iterator[None]:
+    """Of a kind that can be entered once."""
+    yield
+
+
+class Single(Net):
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        def segment(x: Tensor) -> Tensor:
+            return torch.relu(self.first(x, edge_index))
+
+        inner = checkpoint(segment, x, use_reentrant=False, context_fn=lambda: (once(), once()))
+        out: Tensor = self.out(self.second(inner, edge_index))
+        return out
+
+
+def test_a_checkpoint_whose_contexts_can_be_entered_once() -> None:
+    found = trained(Single(), 20)
+    assert "GS902" not in {f.code for f in found.findings}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Callable
 from typing import Any
@@ -14,14 +13,15 @@ from torch import Tensor, nn
 
 import gnnstab
 from gnnstab import randomness
+from gnnstab.errors import UsageError
 from side_by_side import Net, graph
 
 X, EDGES = graph()
 Y = torch.randn(len(X), 1, generator=torch.Generator().manual_seed(5))
 
 
-calls: Any = logging.Logger("calls")
-"""Nothing of an object of a library's class is put back, so that what copies note in it stays."""
+calls: Any = UsageError("calls")
+"""Nothing of an object of gnnstab's own is put back, so that what copies note in it stays."""
 
 
 def note(part: str) -> None:
@@ -45,6 +45,15 @@ class Noted(torch.autograd.Function):
 
 
 class Noting(Net):
+    switched = 0
+    """How often any of the class was put into a mode."""
+
+    def train(self, mode: bool = True) -> Noting:
+        note("train")
+        Noting.switched += 1
+        super().train(mode)
+        return self
+
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         out: Tensor = Noted.apply(super().forward(x, edge_index))
         return out
@@ -100,7 +109,28 @@ def test_every_step_of_a_run(brief: None) -> None:
         before = drawn()
     assert str(drawn()) == str(before)
     assert calls.past == set()
-    assert calls.within == {"forward", "hook", "loss", "backward", "step"}
+    assert calls.within - {"train"} == {"forward", "hook", "loss", "backward", "step"}
+
+
+def test_the_mode_of_copies_in_a_run_that_evaluates(brief: None) -> None:
+    """The model's own ``train`` is called on copies in the gate, and what it counts is counted by the run alone."""
+    torch.manual_seed(3)
+    model, optimizer = made()
+    before = Noting.switched
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=loss, schedule="every step", on_finding="ignore") as monitor:
+        for mode in (True, False, True, False):
+            calls.by_run = True
+            model.train(mode)
+            value = loss(model(X, EDGES))
+            if mode:
+                optimizer.zero_grad()
+                value.backward()
+                calls.by_run = False
+                monitor.loss(value)
+                optimizer.step()
+            calls.by_run = False
+    assert Noting.switched == before + 4
+    assert calls.past == set() and "train" in calls.within
 
 
 FACES: dict[str, Callable[..., Any]] = {
@@ -112,7 +142,7 @@ FACES: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("face", FACES)
 def test_every_face(face: str, brief: None) -> None:
-    before = drawn()
+    before, switched = drawn(), Noting.switched
     FACES[face](*made())
-    assert str(drawn()) == str(before)
-    assert calls.past == set() and {"forward", "hook"} <= calls.within
+    assert str(drawn()) == str(before) and Noting.switched == switched
+    assert calls.past == set() and {"forward", "hook", "train"} <= calls.within

@@ -9,7 +9,6 @@ own, bit for bit, with nothing computed twice.
 from __future__ import annotations
 
 import copy
-import dis
 import operator
 import sys
 import types
@@ -17,14 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from gnnstab.errors import let_through
 from gnnstab.layers import Layer, layer_of
-from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
-from gnnstab.probe.attaching.stand_in import Lookalike, method_of_copy, own_method
+from gnnstab.probe.attaching._twins import Code, Notes, Rest, observed
+from gnnstab.probe.attaching._twins import Untappable as Untappable
+from gnnstab.probe.attaching.stand_in import Lookalike, method_of_copy, of_class, own_method
 from gnnstab.torch_private import dispatch_modes, is_exporting, is_jit_tracing, is_tracing
 
 
@@ -61,10 +60,6 @@ class Listener(Protocol):
         """Called while `torch.compile` traces the layer; may only write into preallocated tensors."""
 
 
-class Untappable(Exception):
-    """The layer offers no place to look; the text says why."""
-
-
 class Tap(Lookalike):
     """Stands in for the method that calls softmax; shared by everybody who listens to this layer.
 
@@ -74,6 +69,7 @@ class Tap(Lookalike):
 
     __slots__ = (
         "_before",
+        "_class",
         "_function",
         "_kind",
         "_listeners",
@@ -81,7 +77,9 @@ class Tap(Lookalike):
         "_module",
         "_original",
         "_owner",
-        "_returns",
+        "_place",
+        "_rests",
+        "_runs",
         "_traced",
     )
 
@@ -91,13 +89,47 @@ class Tap(Lookalike):
         self._owner, self._method = _owner_of(module, place)
         self._before = self._owner.__dict__.get(self._method)
         self._listeners: tuple[Listener, ...] = ()
-        self._original, bound = _function_of(self._owner, self._method, self._before)
-        self._masked = self._before or types.MethodType(self._original, self._owner)
-        self._traced = kind.repeats(self._original)
-        self._returns = place == "message"
-        twin = _observed(self._original, self._owner, self._method, self._notice)
+        self._place = place
+        self._build()
+
+    def _build(self) -> None:
+        """Make a twin of what the method is by now.
+
+        Raises:
+            Untappable: There is nothing to look at; the tap is as it was before.
+        """
+        original, bound = _function_of(self._owner, self._method, self._before)
+        rests, runs = list[Rest](), list[Code]()
+        twin = observed(original, self._owner, self._method, Notes(self._notice, rests, runs))
+        self._class, self._original, self._rests, self._runs = type(self._owner), original, rests, runs
+        self._masked = self._before or types.MethodType(original, self._owner)
+        self._traced = self._kind.repeats(original)
         # Bound by hand: a function that somebody put into the instance takes no ``self``.
         self._function: Callable[..., Any] = types.MethodType(twin, self._owner) if bound else twin
+
+    def _stands(self) -> bool:
+        """False as soon as the twin is no twin any more: of a class, a method, a softmax or a code object that was replaced."""
+        kind = self._class
+        if type(self._owner) is not kind:
+            return False
+        if self._before is None and getattr(kind, self._method, None) is not self._original:
+            return False
+        for space, name, value in self._rests:
+            if space.get(name) is not value:
+                return False
+        for function, code, defaults in self._runs:
+            if function.__code__ is not code or function.__defaults__ is not defaults:
+                return False
+        return True
+
+    def _renewed(self) -> bool:
+        """True where the twin of what was replaced can be made; else the layer runs unseen as long as that stays."""
+        try:
+            self._build()
+        except Exception as error:
+            let_through(error)
+            return False
+        return True
 
     @classmethod
     def attach(cls, module: nn.Module, listener: Listener, former: Tap | None = None, kind: Layer | None = None) -> Tap:
@@ -126,8 +158,7 @@ class Tap(Lookalike):
         raise reasons[0]
 
     def _stands_in_for(self, owner: nn.Module, method: str, present: Any) -> bool:
-        same = owner is self._owner and method == self._method and present is self._before
-        return same and self._original is _function_of(owner, method, present)[0]
+        return owner is self._owner and method == self._method and present is self._before and self._stands()
 
     def detach(self, listener: Listener) -> None:
         """Stop listening; with the last listener the layer is as it was."""
@@ -149,10 +180,12 @@ class Tap(Lookalike):
             return (self._masked if is_exporting() else self._compiled)(*args, **kwargs)
         if other := method_of_copy(self, self._owner, self._method, self._before, sys._getframe(1)):
             return other(*args, **kwargs)
+        if not (self._stands() or self._renewed()):
+            return (self._before or of_class(self._owner, self._method))(*args, **kwargs)
         if is_jit_tracing() or (modes and is_tracing()):
             return self._masked(*args, **kwargs)
         out = self._function(*args, **kwargs)
-        if self._returns:
+        if self._place == "message":
             for listener in self._listeners:
                 try:
                     listener.returned(out)
@@ -219,117 +252,3 @@ def _function_of(owner: nn.Module, method: str, before: Any) -> tuple[types.Func
     if not isinstance(found, types.FunctionType):
         raise Untappable(f"{type(owner).__name__}.{method} is no plain function but a {type(found).__name__}")
     return found, bound
-
-
-def _globals(module: dict[str, Any], replaced: dict[str, Any]) -> dict[str, Any]:
-    """Some names of a module replaced, all others looked up in the module itself at the time of the call."""
-    # The lookup is the dictionary's own method, so that a missing name costs no call of a Python function.
-    kind = type("_Globals", (dict,), {"__missing__": staticmethod(module.__getitem__)})
-    found: dict[str, Any] = kind(replaced)
-    return found
-
-
-def _observed(
-    function: types.FunctionType, owner: nn.Module, method: str, notice: Callable[..., None]
-) -> types.FunctionType:
-    """A twin of ``function`` to which ``softmax`` means the wrapper that notes."""
-    code = function.__code__
-    if any(instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for instruction in dis.get_instructions(code)):
-        raise Untappable(f"{function.__qualname__} assigns a global variable")
-    replaced: dict[str, Any] = {}
-    for name, value in named(function):
-        if (seen := _seen(value, code.co_names, owner, notice)) is not None:
-            replaced[name] = seen
-    if "super" in code.co_names and "super" not in function.__globals__:
-        parent = _parent(function, owner, method, notice)
-        if parent is not None:
-            replaced["super"] = parent
-    closure = function.__closure__
-    if not replaced:
-        closure = _within(function, method, owner, notice)
-    if not replaced and closure is None:
-        raise Untappable(f"{function.__qualname__} calls no softmax over edges by a global name")
-    twin = types.FunctionType(
-        code, _globals(function.__globals__, replaced), function.__name__, function.__defaults__, closure
-    )
-    twin.__kwdefaults__ = function.__kwdefaults__
-    return twin
-
-
-def _seen(
-    value: Any, names: tuple[str, ...], owner: nn.Module, notice: Callable[..., None], further: bool = True
-) -> Any:
-    """What a global of an observed function is replaced with; None for one that has nothing to do with softmax."""
-    if edge_softmax(value):
-        return _noting(value, notice)
-    if isinstance(value, types.ModuleType) and softmax_within(value, names):
-        space = types.ModuleType(value.__name__)
-        vars(space).update(vars(value))
-        for name in names:
-            found = getattr(value, name, None)
-            # ``torch_geometric.utils.softmax`` is two steps away; packages refer to each other in circles.
-            if edge_softmax(found) or (further and isinstance(found, types.ModuleType) and found is not value):
-                setattr(space, name, _seen(found, names, owner, notice, False) or found)
-        return space
-    if helper(value) and calls_edge_softmax(value):
-        return _observed(value, owner, value.__name__, notice)
-    return None
-
-
-def _noting(original: Any, notice: Callable[..., None]) -> Callable[..., Tensor]:
-    def softmax(src: Tensor, index: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        out: Tensor = original(src, index, *args, **kwargs)
-        ptr = args[0] if args else kwargs.get("ptr")
-        size = args[1] if len(args) > 1 else kwargs.get("num_nodes")
-        if index is None and ptr is not None:
-            size, index = len(ptr) - 1, _spread(ptr, len(src))
-        notice(src, out, index, size)
-        return out
-
-    return softmax
-
-
-def _spread(ptr: Tensor, rows: int) -> Tensor:
-    """(E,) group of every row, from where the groups begin."""
-    groups = torch.arange(len(ptr) - 1, device=ptr.device)
-    return groups.repeat_interleave(ptr.diff(), output_size=rows)
-
-
-def _within(function: types.FunctionType, method: str, owner: nn.Module, notice: Callable[..., None]) -> Any:
-    """What a decorated function closes over, with the observed twin in the place of the function that was decorated."""
-    inner = getattr(function, "__wrapped__", None)
-    cells = function.__closure__ or ()
-    if not isinstance(inner, types.FunctionType) or not any(cell.cell_contents is inner for cell in cells):
-        return None
-    twin = _observed(inner, owner, method, notice)
-    return tuple(types.CellType(twin) if cell.cell_contents is inner else cell for cell in cells)
-
-
-def _parent(
-    function: types.FunctionType, owner: nn.Module, method: str, notice: Callable[..., None]
-) -> Callable[..., Any] | None:
-    """A ``super`` for ``function`` whose method of that name is the observed twin of the parent's; None when it has none."""
-    mro = type(owner).__mro__
-    home = next((cls for cls in mro if cls.__dict__.get(method) is function), None)
-    if home is None:
-        return None
-    above = next((c.__dict__[method] for c in mro[mro.index(home) + 1 :] if method in c.__dict__), None)
-    if not isinstance(above, types.FunctionType):
-        return None
-    try:
-        twin = _observed(above, owner, method, notice)
-    except Untappable:
-        return None
-    stand_in = _Above(super(home, owner), method, types.MethodType(twin, owner))
-    return lambda *args: stand_in if not args or args == (home, owner) else super(*args)
-
-
-class _Above:
-    """What ``super()`` returns to an observed function: the real one, except for one method."""
-
-    def __init__(self, real: Any, method: str, observed: Callable[..., Any]) -> None:
-        self._real = real
-        self.__dict__[method] = observed
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)

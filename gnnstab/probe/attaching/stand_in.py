@@ -53,6 +53,14 @@ def method_of_copy(standing: Lookalike, owner: Any, method: str, before: Any, ca
     return getattr(copied, method)
 
 
+def of_class(owner: Any, method: str) -> Callable[..., Any]:
+    """The method of the class, bound as Python binds it, past what stands in the instance."""
+    found = next(vars(kind)[method] for kind in type(owner).__mro__ if method in vars(kind))
+    bind = getattr(type(found), "__get__", None)
+    bound: Callable[..., Any] = found if bind is None else bind(found, owner, type(owner))
+    return bound
+
+
 def own_method(owner: Any, method: str, memo: dict[int, Any]) -> Any:
     """The method of its class for a deep copy of ``owner``, which goes again from the copy's attributes when the copying is over."""
     twin = memo.get(id(owner), owner)
@@ -83,7 +91,7 @@ class StandIn(Lookalike):
     no hook.
     """
 
-    __slots__ = ("_after", "_before", "_gone", "_method", "_module", "_within")
+    __slots__ = ("_after", "_before", "_found", "_gone", "_method", "_module", "_within")
 
     def __init__(
         self,
@@ -98,14 +106,17 @@ class StandIn(Lookalike):
         self._gone = False
         self._method = method
         self._before = vars(module).get(method)
-        self._masked = self._before or types.MethodType(getattr(type(module), method), module)
+        self._found = getattr(type(module), method)
+        self._masked = self._before or of_class(module, method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own method."""
-        if not is_compiling() and (
-            other := method_of_copy(self, self._module, self._method, self._before, sys._getframe(1))
-        ):
-            return other(*args, **kwargs)
+        if not is_compiling():
+            if other := method_of_copy(self, self._module, self._method, self._before, sys._getframe(1)):
+                return other(*args, **kwargs)
+            if self._before is None and getattr(type(self._module), self._method, None) is not self._found:
+                self._found = getattr(type(self._module), self._method)
+                self._masked = of_class(self._module, self._method)
         if self._gone or (is_exporting() if is_compiling() else is_tracing()):
             return self._masked(*args, **kwargs)
         if self._within is None or is_compiling():

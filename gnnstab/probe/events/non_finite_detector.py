@@ -18,6 +18,7 @@ from gnnstab.probe.events import _non_finite_event as non_finite_event
 from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import TAKEN_AWAY, Explainer
 from gnnstab.probe.replaying import bundle
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import replica, run_replica, tensors_in
 from gnnstab.probe.replaying.skipped_step import SkippedForward
 from gnnstab.probe.state import State
@@ -227,10 +228,10 @@ class NonFiniteDetector:
         event = non_finite_event.evaluation_event(step, loss, "eval" if inputs is None else inputs.mode)
         if inputs is not None and inputs.rng is not None:
             try:
-                output = run_replica(replica(self._model).train(), self._forwards.kept or inputs)
+                output = run_replica(in_mode(replica(self._model)), self._forwards.kept or inputs)
                 if any(bool(t.isnan().any()) for _, t in tensors_in(output)):
                     return None
-                twin = replica(self._model).train(inputs.mode.startswith("train"))
+                twin = in_mode(replica(self._model), inputs.mode.startswith("train"))
             except (UsageError, *_OF_VALUES) as error:
                 event = non_finite_event.with_detail(event, note=str(error))
             else:

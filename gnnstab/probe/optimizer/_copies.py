@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.finalisers import refuse_finalisers
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.outside import keep_around
 from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
@@ -30,7 +31,7 @@ def twins(
     inner, _ = unwrap(model)
     twin = replica(inner)
     if not inner.training and not keep_mode:
-        twin.train()
+        in_mode(twin)
     return twin, optimizer_twin(optimizer, inner, twin)
 
 

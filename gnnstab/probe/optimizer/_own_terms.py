@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import let_through
 from gnnstab.probe.optimizer._suspects import Suspect, listed
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import mapped, tensors_in
 
 _FEWEST = 4
@@ -31,7 +32,7 @@ def without_own_terms(model: nn.Module, forward: Callable[[], Any]) -> Iterator[
     finally:
         for handle in handles:
             handle.remove()
-    model.eval()
+    in_mode(model, False)
     bare: list[str] = []
     for name, (args, kwargs) in given.items():
         # What stands around a layer may add what it lacks.

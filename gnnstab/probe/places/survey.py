@@ -6,7 +6,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.errors import UsageError, let_through, ours
+from gnnstab.left_out import left_out
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import is_target
@@ -122,6 +123,20 @@ def survey(
         return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast, came_back, told)
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """A failure of the user's code inside is no failure of gnnstab's: it is a look that is left out."""
+    try:
+        yield
+    except RuntimeError:
+        raise
+    except Exception as error:
+        let_through(error)
+        if ours(error) and not isinstance(error, UsageError):
+            raise
+        raise left_out(f"the model's {what} failed on a copy: {type(error).__name__}: {error}") from error
+
+
 def _survey(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -165,16 +180,8 @@ def _survey(
         PlainScores(twin),
     )
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
-        try:
-            with casts, overflows, scores:
-                output = eager(twin)(*args, **kwargs)
-        except RuntimeError:
-            raise
-        except Exception as error:
-            let_through(error)
-            if ours(error) and not isinstance(error, UsageError):
-                raise
-            raise UsageError(f"the model's forward failed: {type(error).__name__}: {error}") from error
+        with _told("forward"), casts, overflows, scores:
+            output = eager(twin)(*args, **kwargs)
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         made = parameters.made(model, twin)
         nodes = _nodes(given, calls)
@@ -197,7 +204,10 @@ def _survey(
                     tensor.retain_grad()
             graph_size.keep_gradients(seen)
             with closing(Blocks(seen)) as blocks:
-                loss.backward()  # type: ignore[no-untyped-call]
+                with _told(
+                    "backward"
+                ):  # What is saved has been read: a checkpoint may have computed it, and can do so only once.
+                    loss.backward()  # type: ignore[no-untyped-call]
                 found += [Place(*row) for row in blocks.rows()]
         found += [Place(*row) for row in casts.rows()]
         found += [

@@ -7,8 +7,11 @@ import functools
 import types
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from gnnstab.finalisers import slots_of
 
 
 @functools.lru_cache(2**15)  # Of a large library that a loss reaches, once.
@@ -63,3 +66,24 @@ _SEALED = frozenset(
     )
 )
 """Their modules."""
+
+
+def may_count(value: Any) -> bool:
+    """True of a function, a class or an object in whose attributes code may count; what of it is put back, `Outside` knows."""
+    if isinstance(value, (types.FunctionType, type)):
+        return True
+    if isinstance(value, _NO_OBJECTS) or _is_opaque(type(value)):
+        return False
+    return hasattr(value, "__dict__") or bool(slots_of(type(value)))
+
+
+_NO_OBJECTS = (types.ModuleType, types.MethodType, types.BuiltinFunctionType, Tensor)
+"""They have attributes, or those of something else, that are looked at elsewhere."""
+
+
+def _is_opaque(kind: type) -> bool:
+    """True of classes whose objects change as long as a process runs, whatever a model does."""
+    return kind.__module__.partition(".")[0] in _OPAQUE or kind.__module__ == "torch._ops"
+
+
+_OPAQUE = frozenset({"gnnstab", "queue", "concurrent", "asyncio", "subprocess", "socket", "selectors"})

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch_geometric.data.data import BaseData
 
 from gnnstab.finalisers import slots_of
@@ -29,7 +30,6 @@ from gnnstab.probe.replaying.reach import (  # fmt: skip
     SPACES,
     code_around,
     contents,
-    is_own_object,
     of_library,
 )
 from gnnstab.torch_private import preserved_version, without_torch_dispatch
@@ -52,7 +52,13 @@ _FLAGGED = (threading.Semaphore, threading.Event)
 _OF_MODULES = frozenset({"modules", "import_module", "__import__"})
 """By these code reaches modules, its own above all, that it names in strings."""
 
-_BY_NAME = frozenset({"globals", "setattr", "vars", "__dict__", "__setattr__"})
+_OF_FUNCTIONS = ("__defaults__", "__kwdefaults__", "__code__", "__doc__")
+"""What a function is made of, and can be given anew."""
+
+_THREADS = frozenset({"current_thread", "main_thread"})
+"""By these code reaches the object of a thread."""
+
+_BY_NAME = frozenset({"globals", "f_globals", "setattr", "vars", "__dict__", "__setattr__"})
 """By these code assigns what it names in strings."""
 
 
@@ -83,9 +89,10 @@ class Outside:
                     own = functools.partial(type.__setattr__, value), functools.partial(type.__delattr__, value)
                     self._names(lambda name, kind=value: vars(kind).get(name, _MISSING), *own)  # type: ignore[misc]
                     self._containers(list(vars(value).values()))
-            elif isinstance(value, torch.optim.Optimizer):
-                self._containers([value.param_groups])
-            elif is_own_object(value) or (not isinstance(value, types.FunctionType) and slots_of(type(value))):
+            elif isinstance(value, types.FunctionType):
+                self._table(vars(value))
+                self._fields(value, _OF_FUNCTIONS)
+            else:
                 self._object(value)
 
     def put_back(self) -> None:
@@ -98,6 +105,11 @@ class Outside:
         for name in self._attributes if names is None else names:
             self._back.append(functools.partial(_set, read, put, drop, name, read(name)))
 
+    def _fields(self, value: Any, names: Iterable[str]) -> None:
+        """What C code holds of an object, where code among the functions assigns it."""
+        put, drop = functools.partial(setattr, value), functools.partial(delattr, value)
+        self._names(lambda name: getattr(value, name, _MISSING), put, drop, self._attributes.intersection(names))
+
     def _table(self, table: dict[str, Any], names: Iterable[str] | None = None) -> None:
         own = self._attributes if names is None else frozenset(names)
         self._back.append(functools.partial(_set_table, table, own, {name: table[name] for name in _of(own, table)}))
@@ -106,7 +118,12 @@ class Outside:
         attributes = getattr(value, "__dict__", None)
         if attributes is not None:
             self._table(attributes, self._attributes | _kept_properties(type(value)))
-            self._containers(list(attributes.values()))
+            # A step of an optimizer is not run on copies; its state is as large as the model.
+            held = {k: v for k, v in attributes.items() if k != "state" or not isinstance(value, Optimizer)}
+            if type(value).__module__ != "threading":
+                self._containers(list(held.values()))
+        if isinstance(value, BaseException):
+            self._fields(value, ("args",))
         slots = slots_of(type(value))
         put, drop = functools.partial(object.__setattr__, value), functools.partial(object.__delattr__, value)
         self._names(lambda name: getattr(value, name, _MISSING), put, drop, self._attributes.intersection(slots))
@@ -132,13 +149,21 @@ class Outside:
 
     def _module(self, module: types.ModuleType, names: frozenset[str]) -> None:
         """What code that mentions ``names`` can reach in a module of the user's."""
-        if id(module) in self._seen or of_library(types.SimpleNamespace(__module__=module.__name__)):
+        if id(module) in self._seen:
             return
         self._seen[id(module)] = module
         self._table(vars(module), self._attributes)
+        library = of_library(types.SimpleNamespace(__module__=module.__name__))
         for name in names & vars(module).keys():
             value = vars(module)[name]
-            self._module(value, names) if isinstance(value, types.ModuleType) else self._containers([value])
+            if isinstance(value, types.ModuleType):
+                self._module(value, names)
+            elif not library:
+                self._containers([value])
+            elif name in _THREADS and module is threading:
+                self._table(vars(value()))
+            elif isinstance(value, types.FunctionType):
+                self._table(vars(value))
 
     def _containers(self, values: list[Any]) -> None:
         while values:
@@ -152,6 +177,11 @@ class Outside:
                 if value.nbytes <= LARGEST_COPIED:
                     self._back.append(functools.partial(_set_array, value, value.copy()))
                     values += value.ravel().tolist() if value.dtype == object else ()
+            elif isinstance(value, types.MappingProxyType):
+                values += value.values()
+            elif isinstance(value, torch.UntypedStorage):
+                if value.device.type == "cpu" and value.nbytes() <= LARGEST_COPIED:
+                    self._back.append(functools.partial(_set_storage, value, torch.ByteTensor(value).clone()))
             elif isinstance(value, ChainMap):
                 values += value.maps
             elif isinstance(value, memoryview):
@@ -190,6 +220,9 @@ class Outside:
         if attributes := vars(value):
             self._table(attributes, self._attributes)
             self._containers(list(attributes.values()))
+        if "grad" in self._attributes and value.is_leaf:
+            self._fields(value, ("grad",))
+            self._containers([value.grad])
         if type(value) is not Tensor or value.is_meta or value.is_inference():
             return
         if value.layout is not torch.strided:
@@ -255,7 +288,7 @@ def _of(names: frozenset[str], table: dict[str, Any]) -> list[str]:
 
 def _set_table(table: dict[str, Any], names: frozenset[str], held: dict[str, Any]) -> None:
     for name in _of(names, table):
-        if name not in held:
+        if name not in held and not isinstance(table[name], types.ModuleType):  # One that is imported stays.
             table.pop(name)
     for name, value in held.items():
         if table.get(name, _MISSING) is not value:
@@ -291,6 +324,11 @@ def _set_environment(held: dict[str, str]) -> None:
     for name in os.environ.keys() - held.keys():
         del os.environ[name]
     os.environ.update({name: value for name, value in held.items() if os.environ.get(name) != value})
+
+
+def _set_storage(storage: torch.UntypedStorage, held: Tensor) -> None:
+    if storage.nbytes() == held.nbytes:
+        torch.ByteTensor(storage).copy_(held)
 
 
 def _set_array(held: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:

@@ -20,12 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from gnnstab.errors import UsageError
 from gnnstab.finalisers import refuse_finalisers, slots_of
 from gnnstab.own_draws import own_draws
-from gnnstab.probe.replaying._named import QUIET, Steps, is_sealed, names_of
+from gnnstab.probe.replaying._named import QUIET, Steps, is_sealed, may_count, names_of
 from gnnstab.randomness import deep_copy
 from gnnstab.torch_private import functions_of_operator, operators_named, tree_leaves
 
@@ -78,12 +77,6 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
             return path or type(value).__name__
         steps.saw(value, path)
     return steps.taken()
-
-
-def _is_code(value: Any) -> bool:
-    return (
-        isinstance(value, (types.FunctionType, type, Optimizer)) or is_own_object(value) or bool(slots_of(type(value)))
-    )
 
 
 def refuse_draws_of_process(function: Any) -> None:
@@ -190,7 +183,7 @@ def stateful(function: Any) -> Reached:
     steps = Steps()
     for value, path in _reached([function], {id(function)}, frozenset(), into_modules=True):
         steps.saw(value, path)
-        if _is_code(value):
+        if may_count(value):
             code.append(value)
         if isinstance(value, nn.Module) or (callable(value) and is_own_object(value)):
             owners.append(value)
@@ -208,7 +201,7 @@ def code_around(twin: nn.Module | torch.optim.Optimizer) -> list[Any]:
     hooks = [hook for table in hung if isinstance(table, dict) for hook in table.values() if callable(hook)]
     functions = {id(value) for value in (*hung, *hooks) if isinstance(value, types.FunctionType)}
     found = _reached([twin, *hooks], functions, frozenset(), into_modules=True)
-    return [value for value, _ in found if _is_code(value)]
+    return [value for value, _ in found if may_count(value)]
 
 
 def held_by(model: nn.Module) -> list[Any]:
@@ -314,7 +307,7 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
         yield from _of_object(value)
     elif isinstance(value, types.MethodType):
         yield from (("__self__", value.__self__, False), ("__func__", value.__func__, True))
-    elif isinstance(value, types.BuiltinMethodType):
+    elif isinstance(value, (types.BuiltinMethodType, types.MethodWrapperType)):
         if not any(value.__self__ is known for known in _RESTORED):
             yield "__self__", value.__self__, True
     elif isinstance(value, weakref.ref):

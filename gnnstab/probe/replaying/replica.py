@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections import UserDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from types import FunctionType
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric.data.data import BaseData
 from torch_geometric.inspector import Inspector
 
@@ -265,7 +265,7 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
     return called
 
 
-GUARDS: weakref.WeakKeyDictionary[nn.Module, Guard] = weakref.WeakKeyDictionary()
+GUARDS: MutableMapping[nn.Module, Guard] = WeakIdKeyDictionary()
 """Of every copy; nothing hangs on the copy itself, which the user may get."""
 
 

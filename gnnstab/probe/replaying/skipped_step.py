@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.hooks import Hook, ignore
 from gnnstab.probe.buffering.step_writer import StepRows, Writer
+from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
 from gnnstab.records import SeriesKey
 
@@ -121,9 +122,9 @@ def last_look(
     The rows that the light tier has of ``step`` stay as they are.
     """
     twin = replica(model)
-    if twin.training != (training := inputs.mode.startswith("train")):  # A validation came last.
-        twin.train(training)
     try:
+        if twin.training != (training := inputs.mode.startswith("train")):  # A validation came last.
+            in_mode(twin, training)
         return _again(twin, SkippedForward(inputs, []), step, _OnlyMeasures(writer), recorder)[1]
     except UsageError:
         return None
