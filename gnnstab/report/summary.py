@@ -66,7 +66,6 @@ def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
 LEFT_OUT = "left out "
 """How a note about a file of a folder begins that could not be read."""
 
-
 UNJUDGED = re.compile(
     r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes)|in lists and)"
 )
@@ -287,9 +286,10 @@ def told(diagnosis: Diagnosis) -> tuple[Cause, ...]:
 def alike(diagnosis: Diagnosis) -> list[list[Finding]]:
     """The findings in reading order, those together that say the same of several layers or heads."""
     groups: dict[tuple[object, ...], list[Finding]] = {}
+    times = Counter(finding.message for finding in diagnosis.findings)
     for finding in in_reading_order(diagnosis):
-        said = finding.message.replace(finding.layer, "") if finding.layer else finding.message
-        said = re.sub(r"\d[\d.,e+-]*", "", said)
+        said = finding.message
+        said = re.sub(r"\d[\d.,e+-]*", "", said if times[said] > 1 else said.replace(finding.layer or " ", " "))
         groups.setdefault((finding.code, finding.severity, finding.explained_by, said), []).append(finding)
     return list(groups.values())
 

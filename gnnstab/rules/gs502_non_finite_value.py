@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from gnnstab.records import Event, Finding, Signal, Signals
 from gnnstab.rules._event_cause import event_cause
-from gnnstab.rules.base import Rule, rule
+from gnnstab.rules.base import Rule, first_of_each_layer, rule
 
 
 @rule("GS502", "non-finite-value", cause="undefined-operation", severity="error", confidence="high")
@@ -49,7 +49,7 @@ class NonFiniteValue(Rule):
     """
 
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """Error for the first non-finite event, else for non-finite parameters."""
+        """Error for the first non-finite event, else for every layer with non-finite parameters: who knows one accepts no other."""
         events = [event for event in signals.events if event.kind == "non-finite"]
         if events:
             yield self._event(signals, first_explained(events), len({(e.step, e.stage) for e in events}))
@@ -60,12 +60,9 @@ class NonFiniteValue(Rule):
         if bad:
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
             cause, why = self._weights_cause(signals, bad)
-            yield self.finding(
-                f"{len(bad)} tensor{'s hold' if len(bad) > 1 else ' holds'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
-                limit=0.0,
-                signal=bad[0],
-                cause=cause,
-            )
+            said = f"{len(bad)} tensor{'s hold' if len(bad) > 1 else ' holds'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}."
+            for one in first_of_each_layer(bad):
+                yield self.finding(said, limit=0.0, signal=one, cause=cause)
         elif not signals.find("weight.non_finite") and not signals.attention_layers:
             signals.need("weight.non_finite")
 
