@@ -7,13 +7,16 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gnnstab.errors import UsageError
 
 from . import interrupt
+
+if TYPE_CHECKING:
+    from gnnstab.records import Diagnosis
 
 
 def parse(given: Sequence[str]) -> list[tuple[str, Path]]:
@@ -121,6 +124,14 @@ def terminal() -> dict[str, Any]:
 def complain(text: str, kind: str = "warning") -> None:
     """One line on standard error."""
     told(f"{kind}: {text}")
+
+
+def complain_of_unread(diagnoses: Sequence[Diagnosis]) -> bool:
+    """One line for each file of a folder or run that could not be read; True where there is one."""
+    unread = [note for d in diagnoses for note in d.context.get("left_out", ())]
+    for note in unread:
+        complain(note, "error")
+    return bool(unread)
 
 
 def told(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,12 @@ from torch import Tensor
 
 import gnnstab
 from gnnstab import baseline
+from gnnstab.compare import compare
+from gnnstab.errors import NothingEvaluable
 from gnnstab.records import Diagnosis
 from gnnstab.report import FORMATS, render
+from gnnstab.report.summary import not_covered, state
+from gnnstab.trace import TraceWriter
 from models.stacks import Stack
 
 Weights = dict[str, Tensor]
@@ -47,3 +51,48 @@ def test_a_baseline_hides_no_second_layer(tmp_path: Path, code: str, by: float) 
     assert text.count(said.rstrip(".")) == 1
     assert len(render(later, "text").splitlines()) <= 15
     assert all(render(later, format).count("convs.1") for format in FORMATS)
+
+
+def folder(path: Path, **files: object) -> Path:
+    path.mkdir()
+    for name, contents in files.items():
+        torch.save(contents, path / f"{name}.pt")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"), [({}, {}), ({"step": 100}, {"step": 100}), ({"step": 10}, {"step": 100}), ({}, {"step": 100})]
+)
+@pytest.mark.parametrize("names", [("actor", "critic"), ("adapted", "base"), ("agent_0", "agent_1")])
+def test_of_several_networks_in_a_folder_none_hides_a_nan(
+    tmp_path: Path, names: tuple[str, str], bad: dict[str, int], good: dict[str, int]
+) -> None:
+    both = folder(
+        tmp_path / "bad", **{names[0]: {"model": weights(FIRST), **bad}, names[1]: {"model": weights(), **good}}
+    )
+    older = names[0].startswith("agent") and bad.get("step", 100) < 100
+    found = [(f.code, f.layer) for f in gnnstab.diagnose(both, heads=1).at_least("error")]
+    assert found == ([] if older else [("GS502", "convs.0")]), "an older state of the same file is told in a note"
+    torch.save({"model": weights(), **bad}, both / f"{names[0]}.pt")
+    repaired = gnnstab.diagnose(both, heads=1)
+    assert repaired.at_least("error") == ()
+    told = any(f"{names[0]}.pt" in part for part in not_covered(repaired))
+    assert told != (names[0].startswith("agent") and not (bad and bad == good))
+
+
+def test_checkpoints_beside_a_trace_are_named(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run")
+    with TraceWriter(run / "run.gnnstab"):
+        pass
+    alone = gnnstab.diagnose(run)
+    torch.save(weights(FIRST), run / "last.pt")
+    diagnosis = gnnstab.diagnose(run)
+    assert not any("last.pt" in text for text in (*alone.target.notes, *not_covered(alone)))
+    assert any("last.pt" in note for note in diagnosis.target.notes)
+    assert any("last.pt" in part for part in not_covered(diagnosis)) and state(diagnosis) != "stable"
+
+
+def test_a_comparison_of_no_number_says_so(tmp_path: Path) -> None:
+    one = judged(tmp_path / "a.pt", weights())
+    with pytest.raises(NothingEvaluable, match="in common"):
+        compare(one, replace(one, signals=()))

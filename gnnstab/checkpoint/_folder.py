@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from gnnstab.checkpoint._shards import SHARD
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[A-Za-z]+)")
+"""Name of a shard, ``model-00001-of-00002.safetensors``."""
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gnnstab.observation._files import observe_checkpoint
-from gnnstab.observation._folders import observe_folder
+from gnnstab.observation._folders import listed, observe_folder
 from gnnstab.observation._models import at_hand, observe_model
 from gnnstab.observation._references import build
 from gnnstab.observation._request import Live, Observed, Request
@@ -23,12 +24,21 @@ def observe(target: Any, request: Request) -> Observed:
     """
     if not isinstance(target, (str, os.PathLike)):
         return observe_model(target, request)
+    from gnnstab.checkpoint import checkpoints_in
+
     path = Path(target)
     if path.is_dir() and not any(path.glob("*.gnnstab")):
         return observe_folder(path, request)
     if path.is_dir() or is_trace(path):
         with Trace.open(path) as trace:
-            return Observed(Target("trace", str(path), trace.notes), from_trace(trace), _beside(trace, request))
+            signals, notes, beside = from_trace(trace), trace.notes, checkpoints_in(path) if path.is_dir() else []
+            if beside:
+                files = listed([file.name for file in beside], 2)
+                signals = replace(signals, context={**signals.context, "files_beside": files})
+                notes += (
+                    f"{path}: read the trace as one run, and not {files} beside it; name a checkpoint to have it judged",
+                )
+            return Observed(Target("trace", str(path), notes), signals, _beside(trace, request))
     return observe_checkpoint(path, request)
 
 

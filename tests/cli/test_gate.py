@@ -51,8 +51,13 @@ def test_strict_asks_for_all_to_be_judged(cli, targets: list[str], code: int, mo
 
 @pytest.mark.parametrize("command", ["check", "diagnose"])
 def test_a_file_of_a_folder_that_cannot_be_read_is_an_error(cli, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = Target("checkpoint", "folder", ("left out b.pt: b.pt: is empty",))
-    monkeypatch.setitem(examples.ALL, "torn", lambda: replace(examples.clean(), target=target))
+    unread = "left out b.pt: b.pt: is empty"
+    target, context = Target("checkpoint", "folder", (unread,)), {"left_out": [unread]}
+    monkeypatch.setitem(examples.ALL, "torn", lambda: replace(examples.clean(), target=target, context=context))
+    # A file may bear any name.
+    named = Target("checkpoint", "folder", ("left out b.pt: read from the entry 'model'",))
+    monkeypatch.setitem(examples.ALL, "named", lambda: replace(examples.clean(), target=named))
+    assert cli(command, "named.pt").code == 0
     ran = cli(command, "torn.pt", "--baseline", "known.json", "--update-baseline")
     assert ran.code == 2 and "error: left out b.pt: b.pt: is empty" in ran.err
     assert not Path("known.json").exists()
