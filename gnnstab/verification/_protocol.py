@@ -124,7 +124,15 @@ def verify(
 def _results(plans: Sequence[_Plan], **sweeping: Any) -> dict[Arm, ArmResult]:
     """What came of all arms of plans that share a setting."""
     setting, results = plans[0].setting, dict[Arm, ArmResult]()
-    of = (setting.model, setting.precision, setting.training, setting.goal, setting.loss is None)
+    of = (
+        setting.model,
+        setting.batch,
+        setting.loss,
+        setting.factory,
+        setting.precision,
+        setting.training,
+        setting.goal,
+    )
     for stage in zip(*(plan.stages(results) for plan in plans), strict=True):
         arms = {arm.key: arm for asked in stage for arm in asked if arm not in results}
         jobs = {key: partial(run_arm, setting, arm) for key, arm in arms.items()}

@@ -180,7 +180,7 @@ def run_ladder(
     training = TrainingSettings(steps=steps, lr=lr)
     setting = Setting.of(model, batch, loss, precision, training, factory)
     stages, errors = _stages(setting, rungs)
-    of = (model, training, precision, stages, train is None)
+    of = (model, setting.batch, setting.loss, train, factory, training, precision, stages)
     run = partial(sweep, kind=ArmResult, of=of, workers=workers, progress=progress, store=store)
     trials = _Trials(setting, train, range(seeds), run)
     return trials.scaled_up(trials.climbed(stages, errors), stages, sizes)

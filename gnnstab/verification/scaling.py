@@ -176,7 +176,9 @@ def scale(
     part = twin.get_submodule(call.name)
     plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]
     jobs = {f"{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan}
-    found = sweep(jobs, Point, of=(twin, *call.graph), workers=workers, progress=progress, store=store)
+    found = sweep(
+        jobs, Point, of=(twin, call.name, call.args, call.kwargs), workers=workers, progress=progress, store=store
+    )
     return evaluate(tuple(found[key] for key in jobs), call.name)
 
 
