@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from torch import Tensor
 import gnnstab
 from gnnstab import baseline
 from gnnstab.compare import compare
-from gnnstab.errors import NothingEvaluable
-from gnnstab.records import Diagnosis
+from gnnstab.errors import LoadError, NothingEvaluable, TraceError
+from gnnstab.records import Diagnosis, StepRow
 from gnnstab.report import FORMATS, render
 from gnnstab.report.summary import not_covered, state
-from gnnstab.trace import TraceWriter
+from gnnstab.trace import Trace, TraceWriter, rank_path
+from gnnstab.trace._opening import bytes_of
 from models.stacks import Stack
 
 Weights = dict[str, Tensor]
@@ -96,3 +98,57 @@ def test_a_comparison_of_no_number_says_so(tmp_path: Path) -> None:
     one = judged(tmp_path / "a.pt", weights())
     with pytest.raises(NothingEvaluable, match="in common"):
         compare(one, replace(one, signals=()))
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    run = folder(tmp_path / "run", good=weights())
+    assert not any("left out" in note for note in gnnstab.diagnose(run, heads=1).target.notes)
+    (run / "last.pt").symlink_to("gone/last.pt")
+    (run / "saved.ckpt").mkdir()
+    os.mkfifo(run / "z.pth")
+    unread = [note for note in gnnstab.diagnose(run, heads=1).target.notes if note.startswith("left out")]
+    assert [note.split(": ")[-1] for note in unread] == [
+        "is a link to nothing",
+        "is a directory; name a checkpoint file in it",
+        "is not a regular file",
+    ]
+
+
+@pytest.mark.parametrize("asked", ["x.pt", "."])
+def test_without_permission_the_line_says_so(tmp_path: Path, asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(weights(), tmp_path / "x.pt")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "x.pt")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(LoadError, match=r"x\.pt: cannot be read: Permission denied"):
+        gnnstab.diagnose(tmp_path / asked)
+
+
+def test_an_unfinished_trace_is_read_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "run.gnnstab").symlink_to(tmp_path / "run.gnnstab")
+    writer = TraceWriter(tmp_path / "run.gnnstab")
+    writer.step(StepRow(3, 0.0, 1.0, None, None, None))
+    writer.flush()
+    assert (tmp_path / "run.gnnstab-wal").stat().st_size
+    for path in (tmp_path, tmp_path / "there"):
+        with Trace.open(path / "run.gnnstab") as trace:
+            assert list(trace.step_arrays()["step"]) == [3]
+    assert bytes_of(str(tmp_path / "run.gnnstab")) == bytes_of(str(tmp_path / "there" / "run.gnnstab"))
+    writer.close()
+
+
+def test_a_stem_of_two_runs_is_asked_about(tmp_path: Path) -> None:
+    with TraceWriter(tmp_path / "run.gnnstab"):
+        pass
+    with Trace.open(tmp_path / "run") as trace:
+        assert trace.ranks
+    with TraceWriter(rank_path(tmp_path / "run", 0)):
+        pass
+    with pytest.raises(TraceError, match="of two runs"):
+        gnnstab.diagnose(tmp_path / "run")
+    (tmp_path / "run.gnnstab").unlink()
+    assert gnnstab.diagnose(tmp_path / "run").target.kind == "trace"

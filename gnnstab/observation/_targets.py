@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gnnstab.errors import LoadError
 from gnnstab.observation._files import observe_checkpoint
 from gnnstab.observation._folders import listed, observe_folder
 from gnnstab.observation._models import at_hand, observe_model
@@ -27,11 +28,16 @@ def observe(target: Any, request: Request) -> Observed:
     from gnnstab.checkpoint import checkpoints_in
 
     path = Path(target)
-    if path.is_dir() and not any(path.glob("*.gnnstab")):
-        return observe_folder(path, request)
-    if path.is_dir() or is_trace(path):
+    folder = os.path.isdir(path)  # Unlike `Path.is_dir` it asks no leave.
+    try:
+        if folder and not any(name.endswith(".gnnstab") for name in os.listdir(path)):
+            return observe_folder(path, request)
+        trace_file = folder or is_trace(path)
+    except PermissionError as error:
+        raise LoadError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+    if trace_file:
         with Trace.open(path) as trace:
-            signals, notes, beside = from_trace(trace), trace.notes, checkpoints_in(path) if path.is_dir() else []
+            signals, notes, beside = from_trace(trace), trace.notes, checkpoints_in(path) if folder else []
             if beside:
                 files = listed([file.name for file in beside], 2)
                 signals = replace(signals, context={**signals.context, "files_beside": files})
@@ -55,7 +61,7 @@ def is_trace(path: Path) -> bool:
     """True for a file that is, or claims to be, a trace, and for the stem of the traces of a distributed run."""
     if path.suffix == ".gnnstab":
         return True
-    if not path.is_file():
-        return not path.exists() and bool(rank_files(path))
+    if not os.path.isfile(path):
+        return not os.path.lexists(path) and bool(rank_files(path))
     with path.open("rb") as stream:
         return stream.read(16) == b"SQLite format 3\x00"
