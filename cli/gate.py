@@ -120,6 +120,7 @@ def _inputs(targets: Sequence[str], chosen: Settings, observe: dict[str, Any], r
     modules = [str(observe[name]).partition(":")[0] for name in ("model", "loss") if observe.get(name)]
     inputs = [*targets, *modules, *(f"{name.replace('.', os.sep)}.py" for name in modules)]
     inputs += [str(observe["batch"])] if observe.get("batch") else []
+    inputs += sorted(set(chosen.origins.values()))
     return inputs + ([str(chosen.baseline)] if chosen.baseline is not None and not replaced else [])
 
 

@@ -61,14 +61,17 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[str]) -> None:
         written.add(real)
         if any(os.path.realpath(one) == real or _same(path, one) for one in inputs):
             raise UsageError(f"cannot write {path}: it is read as well; name another file")
-        if path.suffix.lower() in STORED and path.exists():
+        if path.name.lower().endswith(STORED) and os.path.lexists(path):
             raise UsageError(
-                f"cannot write {path}: it is there and named as a checkpoint or a trace; name another file"
+                f"cannot write {path}: it is there and named as a checkpoint, a trace or a project's settings; name another file"
             )
 
 
-STORED = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".gnnstab", ".gnnstab-wal", ".gnnstab-journal")
-"""Suffixes of files that no report replaces."""
+STORED = (
+    *(".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".index.json", "pyproject.toml", "setup.cfg", "gnnstab.toml"),
+    *(f".gnnstab{end}" for end in ("", "-wal", "-shm", "-journal", "-lock")),
+)
+"""Ends of the names of files that no report replaces."""
 
 
 def _same(path: Path, other: str) -> bool:

@@ -21,6 +21,7 @@ from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification._fresh_copies import Factory, seeded
 from gnnstab.verification._growth import bound, find_graph_call, grown, in_degrees
+from gnnstab.verification._storing import stored
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
 from gnnstab.verification.measuring import items, observe
@@ -177,6 +178,9 @@ def run_ladder(
         raise UsageError("a ladder needs at least one rung")
     if any(not 0 < size < math.inf for size in sizes):
         raise UsageError(f"sizes must be positive numbers, not {', '.join(f'{size:g}' for size in sizes)}")
+    stored(
+        None if store is None else Path(store), (), ArmResult
+    )  # A file of somebody else is refused before anything runs.
     training = TrainingSettings(steps=steps, lr=lr)
     setting = Setting.of(model, batch, loss, precision, training, factory)
     stages, errors = _stages(setting, rungs)

@@ -60,3 +60,28 @@ def test_weights_that_the_file_does_not_hold_are_named(asked, capfd, command: st
     said = call(capfd, f"{command} part.pt")[2]
     assert "only in the file, not used: other" in said
     assert not own or f"{len(own)} only in the model" in said
+
+
+@pytest.mark.parametrize("what", ["export", "store"])
+def test_a_name_that_is_taken_is_refused_before_anything_runs(asked, capfd, what: str, monkeypatch) -> None:
+    def run_nothing(*_: object, **__: object) -> None:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr("gnnstab.verification._arms.observe", run_nothing)
+    torch.save(asked, "good.pt")
+    Path("taken").write_text("precious\n")
+    line = f"verify good.pt --fix qk-clip --{what} taken"
+    code, _, err = call(capfd, line)
+    assert code == 2 and "taken" in err and "it ran" not in err and Path("taken").read_text() == "precious\n"
+
+
+def test_what_holds_a_nan_or_does_nothing_is_exported_as_no_repair(asked, capfd) -> None:
+    line = "verify sharp.pt --fix qk-clip --seeds 1 --steps 1 --export"
+    asked["convs.0.lin_query.weight"] *= 100
+    torch.save(asked, "sharp.pt")
+    call(capfd, f"{line} repaired.pt")
+    assert Path("repaired.pt").exists()
+    asked["convs.1.lin_value.weight"][0, 0] = math.nan
+    torch.save(asked, "sharp.pt")
+    code, _, err = call(capfd, f"{line} spoilt.pt")
+    assert code != 0 and "was not written" in err and not Path("spoilt.pt").exists()
