@@ -56,7 +56,7 @@ def _parts(thing: Any, seen: dict[int, Any], modules: set[str]) -> Iterator[byte
         yield from _numbers(thing)
     elif isinstance(thing, nn.Module):
         modules.update(kind.__module__ for kind in type(thing).__mro__)
-        inner = [thing._parameters, thing._buffers, thing._modules, _own(thing)]
+        inner = [thing._parameters, dict(thing.named_buffers(recurse=False)), thing._modules, _own(thing)]
     elif isinstance(thing, BaseData):
         inner = [thing.to_dict()]
     elif isinstance(thing, Mapping):
