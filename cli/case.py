@@ -80,7 +80,9 @@ def load(checkpoint: str | None, model: str, batch: str, loss: str | None, unsaf
                 "gnnstab diagnose --verify takes a trace with --model and --batch"
             )
         file = read(Path(checkpoint), unsafe=unsafe)
-        load_into(made, file)
+        for note in load_into(made, file):
+            if " only in the " in note or " fits as well" in note:
+                output.complain(f"{checkpoint}: {note}")
         training = adam_settings([entry.settings for state in file.optimizers for entry in state.entries])
     return Case(made, load_batch(batch, unsafe=unsafe), resolve(loss) if loss else None, factory, training)
 

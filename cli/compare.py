@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from . import case, completion, gate, options, output
+from .group import ERROR, FINDINGS
 
 
 class Factor(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -56,4 +57,6 @@ def command(
         )
     comparison = compare(first, second, thresholds=chosen.thresholds)
     output.show(render(comparison, format, factor=factor, verbose=verbose, **output.terminal()), format)
-    return 1 if factor is not None and comparison.grown(factor) else 0
+    if output.complain_of_unread([first, second]):
+        return ERROR
+    return FINDINGS if factor is not None and comparison.grown(factor) else 0

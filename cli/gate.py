@@ -61,7 +61,7 @@ def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
 def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     """Diagnose every target, report, and say how it went as an exit code."""
     from gnnstab import baseline
-    from gnnstab.report.summary import LEFT_OUT, state
+    from gnnstab.report.summary import state
 
     chosen = request.chosen
     written = [path for _, path in request.outputs] + ([_baseline_path(chosen)] if request.update_baseline else [])
@@ -75,8 +75,7 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
         output.complain(complaint)
     for note in (note for d in accepted.diagnoses for note in d.target.notes if " as one run, " in note):
         output.complain(note, "note")
-    for note in (note for d in accepted.diagnoses for note in d.target.notes if note.startswith(LEFT_OUT)):
-        output.complain(note, "error")
+    if output.complain_of_unread(accepted.diagnoses):
         failed.append(ERROR)
     judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
     if judged:
@@ -121,6 +120,7 @@ def _inputs(targets: Sequence[str], chosen: Settings, observe: dict[str, Any], r
     modules = [str(observe[name]).partition(":")[0] for name in ("model", "loss") if observe.get(name)]
     inputs = [*targets, *modules, *(f"{name.replace('.', os.sep)}.py" for name in modules)]
     inputs += [str(observe["batch"])] if observe.get("batch") else []
+    inputs += sorted(set(chosen.origins.values()))
     return inputs + ([str(chosen.baseline)] if chosen.baseline is not None and not replaced else [])
 
 

@@ -7,13 +7,16 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gnnstab.errors import UsageError
 
 from . import interrupt
+
+if TYPE_CHECKING:
+    from gnnstab.records import Diagnosis
 
 
 def parse(given: Sequence[str]) -> list[tuple[str, Path]]:
@@ -58,14 +61,17 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[str]) -> None:
         written.add(real)
         if any(os.path.realpath(one) == real or _same(path, one) for one in inputs):
             raise UsageError(f"cannot write {path}: it is read as well; name another file")
-        if path.suffix.lower() in STORED and path.exists():
+        if path.name.lower().endswith(STORED) and os.path.lexists(path):
             raise UsageError(
-                f"cannot write {path}: it is there and named as a checkpoint or a trace; name another file"
+                f"cannot write {path}: it is there and named as a checkpoint, a trace or a project's settings; name another file"
             )
 
 
-STORED = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".gnnstab", ".gnnstab-wal", ".gnnstab-journal")
-"""Suffixes of files that no report replaces."""
+STORED = (
+    *(".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".index.json", "pyproject.toml", "setup.cfg", "gnnstab.toml"),
+    *(f".gnnstab{end}" for end in ("", "-wal", "-shm", "-journal", "-lock")),
+)
+"""Ends of the names of files that no report replaces."""
 
 
 def _same(path: Path, other: str) -> bool:
@@ -121,6 +127,14 @@ def terminal() -> dict[str, Any]:
 def complain(text: str, kind: str = "warning") -> None:
     """One line on standard error."""
     told(f"{kind}: {text}")
+
+
+def complain_of_unread(diagnoses: Sequence[Diagnosis]) -> bool:
+    """One line for each file of a folder or run that could not be read; True where there is one."""
+    unread = [note for d in diagnoses for note in d.context.get("left_out", ())]
+    for note in unread:
+        complain(note, "error")
+    return bool(unread)
 
 
 def told(text: str) -> None:

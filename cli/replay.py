@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,5 +85,12 @@ def _of_checkpoint(
     if model is None or batch is None:
         raise UsageError("without a bundle a replay needs both --model pkg.mod:factory and --batch FILE")
     given = case.load(path, model, batch, None, unsafe)
-    args, kwargs = as_arguments(given.batch, given.model)[0]
-    return replay(given.model.eval(), args, kwargs, precision=precision, fixes=fixes or FIRST_AID)
+    batches = as_arguments(given.batch, given.model)
+    several = len(batches) > 1
+    note = f"All {len(batches)} batches were run." if several else ""
+    for position, (args, kwargs) in enumerate(batches, start=1):
+        found = replay(given.model.eval(), args, kwargs, precision=precision, fixes=fixes or FIRST_AID)
+        if found.event is not None:
+            note = f"Batch {position} of {len(batches)}, the first that is not finite." if several else ""
+            break
+    return replace(found, note=note)

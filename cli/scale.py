@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from . import case, completion, gate, options
+from .group import FINDINGS
 
 
 @click.command()
@@ -28,7 +29,8 @@ def command(
 ) -> int:
     """How the numbers grow with in-degree, and the in-degree at which each limit breaks.
 
-    Runs at fp32, fp16 and bf16 whatever --precision says; the graphs are made from the neighbourhoods of the batch.
+    Runs at fp32, fp16 and bf16 whatever --precision says; the graphs are made from the neighbourhoods of the batch, of several the
+    first. Exit code 1 when a value is non-finite in fp32, else 0.
     """
     from gnnstab.verification.clamping import compare
     from gnnstab.verification.scaling import scale
@@ -48,4 +50,4 @@ def command(
         return "\n\n".join([*([sides_text(sides)] if sides else []), scaling_text(shown["scaling"], **options)])
 
     case.show({"scaling": found, "clamping": sides}, text, format, verbose)
-    return 0
+    return FINDINGS if any(point.non_finite and point.precision == "fp32" for point in found.points) else 0

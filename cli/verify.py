@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -36,9 +37,12 @@ def command(
     what is recommended is tried. A small model takes about a minute for each fix; fewer --seeds or --steps
     take less and decide less often. Exit code 0 when every fix is confirmed, else 1.
     """
+    from gnnstab.errors import UsageError
     from gnnstab.verification import verify
     from gnnstab.verification.wording import verdicts_text
 
+    if export is not None and os.path.lexists(export):
+        raise UsageError(f"{export} exists; give a new file, gnnstab overwrites no checkpoint")
     asked = case.take(checkpoint, given)
     if given["lr"] is None:
         given["lr"] = asked.training.get("lr")
@@ -49,7 +53,9 @@ def command(
             progress=tell, **given,
         )  # fmt: skip
     case.show(found, verdicts_text, format, verbose)
-    if export is not None:
+    if export is not None and found[-1].verdict in ("no-effect", "made-worse"):
+        output.complain(f"{export} was not written: {found[-1].fix} was measured to fail ({found[-1].verdict})")
+    elif export is not None:
         _export(asked, named[-1], export)
     return 0 if all(verdict.verdict == "confirmed" for verdict in found) else 1
 

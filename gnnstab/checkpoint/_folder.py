@@ -6,7 +6,8 @@ import os
 import re
 from pathlib import Path
 
-from gnnstab.checkpoint._shards import SHARD
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[A-Za-z]+)")
+"""Name of a shard, ``model-00001-of-00002.safetensors``."""
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 
@@ -23,12 +24,13 @@ _OPTIMIZER = re.compile(r"optimizer(_0)?\.(pt|pth|bin)", re.IGNORECASE)
 
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """Files with a checkpoint's suffix directly in ``folder``, numbers in their names compared as numbers.
+    """What has a checkpoint's suffix directly in ``folder``, numbers in the names compared as numbers; whoever reads it finds out what is no file.
 
     The shards of one model are one checkpoint, named by the first; what a training program keeps beside it is none.
     """
-    named = (path for path in Path(folder).iterdir() if path.is_file())
-    files = [path for path in named if path.suffix.lower() in SUFFIXES or _HUGGING_FACE.fullmatch(path.name)]
+    files = [
+        path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES or _HUGGING_FACE.fullmatch(path.name)
+    ]
     networks = [path for path in files if not _NO_NETWORK.fullmatch(path.name)] or files
     # Every second part is a number: ``step_9`` comes before ``step_10``.
     parts = {path: re.split(r"([0-9]+)", path.name) for path in networks}
@@ -40,5 +42,5 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
 
 def optimizer_in(folder: str | os.PathLike[str]) -> Path | None:
     """The file of an optimizer that stands beside the weights it trains, ``optimizer.pt``."""
-    found = (path for path in Path(folder).iterdir() if _OPTIMIZER.fullmatch(path.name) and path.is_file())
+    found = (path for path in Path(folder).iterdir() if _OPTIMIZER.fullmatch(path.name) and os.path.isfile(path))
     return min(found, default=None)

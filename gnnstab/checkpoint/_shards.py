@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gnnstab.archive import LARGEST_PICKLE
+from gnnstab.checkpoint._folder import SHARD
 from gnnstab.checkpoint._naming import printable
 from gnnstab.checkpoint._reading import MOST_ENTRIES
 from gnnstab.checkpoint._sniffing import regular_file
 from gnnstab.errors import LoadError
 from gnnstab.unpickling.guard import look_first
-
-SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[A-Za-z]+)")
-"""Name of a shard, ``model-00001-of-00002.safetensors``."""
 
 INDEX = ".index.json"
 """How the name of an index ends: tensor → file, under ``weight_map``."""

@@ -38,6 +38,8 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     try:
         state = file.stat()
     except (FileNotFoundError, NotADirectoryError):
+        if os.path.islink(file):
+            raise LoadError(f"{shown}: is a link to nothing") from None
         near = hint(file.name, (other.name for other in file.parent.glob("*"))) if file.parent.is_dir() else ""
         raise LoadError(f"{shown}: no such file{f'; {near}' if near else ''}") from None
     except (OSError, ValueError) as error:

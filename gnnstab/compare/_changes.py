@@ -124,7 +124,9 @@ def compare(a: Diagnosis, b: Diagnosis, *, thresholds: Mapping[str, Mapping[str,
         right[key] = value
         left.setdefault(key, 0.0)
     common = left.keys() & right.keys()
-    if not any(shared):
+    # Weights that are no longer NaN or Inf have nothing to be compared with, and are no lack.
+    healed = any(f.signal == WEIGHT_NON_FINITE for f in a.findings)
+    if not any(shared) or not (common or healed):
         raise NothingEvaluable(
             f"{a.target.path} and {b.target.path} have no layer and signal in common; compare two states of one network, "
             "observed in the same way"

@@ -48,7 +48,7 @@ def parse(section: Mapping[str, Any], file: Path) -> Settings:
             str(glob): _thresholds(rules, f"{where}: layers.{printable(glob, 80)}") for glob, rules in layers.items()
         },
         suppressions=tuple(_suppressions(section.get("suppressions", ()), where)),
-        origins={key.replace("-", "_"): where for key in section},
+        origins={"": where, **{key.replace("-", "_"): where for key in section}},
     )
 
 

@@ -51,7 +51,7 @@ class Settings:
     suppressions: tuple[Suppression, ...] = ()
 
     origins: Mapping[str, str] = field(default_factory=dict)
-    """Key → the file or option that set it; a key that is missing here has its default."""
+    """Key → the file or option that set it; a key that is missing here has its default. ``""`` → the file that was read."""
 
     def origin(self, key: str) -> str:
         """Where the value of a key came from."""

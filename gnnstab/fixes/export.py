@@ -41,6 +41,8 @@ def export(source: nn.Module | dict[str, Tensor], name: str, path: str | Path, *
         state = _clipped(source, fix.factors(**options))  # type: ignore[attr-defined]
     else:
         state = fix.apply(source, **options).state_dict()
+    if bad := [key for key, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        raise FixError(f"{path} was not written: {bad[0]} would hold NaN or Inf, and no such file is repaired")
     try:
         # Made new: neither an older file nor what a link points to, there or not, is ever written.
         with path.open("xb") as stream:

@@ -36,7 +36,7 @@ def _observe(path: Path, request: Request, probe: bool, optimizer: Path | None) 
     from gnnstab.signals.weights import from_checkpoint
 
     request.progress(f"reading {path.name}")
-    before = path.stat() if path.is_file() else None
+    before = path.stat() if os.path.isfile(path) else None
     checkpoint = load(path, unsafe=request.unsafe, optimizer=optimizer)
     leaves = {name.rpartition(".")[2] for name in checkpoint.tensors}
     if "edge_index" in leaves and not leaves & {"weight", "bias"}:
@@ -72,7 +72,7 @@ def _observe(path: Path, request: Request, probe: bool, optimizer: Path | None) 
 
 def _refuse_changed(path: Path, before: os.stat_result | None) -> None:
     """Raise `LoadError` when a mapped file was written to meanwhile; one that was replaced whole is still mapped as it was."""
-    after = path.stat() if path.is_file() else None
+    after = path.stat() if os.path.isfile(path) else None
     if before is None or after is None or (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino):
         return
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):

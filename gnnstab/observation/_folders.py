@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -64,15 +65,17 @@ def observe_folder(folder: Path, request: Request) -> Observed:
         if first == last
         else f"{len(order.files)} checkpoints as one run, {first} to {last}"
     )
-    signals = order.with_unplaced(collected.signals(), paths[newest].name)
+    signals = order.with_others(collected.signals(), paths[newest].name)
     said = f"{folder}: read {read}" + order.told(paths[newest].name)
+    if notes.left_out:
+        signals = replace(signals, context={**signals.context, "left_out": notes.unread()})
     return Observed(Target("checkpoint", str(folder), (said, *notes.gathered())), signals, live)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str], most: int = MOST_NAMED) -> str:
     """The first names, and how many more there are."""
-    more = len(names) - MOST_NAMED
-    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _of_one_run(folder: Path, known: dict[str, str], file: str, signals: Signals) -> None:
@@ -97,13 +100,13 @@ class _Order:
 
     def __init__(self) -> None:
         self._highest: int | None = None
-        self._placed: dict[str, bool] = {}
+        self._steps: dict[str, int | None] = {}
         self._bad: dict[str, tuple[Signal, ...]] = {}
 
     def step_of(self, file: str, position: int, signals: Signals) -> int:
         """The step in the file; without one, that of the files before it by name, or its place where none of them has any."""
         own = signals.context.get("step")
-        self._placed[file] = own is not None
+        self._steps[file] = None if own is None else int(own)
         if bad := tuple(signal for signal in signals.find(WEIGHT_NON_FINITE) if signal.value > 0):
             self._bad[file] = bad
         if own is None:
@@ -111,31 +114,37 @@ class _Order:
         self._highest = max(int(own), self._highest or 0)
         return int(own)
 
-    def with_unplaced(self, newest: Signals, file: str) -> Signals:
-        """NaN and Inf of files without a step count beside those of others: nothing says that they are older."""
-        if all(self._placed.values()) or not any(self._placed.values()):
-            return newest
-        more = [
-            replace(signal, detail={**signal.detail, "file": name})
-            for name, bad in self._bad.items()
-            if name != file and not self._placed[name]
-            for signal in bad
-        ]
-        return replace(newest, values=(*newest.values, *more))
+    def with_others(self, newest: Signals, file: str) -> Signals:
+        """With what else may be the last of a network: NaN and Inf of such files count, the rest of them is not seen."""
+        more: dict[str | None, Signal] = {}
+        for name, bad in self._bad.items():
+            if name != file and not self._older(name, file, stepped=True):
+                for signal in bad:
+                    kept = more.setdefault(signal.layer, replace(signal, detail={**signal.detail, "files": []}))
+                    kept.detail["files"].append(name)
+        beside = [name for name in self._steps if name != file and not self._older(name, file)]
+        context = {**newest.context, "files_beside": listed(beside, 2)} if beside else newest.context
+        return replace(newest, values=(*newest.values, *more.values()), context=context)
+
+    def _older(self, name: str, file: str, *, stepped: bool = False) -> bool:
+        """True for a file of the same name but for its numbers that has a lower step, or, unless ``stepped``, none to tell by."""
+        own, last = self._steps[name], self._steps[file]
+        known = not stepped if own is None or last is None else own < last
+        return known and re.sub(r"[0-9]+", "", name) == re.sub(r"[0-9]+", "", file)
 
     @property
     def files(self) -> list[str]:
         """Those that were read, by name."""
-        return list(self._placed)
+        return list(self._steps)
 
     def told(self, file: str) -> str:
         """What to say of the order, ``""`` where every file has a step and nothing was passed over."""
         parts = []
-        unplaced = [name for name, placed in self._placed.items() if not placed]
-        if unplaced and len(unplaced) < len(self._placed):
-            parts.append(f"without a step, placed by name: {_listed(unplaced)}")
+        unplaced = [name for name, step in self._steps.items() if step is None]
+        if unplaced and len(unplaced) < len(self._steps):
+            parts.append(f"without a step, placed by name: {listed(unplaced)}")
         if older := [name for name in self._bad if name != file]:
-            parts.append(f"NaN or Inf in {_listed(older)} too")
+            parts.append(f"NaN or Inf in {listed(older)} too")
         return "".join(f"; {part}" for part in [f"the newest is {file}", *parts]) if parts else ""
 
 
@@ -153,11 +162,14 @@ class _Notes:
     def leave_out(self, file: str, why: str) -> None:
         self.left_out.append(f"left out {file}: {why}")
 
-    def gathered(self) -> tuple[str, ...]:
+    def unread(self) -> list[str]:
+        """What to say of the files that could not be read."""
         more = len(self.left_out) - MOST_LEFT_OUT
-        left_out = self.left_out[:MOST_LEFT_OUT] + ([f"left out {more} more"] if more > 0 else [])
+        return self.left_out[:MOST_LEFT_OUT] + ([f"left out {more} more"] if more > 0 else [])
+
+    def gathered(self) -> tuple[str, ...]:
         told = (
             f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: {note}" if files[0] else note
             for note, files in self._files.items()
         )
-        return (*left_out, *told)
+        return (*self.unread(), *told)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gnnstab.errors import LoadError
 from gnnstab.observation._files import observe_checkpoint
-from gnnstab.observation._folders import observe_folder
+from gnnstab.observation._folders import listed, observe_folder
 from gnnstab.observation._models import at_hand, observe_model
 from gnnstab.observation._references import build
 from gnnstab.observation._request import Live, Observed, Request
@@ -23,12 +25,26 @@ def observe(target: Any, request: Request) -> Observed:
     """
     if not isinstance(target, (str, os.PathLike)):
         return observe_model(target, request)
+    from gnnstab.checkpoint import checkpoints_in
+
     path = Path(target)
-    if path.is_dir() and not any(path.glob("*.gnnstab")):
-        return observe_folder(path, request)
-    if path.is_dir() or is_trace(path):
+    folder = os.path.isdir(path)  # Unlike `Path.is_dir` it asks no leave.
+    try:
+        if folder and not any(name.endswith(".gnnstab") for name in os.listdir(path)):
+            return observe_folder(path, request)
+        trace_file = folder or is_trace(path)
+    except PermissionError as error:
+        raise LoadError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
+    if trace_file:
         with Trace.open(path) as trace:
-            return Observed(Target("trace", str(path), trace.notes), from_trace(trace), _beside(trace, request))
+            signals, notes, beside = from_trace(trace), trace.notes, checkpoints_in(path) if folder else []
+            if beside:
+                files = listed([file.name for file in beside], 2)
+                signals = replace(signals, context={**signals.context, "files_beside": files})
+                notes += (
+                    f"{path}: read the trace as one run, and not {files} beside it; name a checkpoint to have it judged",
+                )
+            return Observed(Target("trace", str(path), notes), signals, _beside(trace, request))
     return observe_checkpoint(path, request)
 
 
@@ -45,7 +61,7 @@ def is_trace(path: Path) -> bool:
     """True for a file that is, or claims to be, a trace, and for the stem of the traces of a distributed run."""
     if path.suffix == ".gnnstab":
         return True
-    if not path.is_file():
-        return not path.exists() and bool(rank_files(path))
+    if not os.path.isfile(path):
+        return not os.path.lexists(path) and bool(rank_files(path))
     with path.open("rb") as stream:
         return stream.read(16) == b"SQLite format 3\x00"

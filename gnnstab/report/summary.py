@@ -63,10 +63,6 @@ def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
     return f"{_calm(diagnosis)} in {_layers(diagnosis, short)}"
 
 
-LEFT_OUT = "left out "
-"""How a note about a file of a folder begins that could not be read."""
-
-
 UNJUDGED = re.compile(
     r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes)|in lists and)"
 )
@@ -76,9 +72,11 @@ UNJUDGED = re.compile(
 def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     """What a calm verdict does not cover: layers, the user's own data, rules that were not asked, findings hidden."""
     parts = []
-    notes = diagnosis.target.notes
-    if unread := [note[len(LEFT_OUT) :].partition(": ")[0] for note in notes if note.startswith(LEFT_OUT)]:
+    if left_out := diagnosis.context.get("left_out"):
+        unread = [note.removeprefix("left out ").partition(": ")[0] for note in left_out]
         parts.append(f"{escape.name(', '.join(unread), 40)}, which could not be read")
+    if beside := diagnosis.context.get("files_beside"):
+        parts.append(f"{escape.name(str(beside), 40)}, to be named by itself")
     if missing := diagnosis.context.get("ranks_missing"):
         parts.append(
             f"rank{'s' if len(missing) > 1 else ''} {escape.name(', '.join(map(str, missing)), 40)} of the run"
@@ -93,8 +91,8 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         parts.append("what came after the last step of a trace that was not closed")
     if any("of use, your loss tells" in finding.message for finding in diagnosis.findings):
         parts.append("whether its sharp attention is of use (pass the loss)")
-    if left_out := sum(rule.reason == "not selected" for rule in diagnosis.rules):
-        parts.append(f"{left_out} of {count(len(diagnosis.rules), 'rule')}, not selected")
+    if unasked := sum(rule.reason == "not selected" for rule in diagnosis.rules):
+        parts.append(f"{unasked} of {count(len(diagnosis.rules), 'rule')}, not selected")
     hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
     parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
     return tuple(parts)
@@ -287,9 +285,10 @@ def told(diagnosis: Diagnosis) -> tuple[Cause, ...]:
 def alike(diagnosis: Diagnosis) -> list[list[Finding]]:
     """The findings in reading order, those together that say the same of several layers or heads."""
     groups: dict[tuple[object, ...], list[Finding]] = {}
+    times = Counter(finding.message for finding in diagnosis.findings)
     for finding in in_reading_order(diagnosis):
-        said = finding.message.replace(finding.layer, "") if finding.layer else finding.message
-        said = re.sub(r"\d[\d.,e+-]*", "", said)
+        said = finding.message
+        said = re.sub(r"\d[\d.,e+-]*", "", said if times[said] > 1 else said.replace(finding.layer or " ", " "))
         groups.setdefault((finding.code, finding.severity, finding.explained_by, said), []).append(finding)
     return list(groups.values())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 from gnnstab.records import Finding, Signal, Signals
@@ -83,6 +83,14 @@ class Rule(ABC):
             unit=signal.unit if signal else unit,
             message=message,
         )
+
+
+def first_of_each_layer(found: Iterable[Signal]) -> list[Signal]:
+    """One signal per layer: a baseline knows findings by their layers, and one finding for several would hide a new one."""
+    first: dict[str | None, Signal] = {}
+    for signal in found:
+        first.setdefault(signal.layer, signal)
+    return list(first.values())
 
 
 def rule(code: str, name: str, *, cause: str, severity: str, confidence: str) -> Callable[[type[R]], type[R]]:

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from gnnstab.records import Event, Finding, Signal, Signals
 from gnnstab.rules._event_cause import event_cause
-from gnnstab.rules.base import Rule, rule
+from gnnstab.rules.base import Rule, first_of_each_layer, rule
+from gnnstab.rules.queries import names
 
 
 @rule("GS502", "non-finite-value", cause="undefined-operation", severity="error", confidence="high")
@@ -51,24 +52,31 @@ class NonFiniteValue(Rule):
     """
 
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """Error for the first non-finite event, else for non-finite parameters."""
+        """Error for the first non-finite event, else for every layer with non-finite parameters: who knows one accepts no other."""
         events = [event for event in signals.events if event.kind == "non-finite"]
         if events:
             yield self._event(signals, first_explained(events), len({(e.step, e.stage) for e in events}))
             return
         for note in [e for e in signals.events if e.kind == "note" and e.detail.get("taken_away")][:1]:
             yield self._taken_away(note)
-        bad = [s for s in signals.find("weight.non_finite") if s.value > 0 and s.layer is not None]
+        found = [s for s in signals.find("weight.non_finite") if s.value > 0 and s.layer is not None]
+        bad = [s for s in found if "files" not in s.detail]
         if bad:
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
             cause, why = self._weights_cause(signals, bad)
+            said = f"{len(bad)} tensor{'s hold' if len(bad) > 1 else ' holds'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}."
+            for one in first_of_each_layer(bad):
+                yield self.finding(said, limit=0.0, signal=one, cause=cause)
+        others = [s for s in found if "files" in s.detail and s.layer not in {b.layer for b in bad}]
+        files = list(dict.fromkeys(str(file) for s in others for file in s.detail["files"]))
+        for one in others:
             yield self.finding(
-                f"{len(bad)} tensor{'s hold' if len(bad) > 1 else ' holds'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
+                f"NaN or Inf in {names(files)}, which nothing shows to be an older state of the newest file: look at each by itself.",
                 limit=0.0,
-                signal=bad[0],
-                cause=cause,
+                signal=one,
+                cause="",
             )
-        elif not signals.find("weight.non_finite") and not signals.attention_layers:
+        if not signals.find("weight.non_finite") and not signals.attention_layers:
             signals.need("weight.non_finite")
 
     def _event(self, signals: Signals, event: Event, total: int) -> Finding:

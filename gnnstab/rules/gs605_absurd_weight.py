@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules._silent_by_design import unread
-from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.base import Rule, first_of_each_layer, rule, threshold
 from gnnstab.rules.queries import largest, measured, names
 
 
@@ -50,7 +50,7 @@ class AbsurdWeight(Rule):
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding that lists them."""
+        """One finding per layer; each lists all of them."""
         found = signals.find("weight.rms")
         if not found:
             raise NotEvaluable(signals.why_missing("weight.rms"))
@@ -69,12 +69,12 @@ class AbsurdWeight(Rule):
         absurd = [s for s in absurd if s not in working]
         worst = largest(absurd)
         listed = sorted({str(s.detail.get("parameter", s.layer)) for s in absurd})
-        yield self.finding(
+        said = (
             f"{names(listed)}: RMS {worst.value:.2g} where a quarter of all parameters lies below {usual:.2g}, "
-            "as with memory that was never initialised. Initialise it.",
-            limit=self._limit(worst),
-            signal=worst,
+            "as with memory that was never initialised. Initialise it."
         )
+        for one in first_of_each_layer(sorted(absurd, key=lambda s: -s.value)):
+            yield self.finding(said, limit=self._limit(one), signal=one)
 
     def _never_read(self, useless: Sequence[Signal]) -> Finding:
         listed = sorted({str(s.detail.get("parameter", s.layer)) for s in useless})

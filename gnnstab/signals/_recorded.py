@@ -174,6 +174,8 @@ def _context(
         context["steps_unseen"] = _number(meta.get("unseen.steps"))
         if trace.missing_ranks:
             context["ranks_missing"] = trace.missing_ranks
+        if left_out := [note for note in trace.notes if note.startswith("left out ")]:
+            context["left_out"] = left_out
         if kept := meta.get("stale.gradients"):
             context["stale_gradients"] = _number(kept) or False
         context["steps_dropped"] = _number(meta.get("dropped.steps"))

@@ -67,10 +67,15 @@ def _find(path: str) -> list[str]:
         return [path]
     if os.path.isdir(path):
         return _find_in_folder(path)
-    if ranks := rank_files(path):
-        return [str(rank) for rank in ranks]
+    ranks = [str(rank) for rank in rank_files(path)]
     if not os.path.lexists(path) and os.path.isfile(path + SUFFIX):
+        if ranks:
+            raise TraceError(
+                f"{path}: {path}{SUFFIX} and {ranks[0]} are of two runs; name one of them, or move one away"
+            )
         return [path + SUFFIX]
+    if ranks:
+        return ranks
     return [path]
 
 

@@ -64,7 +64,7 @@ def _open(path: str, notes: list[str]) -> sqlite3.Connection:
         return _connect(path, "mode=ro")
     except sqlite3.OperationalError as error:
         # A writer was killed within a transaction, and only who may write could undo what it had begun.
-        if "readonly" in str(error) and os.path.isfile(f"{path}-journal"):
+        if "readonly" in str(error) and os.path.isfile(f"{os.path.realpath(path)}-journal"):
             return _rolled_back(path)
         # Reading a WAL file needs a file of shared memory beside it, which a read-only folder cannot get.
         if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
@@ -75,7 +75,7 @@ def _open(path: str, notes: list[str]) -> sqlite3.Connection:
         connection = _connect(path, "mode=ro&immutable=1")
     except SPOILT as error:
         raise TraceError(_explain(path, error)) from error
-    if os.path.exists(f"{path}-wal"):
+    if os.path.exists(f"{os.path.realpath(path)}-wal"):
         notes.append(f"{path}: read from a read-only folder, the rows of its last flushes in {path}-wal are not seen")
     return connection
 
@@ -132,7 +132,7 @@ def _validate(connection: sqlite3.Connection, path: str) -> int:
     pages, page_size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
     held = os.stat(path).st_size
     # With a write-ahead log beside it the file may rightly be shorter than the database.
-    if not os.path.exists(f"{path}-wal") and held < pages * page_size:
+    if not os.path.exists(f"{os.path.realpath(path)}-wal") and held < pages * page_size:
         raise TraceError(f"{path}: truncated trace, {held} of {pages * page_size} bytes are there; copy it again")
     if found == schema.SCHEMA_VERSION:
         schema.check_tables(connection, path)
@@ -163,8 +163,8 @@ def _copy(connection: sqlite3.Connection, path: str) -> sqlite3.Connection:
 
 def bytes_of(path: str) -> int:
     """Apparent size of a database with its journal or log, in which most of a young trace may still be."""
-    total = 0
-    for name in (path, f"{path}-wal", f"{path}-journal"):
+    total, base = 0, os.path.realpath(path)
+    for name in (base, f"{base}-wal", f"{base}-journal"):
         with suppress(FileNotFoundError):  # The log comes and goes with its writer.
             total += os.stat(name).st_size
     return total

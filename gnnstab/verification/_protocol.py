@@ -30,6 +30,7 @@ from gnnstab.verification import _judging as judging
 from gnnstab.verification._arms import Arm, ArmResult, Setting, run_arm
 from gnnstab.verification._fresh_copies import Factory, how_initialised, not_drawn
 from gnnstab.verification._judging import Pairs
+from gnnstab.verification._storing import stored
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification._verdict import Verdict
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
@@ -100,6 +101,9 @@ def verify(
     given = {key: float(value) for key, value in said.items() if value is not None}
     training = TrainingSettings(steps=steps, **given, own_rate="lr" in given)
     tell = progress or (lambda _: None)
+    stored(
+        None if store is None else Path(store), (), ArmResult
+    )  # A file of somebody else is refused before anything runs.
     tell("running forward and backward")
     setting = Setting.of(model, batch, loss, precision, training, factory, finding)
     if setting.goal is None and setting.tries_steps:
@@ -124,7 +128,15 @@ def verify(
 def _results(plans: Sequence[_Plan], **sweeping: Any) -> dict[Arm, ArmResult]:
     """What came of all arms of plans that share a setting."""
     setting, results = plans[0].setting, dict[Arm, ArmResult]()
-    of = (setting.model, setting.precision, setting.training, setting.goal, setting.loss is None)
+    of = (
+        setting.model,
+        setting.batch,
+        setting.loss,
+        setting.factory,
+        setting.precision,
+        setting.training,
+        setting.goal,
+    )
     for stage in zip(*(plan.stages(results) for plan in plans), strict=True):
         arms = {arm.key: arm for asked in stage for arm in asked if arm not in results}
         jobs = {key: partial(run_arm, setting, arm) for key, arm in arms.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,9 +11,9 @@ from typing import Any, TypeVar
 
 import joblib
 import torch
-from torch import nn
 
 from gnnstab.checkpoint.threads import one_thread
+from gnnstab.verification._marking import mark_of
 from gnnstab.verification._storing import store_one, stored
 
 T = TypeVar("T")
@@ -35,7 +34,7 @@ def sweep(
     Args:
         jobs: Key → function without arguments.
         kind: The dataclass of the results.
-        of: The model, and whatever else the results depend on besides the keys.
+        of: Whatever the results depend on besides the keys: the model, batches, functions, settings.
         workers: Processes; 1 runs them here. A joblib back end chosen by ``joblib.parallel_config`` (Dask, Ray) is used
             as it is.
         progress: Called as each job is finished.
@@ -44,7 +43,7 @@ def sweep(
     An interrupt (Ctrl-C) goes on to the caller: what is finished by then stands in the store.
     """
     path = None if store is None else Path(store)
-    prefix = _mark(*of) if store is not None and of else ""
+    prefix = f"{mark_of(of)}/" if store is not None and of else ""
     known = stored(path, [prefix + key for key in jobs], kind)
     done = {key.removeprefix(prefix): result for key, result in known.items()}
     todo = [key for key in jobs if key not in done]
@@ -56,15 +55,6 @@ def sweep(
             if progress is not None:
                 progress(f"{len(done)}/{len(jobs)} {key}")
     return done
-
-
-def _mark(model: nn.Module, *facts: object) -> str:
-    """A prefix for the keys of a store, which holds results of many models and settings."""
-    digest = hashlib.sha256(repr(facts).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:12] + "/"
 
 
 def _results(jobs: Mapping[str, Callable[[], T]], todo: Sequence[str], workers: int) -> Any:

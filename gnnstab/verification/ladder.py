@@ -22,6 +22,7 @@ from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification._fresh_copies import Factory, seeded
 from gnnstab.verification._growth import bound, find_graph_call, grown, in_degrees
+from gnnstab.verification._storing import stored
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
 from gnnstab.verification.measuring import items, observe
@@ -178,10 +179,13 @@ def run_ladder(
         raise UsageError("a ladder needs at least one rung")
     if any(not 0 < size < math.inf for size in sizes):
         raise UsageError(f"sizes must be positive numbers, not {', '.join(f'{size:g}' for size in sizes)}")
+    stored(
+        None if store is None else Path(store), (), ArmResult
+    )  # A file of somebody else is refused before anything runs.
     training = TrainingSettings(steps=steps, lr=lr)
     setting = Setting.of(model, batch, loss, precision, training, factory)
     stages, errors = _stages(setting, rungs)
-    of = (model, training, precision, stages, train is None)
+    of = (model, setting.batch, setting.loss, train, factory, training, precision, stages)
     run = partial(sweep, kind=ArmResult, of=of, workers=workers, progress=progress, store=store)
     trials = _Trials(setting, train, range(seeds), run)
     return trials.scaled_up(trials.climbed(stages, errors), stages, sizes)

@@ -55,7 +55,7 @@ class Replay:
     """What the monitor wrote into the bundle; None without one."""
 
     note: str = ""
-    """How the replay compares with the run; empty without a bundle."""
+    """How the replay compares with the run, or which of several batches this is."""
 
     operation: str = ""
     """The first operation behind it: sizes of its operands, line of the code."""

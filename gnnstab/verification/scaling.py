@@ -134,8 +134,20 @@ class Scaling:
         return degrees.tolist(), values.tolist()
 
     @property
+    def not_finite(self) -> str:
+        """``not finite from in-degree 2 on, in fp32 (gnn1, score)``: in fp32, or where no limit says so; else empty."""
+        known = any(math.isfinite(limit.degree) for limit in self.limits)
+        bad = [p for p in self.points if p.non_finite and (p.precision == "fp32" or not known)]
+        first = min(bad, key=lambda p: (p.precision != "fp32", p.degree), default=None)
+        if first is None:
+            return ""
+        return f"not finite from in-degree {written(first.degree)} on, in {first.precision} ({first.non_finite})"
+
+    @property
     def summary(self) -> str:
         """``attention one-hot from in-degree 12 (gnn1), fp16 overflow from 96 (gnn1)``."""
+        if self.not_finite:
+            return self.not_finite
         parts = [limit.sentence for limit in self.limits if math.isfinite(limit.degree)]
         return ", ".join(parts) or "no limit is reached: nothing breaks with more neighbours per node"
 
@@ -177,7 +189,9 @@ def scale(
     part = twin.get_submodule(call.name)
     plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]
     jobs = {f"{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan}
-    found = sweep(jobs, Point, of=(twin, *call.graph), workers=workers, progress=progress, store=store)
+    found = sweep(
+        jobs, Point, of=(twin, call.name, call.args, call.kwargs), workers=workers, progress=progress, store=store
+    )
     return evaluate(tuple(found[key] for key in jobs), call.name)
 
 

@@ -98,7 +98,7 @@ def scaling_text(scaling: Scaling, *, width: int = 80, verbose: bool = False) ->
     ``verbose`` shows every limit, every exponent with its interval, and the share of one-hot attention by in-degree.
     """
     limits = [limit for limit in scaling.limits if math.isfinite(limit.degree)]
-    first = limits[0].sentence if limits else scaling.summary
+    first = limits[0].sentence if limits and not scaling.not_finite else scaling.summary
     last = f"First: {first}. What counts is in-degree, not the number of nodes or agents."
     body = _every_number(scaling) if verbose else [_limits_table(scaling, width)] if limits else []
     grown = [] if verbose else textwrap.wrap(_growth(scaling), width)
@@ -205,11 +205,10 @@ _LAST_STAGES = 3
 
 def _about(replay: Replay) -> list[str]:
     """What the bundle says, and how the replay compares."""
-    if replay.recorded is None:
-        return []
+    recorded = replay.recorded
     return [
         *([replay.note] if replay.note else []),
-        f"Recorded at step {replay.recorded.step}: {replay.recorded.message}",
+        *([f"Recorded at step {recorded.step}: {recorded.message}"] if recorded is not None else []),
     ]
 
 

@@ -49,8 +49,8 @@ def test_a_baseline_that_is_not_there_says_how_to_make_it(cli, options: list[str
             (outside, "within the folder of this file")
             for outside in ("../known.json", "/dev/null", "out/known.json", "..")
         ),
-        ("pyproject.toml", "replaces baselines only"),
-        ("link.json", "replaces baselines only"),
+        ("pyproject.toml", "it is read as well"),
+        ("link.json", "it is read as well"),
         ("pipe", "not a regular file"),
     ],
 )

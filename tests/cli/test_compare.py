@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
+
+import examples
 
 
 def test_growth_fails_only_when_asked(cli) -> None:
@@ -17,6 +20,14 @@ def test_growth_fails_only_when_asked(cli) -> None:
 def test_nothing_in_common_is_3_and_unreadable_2(cli) -> None:
     assert cli("compare", "clean.pt", "many.pt").code == 3
     assert cli("compare", "clean.pt", "missing.pt").code == 2
+
+
+def test_a_file_that_was_left_out_is_an_error(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    unread = {"left_out": ["left out b.pt: is empty"]}
+    monkeypatch.setitem(examples.ALL, "torn", lambda: replace(examples.clean(), context=unread))
+    ran = cli("compare", "clean.pt", "torn.pt")
+    assert ran.code == 2 and "error: left out b.pt: is empty" in ran.err
+    assert cli("compare", "clean.pt", "clean.pt").code == 0
 
 
 @pytest.mark.parametrize("factor", ["x", "0.5x", "1x", "-2", "nan", "2y"])

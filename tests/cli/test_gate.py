@@ -51,8 +51,13 @@ def test_strict_asks_for_all_to_be_judged(cli, targets: list[str], code: int, mo
 
 @pytest.mark.parametrize("command", ["check", "diagnose"])
 def test_a_file_of_a_folder_that_cannot_be_read_is_an_error(cli, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = Target("checkpoint", "folder", ("left out b.pt: b.pt: is empty",))
-    monkeypatch.setitem(examples.ALL, "torn", lambda: replace(examples.clean(), target=target))
+    unread = "left out b.pt: b.pt: is empty"
+    target, context = Target("checkpoint", "folder", (unread,)), {"left_out": [unread]}
+    monkeypatch.setitem(examples.ALL, "torn", lambda: replace(examples.clean(), target=target, context=context))
+    # A file may bear any name.
+    named = Target("checkpoint", "folder", ("left out b.pt: read from the entry 'model'",))
+    monkeypatch.setitem(examples.ALL, "named", lambda: replace(examples.clean(), target=named))
+    assert cli(command, "named.pt").code == 0
     ran = cli(command, "torn.pt", "--baseline", "known.json", "--update-baseline")
     assert ran.code == 2 and "error: left out b.pt: b.pt: is empty" in ran.err
     assert not Path("known.json").exists()
@@ -143,8 +148,12 @@ def test_same_input_same_bytes(cli, tmp_path: Path) -> None:
     [
         (["one.pt", "--output", "json=one.pt"], "it is read as well"),
         (["./one.pt", "--output", "json=link"], "it is read as well"),
-        (["folder", "--output", "json=folder/two.safetensors"], "named as a checkpoint or a trace"),
-        (["run", "--output", "json=run.rank0.gnnstab"], "named as a checkpoint or a trace"),
+        (["folder", "--output", "json=folder/two.safetensors"], "named as a checkpoint, a trace"),
+        (["run", "--output", "json=run.rank0.gnnstab"], "named as a checkpoint, a trace"),
+        (["one.pt", "--output", "json=run.gnnstab-shm"], "named as a checkpoint, a trace"),
+        (["one.pt", "--output", "json=two.safetensors.index.json"], "or a project's settings"),
+        (["one.pt", "--output", "json=net/setup.cfg"], "or a project's settings"),
+        (["one.pt", "--config", "own.toml", "--fail-on", "info", "--output", "json=own.toml"], "it is read as well"),
         (["one.pt", "--model", "net.work:make", "--output", "json=net/work.py"], "it is read as well"),
         (["one.pt", "--model", "a:b", "--batch", "data.json", "--output", "json=data.json"], "it is read as well"),
         (["one.pt", "--baseline", "data.json", "--output", "json=data.json"], "it is read as well"),
@@ -153,12 +162,12 @@ def test_same_input_same_bytes(cli, tmp_path: Path) -> None:
     ],
 )
 def test_no_report_replaces_what_is_read(cli, calls: list[dict], arguments: list[str], message: str) -> None:
-    kept = [
-        Path(name) for name in ("one.pt", "folder/two.safetensors", "run.rank0.gnnstab", "net/work.py", "data.json")
-    ]
+    stored = ("one.pt", "folder/two.safetensors", "two.safetensors.index.json", "run.rank0.gnnstab", "run.gnnstab-shm")
+    kept = [Path(name) for name in (*stored, "net/work.py", "net/setup.cfg", "data.json")]
     for path in kept:
         path.parent.mkdir(exist_ok=True)
         path.write_text("precious")
+    Path("own.toml").write_text('[tool.gnnstab]\nfail-on = "error"\n')
     Path("link").symlink_to("one.pt")
     ran = cli("check", *arguments)
     assert ran.code == 2 and message in ran.err and not calls
