@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable
+from gnnstab.checkpoint._naming import SHADOWS, Unique, key_of, listed, printable
 from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, module_in, tensors_of
 from gnnstab.checkpoint._settings import plain_settings
 from gnnstab.checkpoint._tally import Tally
@@ -93,13 +93,12 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
         elif _is_optimizer(node):
             found.optimizers.append((".".join(path) or "optimizer", node))
         else:
-            _sort_tensors(path, node, found)
+            _sort_tensors(path, node, found, tally)
         if isinstance(node, nn.Module) or is_module(node):
             _keep_attributes(path, node, found, shown, tally)
     for network in (*found.networks, *found.shadows, *found.nameless, *found.beside):
         # Each name is joined with the path to it.
         tally.spell(len(".".join(network.path)) * (1 + len(network.tensors) + len(network.known)))
-        tally.spell(sum(map(len, network.tensors)))
     if not found.networks:
         found.networks, found.shadows = found.shadows, []
     if not found.networks:
@@ -133,16 +132,16 @@ def optimizers_of(root: Any, shown: str, tally: Tally) -> list[tuple[str, Mappin
     return [(".".join(path) or "optimizer", node) for path, node in _walk(root, shown, tally) if _is_optimizer(node)]
 
 
-def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents) -> None:
+def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents, tally: Tally) -> None:
     """What stands in a dict is named as a state dict's; attributes of an object are read beside it; lists say no names."""
     items = node.mapping if isinstance(node, Record) else node
-    if isinstance(items, Mapping) and (tensors := _tensors(items.items())):
+    if isinstance(items, Mapping) and (tensors := _tensors(items.items(), tally)):
         found.networks.append(Network(path, tensors))
     data = isinstance(node, Record) and node.name.startswith("torch_geometric.data.")
-    if isinstance(node, Record) and (tensors := _tensors(node.attributes.items())):
+    if isinstance(node, Record) and (tensors := _tensors(node.attributes.items(), tally)):
         (found.nameless if data else found.shadows).append(Network(path, tensors))
     listed = (*node.arguments, *node.sequence, node.state) if isinstance(node, Record) else node
-    if isinstance(listed, LISTS) and (tensors := _tensors((str(i), item) for i, item in enumerate(listed))):
+    if isinstance(listed, LISTS) and (tensors := _tensors(((str(i), item) for i, item in enumerate(listed)), tally)):
         network = Network(path, tensors)
         (found.shadows if _stands_in(SHADOWS, network) else found.nameless).append(network)
 
@@ -176,7 +175,7 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, (Mapping, *LISTS)):
         for key, child in node.items() if isinstance(node, Mapping) else enumerate(node):
             if isinstance(child, _NESTING):
-                yield printable(key), child
+                yield key_of(key), child
 
 
 _NESTING = (Mapping, *LISTS, nn.Module, Record)
@@ -190,14 +189,15 @@ def _is_optimizer(node: Any) -> bool:
     return isinstance(parts.get("param_groups"), list) and isinstance(parts.get("state"), Mapping)
 
 
-def _tensors(items: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
+def _tensors(items: Iterable[tuple[Any, Any]], tally: Tally) -> dict[str, Tensor]:
     """The tensors among the items; the states of random generators, which are integers, are none of a network's."""
     tensors: dict[str, Tensor] = {}
     unique = Unique()
     for key, value in items:
         generator = isinstance(key, str) and key in _BESIDE
         if isinstance(value, Tensor) and not (generator and value.dtype == torch.uint8):
-            tensors[unique(printable(key))] = value
+            tensors[name := unique(key_of(key))] = value
+            tally.spell(len(name))
     return tensors
 
 
