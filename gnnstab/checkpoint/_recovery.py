@@ -85,7 +85,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         _layer_facts(conv, position, decided[position], known[position], prints[position], activation)
         for position, conv in enumerate(convs)
     )
-    seen = scan_tensors(checkpoint)
+    seen = scan_tensors(checkpoint, _owners(convs))
     optimizer_values, optimizers = _optimizer_values(checkpoint, convs, layers, seen)
     plain = _plain_linear(checkpoint.tensors)
     linear = [looked_at(weight) for weight in plain[:MOST_LINEAR]]
@@ -103,7 +103,8 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
             *(
                 value
                 for conv, layer in zip(convs, layers, strict=True)
-                if conv.name in affordable and not any(seen.non_finite.get(name) for name in conv.parameters())
+                if conv.name in affordable
+                and not any(identity(tensor) in seen.spoilt for tensor in conv.tensors.values())
                 for value in layer_signals(conv, layer, activation or "relu")
             ),
             *_weight_values(convs, seen),
