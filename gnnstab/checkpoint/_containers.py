@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,6 +15,7 @@ from gnnstab.checkpoint._naming import SHADOWS, Unique, key_of, listed, printabl
 from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, module_in, tensors_of
 from gnnstab.checkpoint._settings import plain_settings
 from gnnstab.checkpoint._tally import Tally
+from gnnstab.checkpoint._tensors import readable
 from gnnstab.checkpoint._within import LISTS, tensors_within
 from gnnstab.errors import LoadError
 from gnnstab.unpickling import Record
@@ -206,9 +208,9 @@ def _set_loose_tensors_aside(found: Contents) -> None:
     proper, loose = _parted(found.networks, lambda n: any(_dimensions(t) >= 2 for t in n.tensors.values()))
     if proper and loose:
         found.networks = proper
-        # A score or a counter that a callback or a scheduler keeps is not worth a word.
+        # A score or a counter that a callback or a scheduler keeps is not worth a word, unless it is NaN.
         kept = [
-            Network(n.path, {k: t for k, t in n.tensors.items() if _BESIDE.isdisjoint(n.path) or _dimensions(t)})
+            Network(n.path, {k: t for k, t in n.tensors.items() if _BESIDE.isdisjoint(n.path) or _is_told(t)})
             for n in loose
         ]
         found.beside += kept
@@ -216,6 +218,10 @@ def _set_loose_tensors_aside(found: Contents) -> None:
         if names:
             rest = listed(names, 5, " and {} more")
             found.notes.append(f"not part of a network, scanned for NaN and Inf alone: {rest}")
+
+
+def _is_told(tensor: Tensor) -> bool:
+    return _dimensions(tensor) > 0 or (readable(tensor) and math.isnan(float(tensor.detach())))
 
 
 def _set_shadows_aside(found: Contents) -> None:

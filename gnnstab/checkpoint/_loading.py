@@ -75,7 +75,9 @@ def load(
     files = shards_of(Path(path))
     lost: list[Tensor] = []
     read = read_all(files, lambda file: _read(file, unsafe, lost, mapped=len(files) > 1))
-    kind, root = read[0] if len(read) == 1 else (read[0][0], joined(files, [root for _, root in read]))
+    kind, root = read[0]
+    if files != [Path(path)]:
+        root = joined(Path(path), files, [part for _, part in read])
     try:
         tally = Tally(shown)
         contents = contents_of(root, shown, tally)

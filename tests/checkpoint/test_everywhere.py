@@ -96,6 +96,12 @@ def stepped(name: str, tensor: Tensor) -> dict[str, Any]:
 
 
 FOUND |= {
+    "a score of a callback": (
+        lambda: beside(callbacks={"best": {"best_model_score": torch.tensor(NAN)}}),
+        "callbacks.best.best_model_score",
+    ),
+    "a scale of a scaler": (lambda: beside(scaler={"scale": torch.tensor(NAN)}), "scaler.scale"),
+    "a rate of a scheduler": (lambda: beside(scheduler={"last_lr": torch.tensor(NAN)}), "scheduler.last_lr"),
     "a learned key": (lambda: {**MODEL, "attn.bias_k": closed(2, 1, 4)}, "attn.bias_k"),
     "a vector of attention": (lambda: {**MODEL, "conv.att_src": closed(2, 4)}, "conv.att_src"),
     "a weight of a GRU": (lambda: {**MODEL, "gru.weight_hh_l0": closed(12, 4)}, "gru.weight_hh_l0"),
