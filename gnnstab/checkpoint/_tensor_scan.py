@@ -27,6 +27,10 @@ LARGEST_COMPARED = 2**22
 """Entries up to which tensors of equal statistics are compared entry by entry."""
 
 
+LARGEST_SQUARED = 1e75
+"""Entries up to which float64 holds the square of a product of two matrices, as a norm of scores takes it."""
+
+
 @dataclass(slots=True)
 class TensorScan:
     """What the pass over all tensors found."""
@@ -44,7 +48,7 @@ class TensorScan:
     """Those of them whose entries are memory as it was, by the look of them."""
 
     spoilt: set[tuple[object, ...]] = field(default_factory=set)
-    """Views of storage that hold NaN or Inf, under whatever names."""
+    """Views of storage that hold NaN, Inf or numbers beyond `LARGEST_SQUARED`, under whatever names."""
 
     uninitialised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -71,8 +75,9 @@ def scan_tensors(checkpoint: Checkpoint, parameters: Container[str] = ()) -> Ten
         if aliases.same_storage(name, tensor) and (view not in masks or not learned(name)):
             continue
         numbers = scan(tensor, mapped)
-        if numbers.non_finite:
+        if numbers.non_finite or max(-numbers.minimum, numbers.maximum) > LARGEST_SQUARED:
             found.spoilt.add(view)
+        if numbers.non_finite:
             if view in masks:
                 kind, first = masks.pop(view)  # A weight, and a mask by another of its names alone.
                 unread[kind].remove(first)
@@ -234,14 +239,22 @@ _MASK = re.compile("mask|causal|alibi|bias$")
 
 
 def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """Averaged weights and optimizer moments, under names that say where they stood."""
+    """Averaged weights, optimizer moments and rates that are no numbers, under names that say where they stood."""
     moments = {
         f"{optimizer.path}.{index}.{key}": tensor
         for optimizer in checkpoint.optimizers
         for index, entry in enumerate(optimizer.entries)
         for key, tensor in entry.tensors.items()
     }
-    return {**checkpoint.shadows, **moments}
+    rates = {
+        f"{optimizer.path}.param_groups.{entry.group}.{key}": torch.tensor(value)
+        for optimizer in checkpoint.optimizers
+        for entry in optimizer.entries
+        for key, value in entry.settings.items()
+        # Other settings may be without bound on purpose.
+        if isinstance(value, float) and (math.isnan(value) or (key == "lr" and math.isinf(value)))
+    }
+    return {**rates, **checkpoint.shadows, **moments}
 
 
 def _notes(

@@ -96,6 +96,14 @@ def stepped(name: str, tensor: Tensor) -> dict[str, Any]:
 
 
 FOUND |= {
+    "a rate that is no number": (
+        lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": NAN}]}),
+        "o.param_groups.0.lr",
+    ),
+    "an endless rate": (
+        lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": INF}]}),
+        "o.param_groups.0.lr",
+    ),
     "a score of a callback": (
         lambda: beside(callbacks={"best": {"best_model_score": torch.tensor(NAN)}}),
         "callbacks.best.best_model_score",
@@ -128,6 +136,9 @@ MEANT: dict[str, Callable[[], Any]] = {
     },
     "a causal mask": lambda: {**MODEL, "mask": torch.full((4, 4), -INF).triu(1)},
     "ALiBi": lambda: {**MODEL, "alibi_bias": torch.full((4, 4), -INF).triu(1) + torch.arange(4.0)},
+    "a bound of an optimizer": lambda: beside(
+        o={**adam(), "param_groups": [{"params": [0], "lr": 1e-3, "max_norm": INF}]}
+    ),
     "a mask of an averaged model": lambda: {
         name: MODEL | {"mask": closed(4, 4), "attn_bias": closed(4, 4) + torch.eye(4)} for name in ("model", "ema")
     },
