@@ -18,7 +18,7 @@ from gnnstab.checkpoint._tally import Tally
 from gnnstab.checkpoint._tensors import readable
 from gnnstab.checkpoint._within import LISTS, tensors_within
 from gnnstab.errors import LoadError
-from gnnstab.unpickling import Record
+from gnnstab.unpickling import Record, Storage
 
 MOST_NODES = 1_000_000
 """Nested objects that are looked at before a file is refused."""
@@ -62,6 +62,9 @@ class Contents:
 
     beside: list[Network] = field(default_factory=list)
     """Tensors in plain attributes of a module, and groups without any matrix: scanned for NaN and Inf alone."""
+
+    bare: list[str] = field(default_factory=list)
+    """Where storages stand that no tensor gives a shape."""
 
     seen: set[int] = field(default_factory=set)
     """Identities of what was looked at for the sake of the tensors in it."""
@@ -111,6 +114,9 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     if names:
         count = f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
         found.notes.append(f"{count} in lists and objects, without a weight's name, not judged: {listed(names, 3)}")
+    if found.bare:
+        count = f"{len(found.bare)} tensor{'s' if len(found.bare) != 1 else ''}"
+        found.notes.append(f"{count} not judged, storages without a shape: {listed(found.bare, 3)}")
     return found
 
 
@@ -143,6 +149,10 @@ def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents, tally: Tall
     if isinstance(node, Record) and (tensors := _tensors(node.attributes.items(), tally)):
         (found.nameless if data else found.shadows).append(Network(path, tensors))
     listed = (*node.arguments, *node.sequence, node.state) if isinstance(node, Record) else node
+    parts = items.items() if isinstance(items, Mapping) else enumerate(listed) if isinstance(listed, LISTS) else ()
+    bare = [".".join((*path, key_of(key))) for key, value in parts if isinstance(value, _BARE)]
+    tally.spell(sum(map(len, bare)))
+    found.bare += bare
     if isinstance(listed, LISTS) and (tensors := _tensors(((str(i), item) for i, item in enumerate(listed)), tally)):
         network = Network(path, tensors)
         (found.shadows if _stands_in(SHADOWS, network) else found.nameless).append(network)
@@ -179,6 +189,8 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
             if isinstance(child, _NESTING):
                 yield key_of(key), child
 
+
+_BARE = (Storage, torch.UntypedStorage, torch.storage.TypedStorage)
 
 _NESTING = (Mapping, *LISTS, nn.Module, Record)
 

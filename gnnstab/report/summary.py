@@ -68,7 +68,7 @@ LEFT_OUT = "left out "
 
 
 UNJUDGED = re.compile(
-    r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes)|in lists and)"
+    r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes|storages)|in lists and)"
 )
 """How notes count tensors that may hold NaN and are not looked at."""
 
