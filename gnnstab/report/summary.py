@@ -80,9 +80,7 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     if unread := [note[len(LEFT_OUT) :].partition(": ")[0] for note in notes if note.startswith(LEFT_OUT)]:
         parts.append(f"{escape.name(', '.join(unread), 40)}, which could not be read")
     if missing := diagnosis.context.get("ranks_missing"):
-        parts.append(
-            f"rank{'s' if len(missing) > 1 else ''} {escape.name(', '.join(map(str, missing)), 40)} of the run"
-        )
+        parts.append(f"rank{'s' * (len(missing) > 1)} {escape.name(', '.join(map(str, missing)), 40)} of the run")
     if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
         parts.append(count(unjudged, "stored tensor"))
     if (blind := diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed) > 0:
@@ -93,8 +91,10 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         parts.append("what came after the last step of a trace that was not closed")
     if any("of use, your loss tells" in finding.message for finding in diagnosis.findings):
         parts.append("whether its sharp attention is of use (pass the loss)")
-    if left_out := sum(rule.reason == "not selected" for rule in diagnosis.rules):
-        parts.append(f"{left_out} of {count(len(diagnosis.rules), 'rule')}, not selected")
+    if left_out := {rule.code for rule in diagnosis.rules if rule.reason == "not selected"}:
+        parts.append(f"{len(left_out)} of {count(len(diagnosis.rules), 'rule')}, not selected")
+        if "GS502" in left_out and any(s.name == "weight.non_finite" and s.value > 0 for s in diagnosis.signals):
+            parts.append("the NaN or Inf in the weights (GS502)")
     hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
     parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
     return tuple(parts)

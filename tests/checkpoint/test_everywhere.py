@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import gnnstab
 from gnnstab.checkpoint import load
+from gnnstab.report.summary import not_covered
 from models.stacks import Stack
 
 Save = Callable[..., Path]
@@ -177,3 +178,11 @@ def test_what_a_module_holds_is_told_once(unsafe: bool, saved: Save) -> None:
     checkpoint = load(saved(model), unsafe=unsafe)
     assert set(checkpoint.shadows) == {"own"}, "what the state dict names is scanned there"
     assert set(checkpoint.tensors) == set(model.state_dict())
+
+
+@pytest.mark.parametrize(("make", "told"), [(spoilt, True), (lambda: Stack(2), False)])
+def test_rules_that_were_not_asked_leave_nan_in_the_open(
+    make: Callable[[], nn.Module], told: bool, saved: Save
+) -> None:
+    diagnosis = gnnstab.diagnose(saved(make().state_dict()), select="GS301")
+    assert ("the NaN or Inf in the weights (GS502)" in not_covered(diagnosis)) is told
