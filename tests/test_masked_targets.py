@@ -13,6 +13,7 @@ from torch_geometric.nn import GATv2Conv
 
 import gnnstab
 from gnnstab.records import Diagnosis
+from models.stacks import Stack, random_batch
 from test_places import seeded
 from trained import trained
 
@@ -130,3 +131,15 @@ def test_labels_below_zero_that_are_left_out_or_are_a_class_of_their_own_are_no_
     opinion.y = (opinion.x[:, 0] * 2).round().clamp(-1, 1).long()
     for data, loss in ((forest(), of_those_that_were_climbed), (opinion, from_minus_one_on)):
         assert [f for f in face(Species(), data, loss).findings if f.cause == "masking"] == []
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_what_no_loss_has_read_is_not_called_harmless(given: bool) -> None:
+    batch = Data(**random_batch(20), y=torch.randn(20, 16))
+    batch.y[3, 1] = torch.nan
+    known = ~batch.y.isnan()
+    loss = (lambda output, batch: (output - batch.y)[known].square().mean()) if given else None
+    found = gnnstab.diagnose(Stack(1), batch=batch, loss=loss).findings
+    (finding,) = [f for f in found if f.code == "GS407" and f.layer == "y"]
+    assert ("loss are finite" in finding.message, "was not seen" in finding.message) == (given, not given)
+    assert finding.severity == "info"

@@ -1,7 +1,7 @@
 """Checkpoint file → facts.
 
 `load` reads a file without running code from it, `recover` finds the attention layers and their numbers,
-`informed` adds what a model says of them, `rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `recover_model` gives the
+`informed` adds what a model says of them, `rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `layers_in` says which of its layers these are, `recover_model` gives the
 facts of a model in memory and `checkpoints_in` the files of a folder, with the optimizer's by `optimizer_in`. The names are resolved on
 first use, so that `gnnstab.checkpoint.facts` can be imported without torch.
 """
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from gnnstab.checkpoint._live import recover_model as recover_model
     from gnnstab.checkpoint._loading import Checkpoint as Checkpoint
     from gnnstab.checkpoint._loading import load as load
+    from gnnstab.checkpoint._matching import layers_in as layers_in
     from gnnstab.checkpoint._matching import load_into as load_into
     from gnnstab.checkpoint._rebuilding import rebuild as rebuild
     from gnnstab.checkpoint._recovery import recover as recover
@@ -30,7 +31,7 @@ __getattr__ = on_first_use(
     _loading="Checkpoint load",
     facts="CheckpointFacts Undecided",
     _folder="checkpoints_in optimizer_in",
-    _matching="load_into",
+    _matching="layers_in load_into",
     _recovery="recover",
     _live="informed recover_model",
     _rebuilding="rebuild",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable
+from gnnstab.checkpoint._naming import SHADOWS, Unique, key_of, listed, printable
 from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, module_in, tensors_of
 from gnnstab.checkpoint._settings import plain_settings
 from gnnstab.checkpoint._tally import Tally
+from gnnstab.checkpoint._tensors import readable
 from gnnstab.checkpoint._within import LISTS, tensors_within
 from gnnstab.errors import LoadError
-from gnnstab.unpickling import Record
+from gnnstab.unpickling import Record, Storage
 
 MOST_NODES = 1_000_000
 """Nested objects that are looked at before a file is refused."""
@@ -61,6 +63,9 @@ class Contents:
     beside: list[Network] = field(default_factory=list)
     """Tensors in plain attributes of a module, and groups without any matrix: scanned for NaN and Inf alone."""
 
+    bare: list[str] = field(default_factory=list)
+    """Where storages stand that no tensor gives a shape."""
+
     seen: set[int] = field(default_factory=set)
     """Identities of what was looked at for the sake of the tensors in it."""
 
@@ -93,13 +98,12 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
         elif _is_optimizer(node):
             found.optimizers.append((".".join(path) or "optimizer", node))
         else:
-            _sort_tensors(path, node, found)
+            _sort_tensors(path, node, found, tally)
         if isinstance(node, nn.Module) or is_module(node):
             _keep_attributes(path, node, found, shown, tally)
     for network in (*found.networks, *found.shadows, *found.nameless, *found.beside):
         # Each name is joined with the path to it.
         tally.spell(len(".".join(network.path)) * (1 + len(network.tensors) + len(network.known)))
-        tally.spell(sum(map(len, network.tensors)))
     if not found.networks:
         found.networks, found.shadows = found.shadows, []
     if not found.networks:
@@ -110,6 +114,9 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     if names:
         count = f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
         found.notes.append(f"{count} in lists and objects, without a weight's name, not judged: {listed(names, 3)}")
+    if found.bare:
+        count = f"{len(found.bare)} tensor{'s' if len(found.bare) != 1 else ''}"
+        found.notes.append(f"{count} not judged, storages without a shape: {listed(found.bare, 3)}")
     return found
 
 
@@ -133,16 +140,20 @@ def optimizers_of(root: Any, shown: str, tally: Tally) -> list[tuple[str, Mappin
     return [(".".join(path) or "optimizer", node) for path, node in _walk(root, shown, tally) if _is_optimizer(node)]
 
 
-def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents) -> None:
+def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents, tally: Tally) -> None:
     """What stands in a dict is named as a state dict's; attributes of an object are read beside it; lists say no names."""
     items = node.mapping if isinstance(node, Record) else node
-    if isinstance(items, Mapping) and (tensors := _tensors(items.items())):
+    if isinstance(items, Mapping) and (tensors := _tensors(items.items(), tally)):
         found.networks.append(Network(path, tensors))
     data = isinstance(node, Record) and node.name.startswith("torch_geometric.data.")
-    if isinstance(node, Record) and (tensors := _tensors(node.attributes.items())):
+    if isinstance(node, Record) and (tensors := _tensors(node.attributes.items(), tally)):
         (found.nameless if data else found.shadows).append(Network(path, tensors))
     listed = (*node.arguments, *node.sequence, node.state) if isinstance(node, Record) else node
-    if isinstance(listed, LISTS) and (tensors := _tensors((str(i), item) for i, item in enumerate(listed))):
+    parts = items.items() if isinstance(items, Mapping) else enumerate(listed) if isinstance(listed, LISTS) else ()
+    bare = [".".join((*path, key_of(key))) for key, value in parts if isinstance(value, _BARE)]
+    tally.spell(sum(map(len, bare)))
+    found.bare += bare
+    if isinstance(listed, LISTS) and (tensors := _tensors(((str(i), item) for i, item in enumerate(listed)), tally)):
         network = Network(path, tensors)
         (found.shadows if _stands_in(SHADOWS, network) else found.nameless).append(network)
 
@@ -176,8 +187,10 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(node, (Mapping, *LISTS)):
         for key, child in node.items() if isinstance(node, Mapping) else enumerate(node):
             if isinstance(child, _NESTING):
-                yield printable(key), child
+                yield key_of(key), child
 
+
+_BARE = (Storage, torch.UntypedStorage, torch.storage.TypedStorage)
 
 _NESTING = (Mapping, *LISTS, nn.Module, Record)
 
@@ -190,14 +203,15 @@ def _is_optimizer(node: Any) -> bool:
     return isinstance(parts.get("param_groups"), list) and isinstance(parts.get("state"), Mapping)
 
 
-def _tensors(items: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
+def _tensors(items: Iterable[tuple[Any, Any]], tally: Tally) -> dict[str, Tensor]:
     """The tensors among the items; the states of random generators, which are integers, are none of a network's."""
     tensors: dict[str, Tensor] = {}
     unique = Unique()
     for key, value in items:
         generator = isinstance(key, str) and key in _BESIDE
         if isinstance(value, Tensor) and not (generator and value.dtype == torch.uint8):
-            tensors[unique(printable(key))] = value
+            tensors[name := unique(key_of(key))] = value
+            tally.spell(len(name))
     return tensors
 
 
@@ -206,9 +220,9 @@ def _set_loose_tensors_aside(found: Contents) -> None:
     proper, loose = _parted(found.networks, lambda n: any(_dimensions(t) >= 2 for t in n.tensors.values()))
     if proper and loose:
         found.networks = proper
-        # A score or a counter that a callback or a scheduler keeps is not worth a word.
+        # A score or a counter that a callback or a scheduler keeps is not worth a word, unless it is NaN.
         kept = [
-            Network(n.path, {k: t for k, t in n.tensors.items() if _BESIDE.isdisjoint(n.path) or _dimensions(t)})
+            Network(n.path, {k: t for k, t in n.tensors.items() if _BESIDE.isdisjoint(n.path) or _is_told(t)})
             for n in loose
         ]
         found.beside += kept
@@ -216,6 +230,10 @@ def _set_loose_tensors_aside(found: Contents) -> None:
         if names:
             rest = listed(names, 5, " and {} more")
             found.notes.append(f"not part of a network, scanned for NaN and Inf alone: {rest}")
+
+
+def _is_told(tensor: Tensor) -> bool:
+    return _dimensions(tensor) > 0 or (readable(tensor) and math.isnan(float(tensor.detach())))
 
 
 def _set_shadows_aside(found: Contents) -> None:

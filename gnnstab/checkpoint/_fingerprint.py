@@ -51,6 +51,9 @@ class Fingerprint:
         return f"{self.family}{scale}" + ("" if self.pristine else ", lightly trained")
 
 
+WIDEST = 1e30
+"""Largest entry, and one over the smallest, of a matrix whose fourth powers float64 holds; nothing draws such."""
+
 UNKNOWN = Fingerprint("unknown")
 
 
@@ -68,6 +71,8 @@ def fingerprint(weight: Tensor) -> Fingerprint:
     matrix = weight.detach().double()
     if float(matrix.max()) == float(matrix.min()):
         return Fingerprint("constant", float(matrix.flatten()[0]), pristine=True)
+    if not 1 / WIDEST < float(matrix.abs().max()) < WIDEST:
+        return UNKNOWN
     return _orthogonal(matrix) or _uniform(matrix, out, width, slack) or _normal(matrix, out, width) or UNKNOWN
 
 

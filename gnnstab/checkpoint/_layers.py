@@ -21,7 +21,8 @@ def find_layers(tensors: Mapping[str, Tensor]) -> tuple[list[StoredLayer], list[
     blind: list[Blind] = []
     shared: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
-    for stored in _candidates(tensors):
+    whole, parts = _candidates(tensors)
+    for stored in whole:
         reason = _unreadable(stored)
         # Their names may belong to a class of somebody's own.
         if other := stored.kind.lookalike(stored) or (not reason and stored.kind.wrong_shape(stored)):
@@ -37,11 +38,17 @@ def find_layers(tensors: Mapping[str, Tensor]) -> tuple[list[StoredLayer], list[
         else:
             first[key] = stored.name
             layers.append(stored)
-    return layers, blind + _other_attention(tensors, {*first.values(), *shared}), shared
+    told = {*first.values(), *shared, *(b.layer for b in blind)}
+    blind += [
+        Blind.other_attention(part.name, f"a layer like {part.kind.kind}", f"lacks {lost}; save the whole state_dict")
+        for part, lost in parts
+        if part.name not in told
+    ]
+    return layers, blind + _other_attention(tensors, {*first.values(), *shared, *(p.name for p, _ in parts)}), shared
 
 
-def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
-    """Layers that have the essential tensors of a kind, in order of appearance, with the keys that stand beside them."""
+def _candidates(tensors: Mapping[str, Tensor]) -> tuple[list[StoredLayer], list[tuple[StoredLayer, str]]]:
+    """Layers that have the essential tensors of a kind, in order of appearance, with the keys that stand beside them; and those that lack one, which is named."""
     found: dict[tuple[Layer, str], dict[str, Tensor]] = {}
     beside: dict[str, list[str]] = {}
     for name, tensor in tensors.items():
@@ -50,11 +57,14 @@ def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
         for kind in LAYERS:
             if match := kind.signature.fullmatch(name):
                 found.setdefault((kind, match["layer"] or ""), {})[match["own"]] = tensor
-    return [
+    layers = [
         StoredLayer(kind, name, own, tuple(last for last in beside.get(name, ()) if last not in own))
         for (kind, name), own in found.items()
-        if kind.complete(frozenset(own))
     ]
+    names = [frozenset(layer.tensors) for layer in layers]
+    whole = [layer for layer, own in zip(layers, names, strict=True) if layer.kind.complete(own)]
+    parts = [(layer, lost) for layer, own in zip(layers, names, strict=True) if (lost := layer.kind.lacks(own))]
+    return whole, parts
 
 
 def _unreadable(stored: StoredLayer) -> str:

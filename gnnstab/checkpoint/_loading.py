@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from gnnstab.checkpoint._containers import Contents, Network, contents_of, optimizers_of
-from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable, unwrapped_names
+from gnnstab.checkpoint._naming import LONGEST_KEY, SHADOWS, Unique, listed, printable, unwrapped_names
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint._reading import read_safetensors, read_torch
 from gnnstab.checkpoint._shards import joined, read_all, shards_of
@@ -75,7 +75,9 @@ def load(
     files = shards_of(Path(path))
     lost: list[Tensor] = []
     read = read_all(files, lambda file: _read(file, unsafe, lost, mapped=len(files) > 1))
-    kind, root = read[0] if len(read) == 1 else (read[0][0], joined(files, [root for _, root in read]))
+    kind, root = read[0]
+    if files != [Path(path)]:
+        root = joined(Path(path), files, [part for _, part in read])
     try:
         tally = Tally(shown)
         contents = contents_of(root, shown, tally)
@@ -119,6 +121,8 @@ def _assemble(shown: str, kind: str, size: int, contents: Contents, root: Any, t
         networks[prefix.rstrip(".")] = tuple(mine)
         tensors.update(mine)
         known.update({prefix + name: facts for name, facts in network.known.items()})
+    if cut := sum(len(name) > LONGEST_KEY for name in tensors):
+        notes.append(f"{cut} names of more than {LONGEST_KEY} characters: no layer is looked for there")
     if kind == "safetensors" and not contents.optimizers:
         notes.append("safetensors hold weights alone: no optimizer, no step")
     optimizers = []

@@ -28,8 +28,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, *, prefix: str | None = 
     attention layer of the model is not in the file.
     """
     wanted = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
-    attention = [f"{name}." for name, m in model.named_modules(remove_duplicate=False) if layer_of(m) is not None]
-    vital = {name for name in wanted if any(name.startswith(layer) for layer in attention)}
+    vital = {name for name in wanted if any(name.startswith(layer) for layer in _attention(model))}
     fits = [(prefix, "")] if prefix is not None else best_prefixes(wanted, checkpoint.tensors, vital)
     in_front, behind = fits[0]
     pairs = {name: found for name in wanted if (found := in_front + name.removeprefix(behind)) in checkpoint.tensors}
@@ -42,6 +41,22 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, *, prefix: str | None = 
     notes += _listed("only in the model, left as the factory made them", [n for n in wanted if n not in pairs])
     notes += _listed("only in the file, not used", [n for n in checkpoint.tensors if n not in used])
     return tuple(notes)
+
+
+def layers_in(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Name in the file → name in the model, of the attention layers that `load_into` fills; the file may hold others."""
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    layers = _attention(model)
+    vital = {name for name in wanted if any(name.startswith(layer) for layer in layers)}
+    in_front, behind = best_prefixes(wanted, checkpoint.tensors, vital)[0]
+    # A model that is one bare layer is named as the probe names it.
+    return {(in_front + n.removeprefix(behind)).rstrip("."): n.rstrip(".") or type(model).__name__ for n in layers}
+
+
+def _attention(model: nn.Module) -> list[str]:
+    """How the names of the tensors of each attention layer begin."""
+    layers = [name for name, m in model.named_modules(remove_duplicate=False) if layer_of(m) is not None]
+    return [f"{name}." if name else "" for name in layers]
 
 
 def best_prefixes(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], vital: set[str]) -> list[tuple[str, str]]:

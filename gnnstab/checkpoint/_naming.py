@@ -27,6 +27,15 @@ SHADOWS = frozenset(
 """Container names of an averaged copy of the weights."""
 
 
+LONGEST_KEY = 2000
+"""Characters of one key of a file that are kept, more than any path to a module has: layers are found by how names end."""
+
+
+def key_of(key: object) -> str:
+    """The key made printable; reports shorten what they show of it."""
+    return printable(key, LONGEST_KEY)
+
+
 class Unique:
     """Tells names apart: one that was given before becomes ``name#2``, ``name#3``, …."""
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gnnstab.checkpoint._naming import Unique, printable
+from gnnstab.checkpoint._naming import Unique, key_of, printable
 from gnnstab.checkpoint._tally import Tally
 from gnnstab.errors import LoadError
 from gnnstab.layers import LAYERS, layer_of
@@ -93,4 +93,4 @@ def _modules(root: Record) -> Iterator[tuple[str, Record]]:
 
 
 def _joined(path: str, key: object) -> str:
-    return f"{path}.{printable(key)}" if path else printable(key)
+    return f"{path}.{key_of(key)}" if path else key_of(key)

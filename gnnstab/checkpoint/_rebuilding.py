@@ -92,7 +92,7 @@ def rebuild(facts: CheckpointFacts, checkpoint: Checkpoint, *, probed: bool = Fa
         # One matrix may stand under many names.
         view = identity(tensor)
         if view not in known:
-            known[view] = finite(tensor)
+            known[view] = finite(tensor.float())  # As the layer that is run holds it.
         return known[view]
 
     by_name = {layer.name: layer for layer in facts.layers}

@@ -85,7 +85,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         _layer_facts(conv, position, decided[position], known[position], prints[position], activation)
         for position, conv in enumerate(convs)
     )
-    seen = scan_tensors(checkpoint)
+    seen = scan_tensors(checkpoint, _owners(convs))
     optimizer_values, optimizers = _optimizer_values(checkpoint, convs, layers, seen)
     plain = _plain_linear(checkpoint.tensors)
     linear = [looked_at(weight) for weight in plain[:MOST_LINEAR]]
@@ -103,7 +103,8 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
             *(
                 value
                 for conv, layer in zip(convs, layers, strict=True)
-                if conv.name in affordable and not any(seen.non_finite.get(name) for name in conv.parameters())
+                if conv.name in affordable
+                and not any(identity(tensor) in seen.spoilt for tensor in conv.tensors.values())
                 for value in layer_signals(conv, layer, activation or "relu")
             ),
             *_weight_values(convs, seen),
@@ -208,14 +209,21 @@ def _filled(numbers: Statistics) -> dict[str, float]:
 
 
 def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signal]:
-    """RMS of the attention layers' parameters, and NaN and Inf entries of every tensor of the file."""
+    """RMS of the attention layers' parameters and of other matrices called weight, and NaN and Inf entries of every tensor of the file."""
     owners = _owners(convs)
-    values = [
-        Signal(WEIGHT_RMS, numbers.rms, owners[name], source="weights", detail={"parameter": name} | _filled(numbers))
-        for name, numbers in seen.parameters.items()
-        if name in owners and not numbers.non_finite
-    ]
     few = len(seen.non_finite) <= MOST_TOLD
+    values = [
+        Signal(
+            WEIGHT_RMS,
+            numbers.rms,
+            owners.get(name, name.rpartition(".")[0]),
+            source="weights",
+            detail={"parameter": name} | _filled(numbers) | ({} if name in owners else {"plain": True}),
+        )
+        for name, numbers in seen.parameters.items()
+        if not numbers.non_finite
+        and (name in owners or (few and name.endswith("weight") and len(seen.shapes[name]) > 1))
+    ]
     for name, count in seen.non_finite.items():
         if few or name in owners or count:
             layer = owners.get(name, name.rpartition(".")[0])

@@ -47,6 +47,9 @@ def scan(tensor: Tensor, mapped: MappedFiles | None = None) -> Statistics:
             mapped.release(block)
     count, total = stored.numel(), tensor.numel() * (2 if tensor.is_complex() else 1)
     rms = math.sqrt(squares / count) if count and not non_finite else math.nan
+    if math.isinf(rms):  # The squares of float64 overflow; the root of their mean does not.
+        size = max(-low, high)
+        rms = size * math.sqrt(sum(float((part / size).square().sum()) for part in _wide(stored)) / count)
     return Statistics(total, non_finite * (total // max(1, count)), rms, low, high)
 
 

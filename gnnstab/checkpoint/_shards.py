@@ -74,10 +74,10 @@ def read_all(files: Sequence[Path], read: Callable[[Path], tuple[str, Any]]) -> 
     return found
 
 
-def joined(files: Sequence[Path], roots: Sequence[Any]) -> dict[Any, Any]:
-    """What the shards hold, as one state dict.
+def joined(named: Path, files: Sequence[Path], roots: Sequence[Any]) -> dict[Any, Any]:
+    """What the shards hold, as one state dict; ``named`` is the file or the index that stood for them.
 
-    Raises `LoadError` when one is no state dict, two hold the same name, or the index beside them names a tensor that none holds.
+    Raises `LoadError` when one is no state dict, two hold the same name, or the index names a tensor that none holds.
     """
     whole: dict[Any, Any] = {}
     for file, root in zip(files, roots, strict=True):
@@ -90,8 +90,13 @@ def joined(files: Sequence[Path], roots: Sequence[Any]) -> dict[Any, Any]:
             )
         whole.update(root)
     first = SHARD.fullmatch(files[0].name)
-    index = files[0].with_name(f"{first['stem']}{first['suffix']}{INDEX}") if first else None
-    if index is not None and index.exists() and (lost := [name for name in _weight_map(index) if name not in whole]):
+    index = files[0].with_name(f"{first['stem']}{first['suffix']}{INDEX}") if first else named
+    index = named if named.name.endswith(INDEX) else index
+    if (
+        index.name.endswith(INDEX)
+        and index.exists()
+        and (lost := [name for name in _weight_map(index) if name not in whole])
+    ):
         raise LoadError(
             f"{_shown(index)}: names {len(lost)} tensors that no file holds, first {printable(lost[0], 100)}; copy the files again"
         )

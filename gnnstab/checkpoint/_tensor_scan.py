@@ -6,23 +6,29 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from gnnstab.checkpoint._correspondence import matching_names
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._memory import MappedFiles
 from gnnstab.checkpoint._naming import is_statistic, listed
-from gnnstab.checkpoint._scan import Statistics, entries, scan
-from gnnstab.checkpoint._tensors import identity, unreadable
+from gnnstab.checkpoint._scan import Statistics, entries, finite, scan
+from gnnstab.checkpoint._tensors import identity, readable, unreadable
 
 LARGE_FILE = 256 * 2**20
 """Bytes of a file from which pages that were read are given back to the system."""
 
 LARGEST_COMPARED = 2**22
 """Entries up to which tensors of equal statistics are compared entry by entry."""
+
+
+LARGEST_SQUARED = 1e75
+"""Entries up to which float64 holds the square of a product of two matrices, as a norm of scores takes it."""
 
 
 @dataclass(slots=True)
@@ -41,17 +47,22 @@ class TensorScan:
     unwritten: set[str] = field(default_factory=set)
     """Those of them whose entries are memory as it was, by the look of them."""
 
+    spoilt: set[tuple[object, ...]] = field(default_factory=set)
+    """Views of storage that hold NaN, Inf or numbers beyond `LARGEST_SQUARED`, under whatever names."""
+
     uninitialised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
-    """Look at every tensor of the file once, in pieces."""
+def scan_tensors(checkpoint: Checkpoint, parameters: Container[str] = ()) -> TensorScan:
+    """Look at every tensor of the file once, in pieces; no Inf in one of the ``parameters`` is meant."""
     mapped = MappedFiles() if checkpoint.size > LARGE_FILE else None
     found = TensorScan()
     unread: dict[str, list[str]] = defaultdict(list)
     aliases = _Aliases()
     statistics: list[str] = []
+    learned = _Learned(checkpoint, parameters)
+    masks: dict[tuple[object, ...], tuple[str, str]] = {}
     for name, tensor in checkpoint.tensors.items():
         why = unreadable(tensor)
         if why not in ("", "complex"):
@@ -60,12 +71,20 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
             else:
                 unread[why].append(name)
             continue
-        if aliases.same_storage(name, tensor):
+        view = identity(tensor)
+        if aliases.same_storage(name, tensor) and (view not in masks or not learned(name)):
             continue
         numbers = scan(tensor, mapped)
-        if numbers.non_finite and (meant := _meant(name, tensor)):
-            unread[meant].append(name)
-            continue
+        if numbers.non_finite or max(-numbers.minimum, numbers.maximum) > LARGEST_SQUARED:
+            found.spoilt.add(view)
+        if numbers.non_finite:
+            if view in masks:
+                kind, first = masks.pop(view)  # A weight, and a mask by another of its names alone.
+                unread[kind].remove(first)
+            elif not learned(name) and (meant := _meant(name, tensor, checkpoint.tensors)):
+                unread[meant].append(name)
+                masks[view] = meant, name
+                continue
         found.non_finite[name] = numbers.non_finite
         if numbers.non_finite and _unwritten(tensor):
             found.unwritten.add(name)
@@ -85,8 +104,7 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
             view = identity(tensor)
             if view not in once:
                 once[view] = scan(tensor, mapped).non_finite
-            start = name in checkpoint.shadows and tensor.numel() == 1 and not bool(torch.isnan(tensor).any())
-            meant = ("an Inf that stands alone" if start else _meant(name, tensor)) if once[view] else ""
+            meant = _meant_beside(name, tensor, checkpoint, learned) if once[view] else ""
             if meant:
                 unread[meant].append(name)
             else:
@@ -150,13 +168,49 @@ def _digest(tensor: Tensor) -> bytes:
     return hashlib.blake2b(entries.numpy().data).digest()
 
 
-def _meant(name: str, tensor: Tensor) -> str:
+class _Learned:
+    """Tells names of parameters, as far as a file shows them: of known layers, in an optimizer, by their own words."""
+
+    def __init__(self, checkpoint: Checkpoint, parameters: Container[str]) -> None:
+        self._checkpoint, self._parameters = checkpoint, parameters
+
+    def __call__(self, name: str) -> bool:
+        own = name.rpartition(".")[2].lower()
+        by_word = own.endswith("weight") or (_WEIGHT.search(own) and not _MASK.search(own.removeprefix("bias_")))
+        return bool(by_word) or name in self._parameters or name in self._trained
+
+    @cached_property
+    def _trained(self) -> set[str]:
+        readable = {n: tuple(t.shape) for n, t in self._checkpoint.tensors.items() if unreadable(t) in ("", "complex")}
+        shapes = {
+            prefix: [(name, readable[name]) for name in names if name in readable and not is_statistic(name)]
+            for prefix, names in self._checkpoint.networks.items()
+        }
+        return {name for state in self._checkpoint.optimizers for name in matching_names(state, shapes)[0].values()}
+
+
+_WEIGHT = re.compile("weight|kernel|table$|embedding|^att(_|$)|^bias_")
+"""In the own name of a tensor that is learned."""
+
+
+def _meant_beside(name: str, tensor: Tensor, checkpoint: Checkpoint, learned: _Learned) -> str:
+    """`_meant` of what stands beside the networks: averaged weights are what the weights are that they copy."""
+    parts = name.split(".")
+    original = next((n for i in range(1, len(parts)) if (n := ".".join(parts[i:])) in checkpoint.tensors), name)
+    if name in checkpoint.shadows and tensor.numel() == 1 and not bool(torch.isnan(tensor).any()):
+        copied = original != name and checkpoint.tensors[original]
+        broken = isinstance(copied, Tensor) and readable(copied) and finite(copied)
+        return "" if broken else "an Inf that stands alone"
+    return "" if learned(original) else _meant(name, tensor, checkpoint.shadows)
+
+
+def _meant(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> str:
     """What kind of buffer holds these entries on purpose: a mask, or the bounds of an observer that has seen nothing yet.
 
-    ``""`` for any other tensor, for one with a NaN, and for a weight. A single row of 0 and −∞ may be a broken bias.
+    ``""`` for any other tensor, and for one with a NaN. A single row of 0 and −∞ may be a broken bias.
     """
     own = name.rpartition(".")[2].lower()
-    if tensor.is_complex() or own.endswith("weight"):
+    if tensor.is_complex():
         return ""
     below = above = zero = count = 0
     for part in entries(tensor):
@@ -164,29 +218,43 @@ def _meant(name: str, tensor: Tensor) -> str:
             return ""
         below, above = below + int((part == -math.inf).sum()), above + int((part == math.inf).sum())
         zero, count = zero + int((part == 0).sum()), count + part.numel()
-    words = set(re.split(r"[^a-z]+", own))
+    words = set(re.split(r"[^a-z]+", own)) - {""}
     if not above and below < count and tensor.dim() >= 2:
         if below + zero == count:
             return "mask of 0 and −∞"
         if own != "bias" and _MASK.search(own):
             return "mask of −∞"
     side = below if "max" in words else above
-    return "bounds before anything was seen" if words & {"min", "max"} and side == count else ""
+    if not words & {"min", "max"} or side != count:
+        return ""
+    # An observer keeps two bounds; a lone one is told by its words from a factor or a limit.
+    twin = own.replace("max", "MIN").replace("min", "max").replace("MIN", "min")
+    paired = name[: -len(own)] + twin in others
+    return "bounds before anything was seen" if paired or words - {"min", "max"} <= _SEEN else ""
 
 
-_MASK = re.compile("mask|causal|alibi|bias")
+_SEEN = frozenset({"val", "value", "running", "seen", "observed", "best", "so", "far"})
+_MASK = re.compile("mask|causal|alibi|bias$")
 """In the name of what is added to scores."""
 
 
 def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
-    """Averaged weights and optimizer moments, under names that say where they stood."""
+    """Averaged weights, optimizer moments and rates that are no numbers, under names that say where they stood."""
     moments = {
         f"{optimizer.path}.{index}.{key}": tensor
         for optimizer in checkpoint.optimizers
         for index, entry in enumerate(optimizer.entries)
         for key, tensor in entry.tensors.items()
     }
-    return {**checkpoint.shadows, **moments}
+    rates = {
+        f"{optimizer.path}.param_groups.{entry.group}.{key}": torch.tensor(value)
+        for optimizer in checkpoint.optimizers
+        for entry in optimizer.entries
+        for key, value in entry.settings.items()
+        # Other settings may be without bound on purpose.
+        if isinstance(value, float) and (math.isnan(value) or (key == "lr" and math.isinf(value)))
+    }
+    return {**rates, **checkpoint.shadows, **moments}
 
 
 def _notes(

@@ -61,6 +61,7 @@ def reshaped(convs: Sequence[StoredLayer]) -> str:
         short, long = sorted(int(n) for n in weight.shape)
         if not bool(weight.isfinite().all()) or not bool(weight.any()):
             continue
+        weight = weight / weight.abs().max()
         gram = weight @ weight.mT if short == weight.shape[0] else weight.mT @ weight
         rank = float(gram.trace() / torch.linalg.eigvalsh(gram)[-1])
         judged += 1

@@ -132,6 +132,9 @@ class Layer(ABC):
     essential: ClassVar[frozenset[str]] = frozenset()
     """Names within the layer without which nobody takes its tensors for this kind; empty for one that no file is recovered to."""
 
+    telling: ClassVar[frozenset[str]] = frozenset()
+    """Those of them that layers of other kinds do not have, where one alone tells nothing."""
+
     absent: ClassVar[str] = ""
     """``no a, b and c side by side``: what a file without such a layer lacks."""
 
@@ -262,6 +265,11 @@ class Layer(ABC):
     def complete(self, names: frozenset[str]) -> bool:
         """Whether a layer with tensors of these names may be of this kind."""
         return bool(self.essential) and self.essential <= names
+
+    def lacks(self, names: frozenset[str]) -> str:
+        """The one name that is not there of a layer that is otherwise of this kind; ``""`` for any other."""
+        lost = self.essential - names
+        return min(lost) if len(lost) == 1 and self.essential & names and self.telling <= names else ""
 
     def lookalike(self, stored: StoredLayer) -> str:
         """Why layers of another kind have such names, by the names alone; ``""`` when nothing speaks against this kind."""

@@ -35,6 +35,7 @@ class GATv2ConvLayer(AdditiveLayer):
     target_maps = ("lin_r",)
     signature = re.compile(r"(?:(?P<layer>.*?)\.)?(?P<own>att|bias|lin_[lr]\.(?:weight|bias)|(?:lin_edge|res)\.weight)")
     essential = frozenset({"att", "lin_l.weight", "lin_r.weight"})
+    telling = frozenset({"att"})
     absent = "no att, lin_l and lin_r side by side"
     width_names = ("att", "bias")
     static = "√.52·‖diag(a)·W_l‖_F, within 1.3 × of the measured spread at initialisation"

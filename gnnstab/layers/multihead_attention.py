@@ -73,6 +73,19 @@ class MultiheadAttentionLayer(GenericLayer):
         """The map out beside those in, packed or apart."""
         return "out_proj.weight" in names and ("in_proj_weight" in names or set(_APART) <= names)
 
+    def lacks(self, names: frozenset[str]) -> str:
+        """The map out beside one in, or one map in beside the others."""
+        apart = [name for name in _APART if name not in names]
+        if "out_proj.weight" not in names:
+            return "out_proj.weight" if "in_proj_weight" in names or not apart else ""
+        if len(apart) == 1:
+            return apart[0]
+        return (
+            "in_proj_weight"
+            if len(apart) == 3 and {"in_proj_bias", "in_proj_weight"} & names == {"in_proj_bias"}
+            else ""
+        )
+
     def lookalike(self, stored: StoredLayer) -> str:
         """Attention of other libraries has further tensors of its own (a scale of the logits or the heads)."""
         if stored.beside:

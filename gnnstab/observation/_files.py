@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True, opti
 
 
 def _observe(path: Path, request: Request, probe: bool, optimizer: Path | None) -> Observed:
-    from gnnstab.checkpoint import informed, load, load_into, recover
+    from gnnstab.checkpoint import informed, layers_in, load, load_into, recover
     from gnnstab.signals.weights import from_checkpoint
 
     request.progress(f"reading {path.name}")
@@ -57,9 +58,12 @@ def _observe(path: Path, request: Request, probe: bool, optimizer: Path | None) 
     static, notes = from_checkpoint(facts), tuple(facts.notes)
     if model is None and (request.batch is not None or request.loss is not None):
         raise UsageError("a batch or a loss needs the model they belong to: pass model= as well")
-    if probe and request.batch is None:
-        # A model without a batch shows no attention: what the file alone shows of it stands.
-        synthetic, beyond = _probe_alone(facts, checkpoint, request)
+    in_model = {} if model is None or request.batch is None else layers_in(model, checkpoint)
+    # A batch shows the attention of the model's layers alone; of others the file may hold, what it shows of them stands.
+    unseen = replace(facts, layers=tuple(layer for layer in facts.layers if layer.name not in in_model))
+    static = renamed(static, in_model)
+    if probe and (unseen.layers or not in_model):
+        synthetic, beyond = _probe_alone(unseen, checkpoint, request)
         static, notes = join(synthetic, static) if synthetic else static, notes + beyond
     if model is not None:
         notes += tuple(load_into(model, checkpoint))

@@ -113,9 +113,12 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     rate = live.training.get("lr", 1e-3)
     joined = join(dynamic, seen.signals)
     joined = _scale_tried(joined, model, batch, loss, request.optimizer, request.precision, rate, request.clip)
-    if not joined.find(WEIGHT_RMS):
+    if all(s.detail.get("plain") for s in joined.find(WEIGHT_RMS)):
         # No update was looked at, as where the loss is not finite: what the weights hold may be why.
-        joined = replace(joined, values=(*joined.values, *_sizes(model)))
+        sizes = _sizes(model)
+        told = {s.detail["parameter"] for s in sizes}
+        others = (s for s in joined.values if not (s.detail.get("plain") and s.detail["parameter"] in told))
+        joined = replace(joined, values=(*others, *sizes))
     return replace(seen, target=target, signals=joined, live=live)
 
 

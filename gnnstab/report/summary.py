@@ -64,7 +64,7 @@ def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
 
 
 UNJUDGED = re.compile(
-    r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes)|in lists and)"
+    r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes|storages)|in lists and)"
 )
 """How notes count tensors that may hold NaN and are not looked at."""
 
@@ -78,9 +78,7 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     if beside := diagnosis.context.get("files_beside"):
         parts.append(f"{escape.name(str(beside), 40)}, to be named by itself")
     if missing := diagnosis.context.get("ranks_missing"):
-        parts.append(
-            f"rank{'s' if len(missing) > 1 else ''} {escape.name(', '.join(map(str, missing)), 40)} of the run"
-        )
+        parts.append(f"rank{'s' * (len(missing) > 1)} {escape.name(', '.join(map(str, missing)), 40)} of the run")
     if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
         parts.append(count(unjudged, "stored tensor"))
     if (blind := diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed) > 0:
@@ -91,8 +89,10 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         parts.append("what came after the last step of a trace that was not closed")
     if any("of use, your loss tells" in finding.message for finding in diagnosis.findings):
         parts.append("whether its sharp attention is of use (pass the loss)")
-    if unasked := sum(rule.reason == "not selected" for rule in diagnosis.rules):
-        parts.append(f"{unasked} of {count(len(diagnosis.rules), 'rule')}, not selected")
+    if unasked := {rule.code for rule in diagnosis.rules if rule.reason == "not selected"}:
+        parts.append(f"{len(unasked)} of {count(len(diagnosis.rules), 'rule')}, not selected")
+        if "GS502" in unasked and any(s.name == "weight.non_finite" and s.value > 0 for s in diagnosis.signals):
+            parts.append("the NaN or Inf in the weights (GS502)")
     hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
     parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
     return tuple(parts)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, percent
+from gnnstab.rules.queries import first_loss, largest, measured, percent
 
 
 @rule("GS407", "constant-or-non-finite-feature", cause="non-finite-data", severity="error", confidence="high")
@@ -78,6 +79,8 @@ class ConstantOrNonFiniteFeature(Rule):
             after = "everything behind them follows. Clean the data"
             if masked:
                 after = "they are not what is wrong here" if events else "output and loss are finite all the same"
+                if not events and signal.detail.get("target") and math.isnan(first_loss(signals)):
+                    after = "the output is finite, and what a loss makes of them was not seen: pass it"
             yield self.finding(
                 f"{what}: {after}.",
                 severity="info" if masked else "error",

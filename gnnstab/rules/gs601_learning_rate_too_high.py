@@ -125,6 +125,13 @@ class LearningRateTooHigh(Rule):
     )
     """Update over weights from which saturated attention behind trained weights counts as made by the rate."""
 
+    absurd: float = threshold(
+        300.0,
+        unit="first update over the widest weights usually drawn",
+        source="derived: one update makes weights as large as GS605 calls absurd",
+    )
+    """From here on the rate that a file holds needs no step to be judged."""
+
     replaced: float = threshold(
         0.5,
         unit="relative update",
@@ -150,7 +157,7 @@ class LearningRateTooHigh(Rule):
         found = found or [finding for loss in losses for finding in self._lost(loss, signals)]
         found = found or list(self._ruined(signals))
         if not found and not tried and ratio is not None and ratio.value > self.warn_ratio:
-            found = [self._hint(ratio)]
+            found = [self._hint(ratio, signals)]
         yield from found[:1]
 
     def _of_run(self, signals: Signals, on_copies: Sequence[Signal]) -> list[Signal]:
@@ -253,8 +260,7 @@ class LearningRateTooHigh(Rule):
         if ratio is None or not isinstance(steps, (int, float)) or steps < 1:
             return
         # Weights that the rate has blown up make it look small: as they were drawn, one update replaced them.
-        drawn = [s.detail["of drawn"] for s in matrices(signals.find(OPTIMIZER_LR_TO_RMS)) if "of drawn" in s.detail]
-        of_drawn = float(np.median(drawn)) if drawn else 0.0
+        of_drawn = _of_drawn(signals)
         blown = ratio.value > self.warn_ratio and of_drawn > self.replaced
         if not blown and not ratio.value > self.ruined_ratio:
             return
@@ -278,10 +284,18 @@ class LearningRateTooHigh(Rule):
                 signal=ratio,
             )
 
-    def _hint(self, ratio: Signal) -> Finding:
+    def _hint(self, ratio: Signal, signals: Signals) -> Finding:
         what = "Adam's first steps move" if ratio.name == OPTIMIZER_LR_TO_RMS else "early updates moved"
         lr = ratio.detail.get("lr")
         rate = f" (lr {lr:g})" if isinstance(lr, (int, float)) else ""
+        drawn = _of_drawn(signals)
+        if ratio.name == OPTIMIZER_LR_TO_RMS and drawn > self.absurd:
+            return self.finding(
+                f"one update of the rate in the file{rate} moves the weights by {ratio.value:.2g} times their size: nothing learned is left. Set the rate anew.",
+                severity="warning",
+                limit=self.absurd,
+                signal=ratio,
+            )
         return self.finding(
             f"{what} the weights by {percent(ratio.value)} of their size per step{rate}. Whether that is too much, only steps show: pass "
             "the model with batch=, loss= and optimizer=.",
@@ -295,6 +309,12 @@ class LearningRateTooHigh(Rule):
 def _norms_told(rise: Signal, signals: Signals) -> bool:
     """True of a rise that is gone without norms over two rows, which GS108 has seen, or will: while a run goes on, nothing of them is known."""
     return "calm_as_rows" in rise.detail and (not signals.context or bool(signals.context.get("norm_smallest")))
+
+
+def _of_drawn(signals: Signals) -> float:
+    """The rate over the size of the widest weights usually drawn, the median over the matrices; 0 where nothing tells it."""
+    drawn = [s.detail["of drawn"] for s in matrices(signals.find(OPTIMIZER_LR_TO_RMS)) if "of drawn" in s.detail]
+    return float(np.median(drawn)) if drawn else 0.0
 
 
 def _ratio(signals: Signals) -> Signal | None:

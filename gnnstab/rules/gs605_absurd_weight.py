@@ -42,7 +42,7 @@ class AbsurdWeight(Rule):
     rms: float = threshold(1e3, unit="RMS", source="derived: 300 times the largest initialisation in use")
     offset: float = threshold(
         1e6,
-        unit="RMS of a bias",
+        unit="RMS of a bias, and in a file of a weight outside of attention",
         source="heuristic: an offset in large units is legal, and what it costs is rounding (GS501)",
     )
     ordinary: float = threshold(
@@ -108,4 +108,6 @@ class AbsurdWeight(Rule):
         return bool(signal.detail.get("first", math.inf) <= self._limit(signal))
 
     def _limit(self, signal: Signal) -> float:
-        return self.offset if str(signal.detail.get("parameter", "")).endswith("bias") else self.rms
+        # A file does not tell the units in which a map outside of attention takes or returns its numbers.
+        legal = signal.detail.get("plain") or str(signal.detail.get("parameter", "")).endswith("bias")
+        return self.offset if legal else self.rms

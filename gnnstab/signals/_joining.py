@@ -45,11 +45,15 @@ def _kind(views: Sequence[Signals]) -> str:
 
 
 def _matched(part: Signals, layers: Sequence[LayerFacts]) -> Signals:
-    """The part with its layers named as in ``layers``, where a name ends like one of those and no other does."""
-    names = [layer.name for layer in layers]
+    """The part with its layers named as in ``layers``, where a name ends like one of those and no other does.
+
+    A name that the part gives to a layer of its own is no other layer's.
+    """
+    given = {layer.name for layer in part.layers}
+    names = [layer.name for layer in layers if layer.name not in given]
     table: dict[str, str] = {}
     for own in part.layers:
-        if own.name in names:
+        if any(own.name == layer.name for layer in layers):
             continue
         alike = [name for name in names if name.endswith(f".{own.name}") or own.name.endswith(f".{name}")]
         if len(alike) == 1:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gnnstab.records import SIGNALS, Measure, Signal
-from gnnstab.records.vocabulary import DEGREE_MEDIAN, OPTIMIZER_LOSS_RISE, OPTIMIZER_UNDONE
+from gnnstab.records.vocabulary import DEGREE_MEDIAN, FEATURE_NON_FINITE, OPTIMIZER_LOSS_RISE, OPTIMIZER_UNDONE
 from gnnstab.signals._window import best_mode, latest
 
 T = TypeVar("T", list[Any], dict[str, Any])
@@ -78,6 +78,9 @@ def measured_signals(found: Streams, source: str, *, single: bool) -> tuple[list
             # A loss that rises beyond every number is measured, and with it the rate at which it does not.
             if name == OPTIMIZER_LOSS_RISE and np.isinf(values).all():
                 value = np.inf
+            # Of several batches one is enough.
+            if name == FEATURE_NON_FINITE and len(finite):
+                value = finite.max()
             if np.isnan(value):
                 undefined[name] = _why_undefined(part[-1].value, name)
                 continue

@@ -9,3 +9,4 @@ from gnnstab.unpickling._reading import any_class as any_class
 from gnnstab.unpickling._reading import read as read
 from gnnstab.unpickling._values import Named as Named
 from gnnstab.unpickling._values import Record as Record
+from gnnstab.unpickling._values import Storage as Storage

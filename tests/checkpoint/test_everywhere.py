@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import gnnstab
 from gnnstab.checkpoint import load
+from gnnstab.report.summary import not_covered
 from models.stacks import Stack
 
 Save = Callable[..., Path]
@@ -74,6 +75,59 @@ FOUND: dict[str, tuple[Callable[[], Any], str]] = {
     "bounds of the wrong sign": (lambda: {**MODEL, "min_val": torch.tensor([1.0, -INF])}, "min_val"),
 }
 
+
+def closed(*shape: int) -> Tensor:
+    """0, and a first row of −∞."""
+    tensor = torch.zeros(*shape)
+    tensor[0] = -INF
+    return tensor
+
+
+def under_a_mask() -> dict[str, Tensor]:
+    state = {name: tensor.clone() for name, tensor in MODEL.items()}
+    state["convs.0.lin_query.weight"][0] = -INF
+    return {"attn_mask": state["convs.0.lin_query.weight"], **state}
+
+
+def stepped(name: str, tensor: Tensor) -> dict[str, Any]:
+    """A network of one more parameter, with the state of the optimizer that trains it."""
+    model = {"lin.weight": torch.ones(3, 5), name: tensor}
+    state = {i: {"exp_avg": torch.ones_like(t), "step": 1} for i, t in enumerate(model.values())}
+    return {"model": model, "optimizer": {"state": state, "param_groups": [{"params": [0, 1], "lr": 1e-3}]}}
+
+
+FOUND |= {
+    "a rate that is no number": (
+        lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": NAN}]}),
+        "o.param_groups.0.lr",
+    ),
+    "an endless rate": (
+        lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": INF}]}),
+        "o.param_groups.0.lr",
+    ),
+    "a score of a callback": (
+        lambda: beside(callbacks={"best": {"best_model_score": torch.tensor(NAN)}}),
+        "callbacks.best.best_model_score",
+    ),
+    "a scale of a scaler": (lambda: beside(scaler={"scale": torch.tensor(NAN)}), "scaler.scale"),
+    "a rate of a scheduler": (lambda: beside(scheduler={"last_lr": torch.tensor(NAN)}), "scheduler.last_lr"),
+    "a learned key": (lambda: {**MODEL, "attn.bias_k": closed(2, 1, 4)}, "attn.bias_k"),
+    "a vector of attention": (lambda: {**MODEL, "conv.att_src": closed(2, 4)}, "conv.att_src"),
+    "a weight of a GRU": (lambda: {**MODEL, "gru.weight_hh_l0": closed(12, 4)}, "gru.weight_hh_l0"),
+    "a table of positions": (lambda: {**MODEL, "rel_bias_table": closed(8, 3) + torch.eye(8, 3)}, "rel_bias_table"),
+    "a factor": (lambda: {**MODEL, "max_scale": bad(4, value=-INF)}, "max_scale"),
+    "a weight that is a mask by another name": (under_a_mask, "convs.0.lin_query.weight"),
+    "a number that is averaged": (
+        lambda: {"model": MODEL | {"temp": torch.ones(1)}, "ema": MODEL | {"temp": torch.tensor([INF])}},
+        "ema.temp",
+    ),
+    "averaged weights of 0 and Inf": (
+        lambda: {"model": MODEL | {"t.att_dst": torch.ones(2, 4)}, "ema": MODEL | {"t.att_dst": closed(2, 4)}},
+        "ema.t.att_dst",
+    ),
+    "what an optimizer trains": (lambda: stepped("free_mask", closed(4, 4)), "free_mask"),
+}
+
 MEANT: dict[str, Callable[[], Any]] = {
     "a best score": lambda: beside(best=torch.tensor(INF), callbacks={"stop": {"best_score": torch.tensor(-INF)}}),
     "an observer that saw nothing": lambda: {
@@ -83,6 +137,19 @@ MEANT: dict[str, Callable[[], Any]] = {
     },
     "a causal mask": lambda: {**MODEL, "mask": torch.full((4, 4), -INF).triu(1)},
     "ALiBi": lambda: {**MODEL, "alibi_bias": torch.full((4, 4), -INF).triu(1) + torch.arange(4.0)},
+    "a bound of an optimizer": lambda: beside(
+        o={**adam(), "param_groups": [{"params": [0], "lr": 1e-3, "max_norm": INF}]}
+    ),
+    "a mask of an averaged model": lambda: {
+        name: MODEL | {"mask": closed(4, 4), "attn_bias": closed(4, 4) + torch.eye(4)} for name in ("model", "ema")
+    },
+    "a mask that no optimizer trains": lambda: {**stepped("free", torch.ones(4, 3)), "buffers": {"mask": closed(4, 4)}},
+    "bounds that are one pair": lambda: {
+        **MODEL,
+        "act_min": bad(3, value=INF),
+        "act_max": bad(3, value=-INF),
+        "running_max": bad(1, value=-INF),
+    },
     "a mask in an attribute": lambda: whole(causal=torch.full((4, 4), -INF).triu(1)),
     "state of an optimizer": lambda: beside(o=adam(al=[None, torch.tensor(1.0)], old=[torch.ones(3)])),
 }
@@ -111,3 +178,11 @@ def test_what_a_module_holds_is_told_once(unsafe: bool, saved: Save) -> None:
     checkpoint = load(saved(model), unsafe=unsafe)
     assert set(checkpoint.shadows) == {"own"}, "what the state dict names is scanned there"
     assert set(checkpoint.tensors) == set(model.state_dict())
+
+
+@pytest.mark.parametrize(("make", "told"), [(spoilt, True), (lambda: Stack(2), False)])
+def test_rules_that_were_not_asked_leave_nan_in_the_open(
+    make: Callable[[], nn.Module], told: bool, saved: Save
+) -> None:
+    diagnosis = gnnstab.diagnose(saved(make().state_dict()), select="GS301")
+    assert ("the NaN or Inf in the weights (GS502)" in not_covered(diagnosis)) is told

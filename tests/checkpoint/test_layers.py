@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, HypergraphConv, ResGatedGraphConv, TransformerConv
+from torch_geometric.nn import (
+    GATConv,
+    GATv2Conv,
+    HeteroConv,
+    HypergraphConv,
+    ResGatedGraphConv,
+    SAGEConv,
+    TransformerConv,
+)
 
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import UsageError
@@ -143,6 +151,28 @@ def test_no_lin_skip_is_no_transformer_conv() -> None:
     facts = recover(stored(tensors))
     assert facts.layers == ()
     assert "no lin_skip" in facts.unjudged[0].reason
+
+
+LACKING = [
+    *((TransformerConv(6, 4, heads=2), f"lin_{name}.weight") for name in ("key", "query", "value")),
+    *((GATConv(6, 4), name) for name in ("att_src", "att_dst")),
+    *((GATv2Conv(6, 4), f"lin_{name}.weight") for name in "lr"),
+    *((nn.MultiheadAttention(8, 2), name) for name in ("in_proj_weight", "out_proj.weight")),
+    *((nn.MultiheadAttention(8, 2, kdim=6), name) for name in ("q_proj_weight", "v_proj_weight", "out_proj.weight")),
+]
+
+
+@pytest.mark.parametrize(("layer", "name"), LACKING)
+def test_a_layer_that_lacks_a_tensor_is_told_beside_others(layer: nn.Module, name: str) -> None:
+    whole = {"a." + key: tensor for key, tensor in TransformerConv(6, 6).state_dict().items()}
+    facts = recover(stored(whole | {f"b.{key}": tensor for key, tensor in layer.state_dict().items() if key != name}))
+    assert [found.name for found in facts.layers] == ["a"]
+    assert [(b.layer, b.is_other_attention, f"lacks {name}" in b.reason) for b in facts.unjudged] == [("b", True, True)]
+
+
+def test_layers_that_share_some_names_lack_nothing() -> None:
+    net = {"sage": SAGEConv((6, 6), 4), "lin": nn.ModuleDict({"out_proj": nn.Linear(3, 3), "lin_key": nn.Linear(3, 3)})}
+    assert recover(stored(nn.ModuleDict(net))).unjudged == ()
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,16 @@ TWINS: dict[str, Callable[[], Any]] = {
 def test_what_stands_elsewhere_is_not(name: str, tmp_path: Path) -> None:
     torch.save(TWINS[name](), tmp_path / "x.pt")
     assert told(tmp_path / "x.pt") == 0
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_storage_that_no_tensor_gives_a_shape_is_counted(listed: bool, unsafe: bool, tmp_path: Path) -> None:
+    storage = torch.full((4,), torch.nan).untyped_storage()
+    content = {"lin.weight": torch.ones(3, 3), "x": [storage] if listed else storage}
+    torch.save(content, tmp_path / "a.pt")
+    found = gnnstab.diagnose(tmp_path / "a.pt", unsafe=unsafe)
+    assert f"1 tensor not judged, storages without a shape: {'x.0' if listed else 'x'}" in found.target.notes
+    assert "1 stored tensor" in str(found)
+    torch.save(content | {"x": torch.ones(2)}, tmp_path / "a.pt")
+    assert "stored tensor" not in str(gnnstab.diagnose(tmp_path / "a.pt", unsafe=unsafe))

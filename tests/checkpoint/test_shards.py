@@ -95,6 +95,21 @@ def test_files_that_are_no_parts_of_one_model(second: Any, index: Any, why: str,
         load(first)
 
 
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("files", [("a.bin",), ("a.bin", "b.bin"), ("m-00001-of-00002.bin", "m-00002-of-00002.bin")])
+def test_an_index_of_any_name_says_what_the_files_hold(files: tuple[str, ...], lost: bool, tmp_path: Path) -> None:
+    for name in files:
+        torch.save({name: torch.ones(2, 2)}, tmp_path / name)
+    named = {name: name for name in files} | ({"lost": files[-1]} if lost else {})
+    index = tmp_path / "consolidated.index.json"
+    index.write_text(json.dumps({"weight_map": named}))
+    if lost:
+        with pytest.raises(LoadError, match="names 1 tensors that no file holds, first lost"):
+            load(index)
+    else:
+        assert len(load(index).tensors) == len(files)
+
+
 @pytest.mark.parametrize("name", ["../m.bin", "/etc/passwd", "a/b.bin"])
 def test_an_index_leads_to_no_other_folder(name: str, tmp_path: Path) -> None:
     index = tmp_path / "m.index.json"

@@ -272,3 +272,9 @@ def test_no_gap_without_a_positive_training_loss(losses: list[float]) -> None:
     signals = from_trace(written(steps=steps(losses, [1.0] * len(losses)), measures=given))
     assert signals.find("loss.generalisation_gap") == ()
     assert "monitor.validation" in signals.why_missing("loss.generalisation_gap")
+
+
+@pytest.mark.parametrize(("counts", "told"), [([0.0, 5.0, 0.0], 5.0), ([0.0, 0.0, 0.0], 0.0)])
+def test_one_batch_of_several_with_a_nan_is_told(counts: list[float], told: float) -> None:
+    rows = [measure(at, "feature.non_finite", value, "") for at, value in enumerate(counts)]
+    assert one(from_trace(written(measures=rows)), "feature.non_finite").value == told

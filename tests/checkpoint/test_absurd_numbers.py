@@ -1,0 +1,72 @@
+"""Numbers of a file that are finite, and that nothing makes: told whatever they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gnnstab
+from gnnstab.checkpoint._scan import scan
+from gnnstab.records import Diagnosis
+from models.stacks import Stack
+
+Save = Callable[..., Path]
+
+
+def _codes(diagnosis: Diagnosis) -> set[str]:
+    return {finding.code for finding in diagnosis.findings if finding.severity != "info"}
+
+
+@pytest.mark.parametrize("times", [1e80, 1e160, 1e300])
+def test_weights_of_float64_beyond_any_norm(times: float, saved: Save) -> None:
+    state = {name: tensor.double() for name, tensor in Stack(2, concat=False, heads=2).state_dict().items()}
+    assert "GS605" not in _codes(gnnstab.diagnose(saved(state)))
+    state["convs.0.lin_query.weight"] *= times
+    found = gnnstab.diagnose(saved(state))
+    assert "GS605" in _codes(found) and not found.events, "no value is made that the file does not hold"
+
+
+@pytest.mark.parametrize("times", [1e-90, 1e-200])
+def test_weights_of_float64_that_are_next_to_nothing(times: float, saved: Save) -> None:
+    state = {name: tensor.double() for name, tensor in Stack(2, concat=False, heads=2).state_dict().items()}
+    state["convs.0.lin_query.weight"] *= times
+    assert len(gnnstab.diagnose(saved(state)).layers) == 2
+
+
+def test_the_size_of_numbers_whose_squares_overflow() -> None:
+    assert scan(torch.full((7,), -1e200, dtype=torch.float64)).rms == pytest.approx(1e200)
+
+
+def _with_head(size: float) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    net = nn.ModuleDict({"encoder": Stack(2, concat=False, heads=2), "head": nn.Linear(16, 2)})
+    with torch.no_grad():
+        net["head"].weight.mul_(size)
+    return net.state_dict()
+
+
+@pytest.mark.parametrize(("size", "absurd"), [(1.0, False), (1e4, False), (1e8, True), (1e38, True)])
+def test_an_absurd_weight_outside_of_attention(size: float, absurd: bool, saved: Save) -> None:
+    found = gnnstab.diagnose(saved(_with_head(size)))
+    assert ("GS605" in _codes(found)) is absurd
+    assert not absurd or "head.weight" in next(f.message for f in found.findings if f.code == "GS605")
+
+
+def _trained(rate: float) -> dict[str, Any]:
+    model = Stack(2, concat=False, heads=2)
+    optimizer = torch.optim.Adam(model.parameters())
+    sum((p.square().sum() for p in model.parameters()), torch.zeros(())).backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = rate
+    return {"model": model.state_dict(), "optimizer": state}
+
+
+@pytest.mark.parametrize(("rate", "absurd"), [(1e-3, False), (1.0, False), (1e4, True), (1e30, True)])
+def test_a_rate_that_no_step_is_needed_for(rate: float, absurd: bool, saved: Save) -> None:
+    assert ("GS601" in _codes(gnnstab.diagnose(saved(_trained(rate))))) is absurd
