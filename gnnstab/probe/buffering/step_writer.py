@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnstab.probe.buffering._totals import Totals
+from gnnstab.probe.buffering._totals import Totals, quietly
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.state import Queued
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
@@ -160,8 +160,11 @@ def _norm(square: NDArray[np.float64], chosen: NDArray[np.float64]) -> float | N
     """Root of the sum of the squares (K,) where ``chosen`` (K,) is 1; None where it is empty."""
     if not len(chosen):
         return None
-    total = float(square.dot(chosen))  # What is not finite and not chosen makes it NaN.
-    return math.sqrt(total if math.isfinite(total) else np.add.reduce(square[chosen > 0]))
+    total: list[float] = []
+    quietly(lambda: total.append(float(square.dot(chosen))))
+    if not math.isfinite(total[0]):  # What is not finite and not chosen makes it NaN.
+        quietly(lambda: total.insert(0, float(np.add.reduce(square[chosen > 0]))))
+    return math.sqrt(total[0])
 
 
 def _histogram(spread: list[float]) -> str:
