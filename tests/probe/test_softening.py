@@ -197,8 +197,8 @@ def drawn(make: Any) -> nn.Module:
 
 def test_a_gain_that_keeps_a_model_from_learning_is_the_root() -> None:
     found = said(drawn(lambda: Crowd(600.0)), crowd)
-    # Only `diagnose` calls the layer anew with an input of RMS 1, and so knows that the weights alone make it one-hot.
-    assert judged(found) == {"monitor": ["warning"], "diagnose": ["error"]}
+    # Both call the layer anew with an input of RMS 1, and so know that the weights alone make it one-hot.
+    assert judged(found) == {"monitor": ["error"], "diagnose": ["error"]}
     for diagnosis in found.values():
         assert [cause.cause for cause in diagnosis.root_causes()] == ["attention-explosion"]
         assert "keeps the model from learning" in diagnosis.findings[0].message
