@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice, Signal
+from gnnstab.records.vocabulary import WEIGHT_NON_FINITE
 from gnnstab.report import escape
 from gnnstab.report.numbers import count, number
 
@@ -91,7 +92,7 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         parts.append("whether its sharp attention is of use (pass the loss)")
     if unasked := {rule.code for rule in diagnosis.rules if rule.reason == "not selected"}:
         parts.append(f"{len(unasked)} of {count(len(diagnosis.rules), 'rule')}, not selected")
-        if "GS502" in unasked and any(s.name == "weight.non_finite" and s.value > 0 for s in diagnosis.signals):
+        if "GS502" in unasked and any(s.name == WEIGHT_NON_FINITE and s.value > 0 for s in diagnosis.signals):
             parts.append("the NaN or Inf in the weights (GS502)")
     hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
     parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
