@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnnstab.errors import let_through
 from gnnstab.probe.attaching.hooks import Hook, ignore, take_off
 from gnnstab.probe.attaching.stale_gradients import StaleGradients
 from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
@@ -150,10 +151,16 @@ class Boundary:
             if self._ended and self._idle():
                 self._ended = False
                 return
-            if self._ended and not self.stale.follows and not self._recorder.measures_update:
-                self._ended = False
-            else:
+            try:
+                looks = not self._ended or self.stale.follows or self._recorder.measures_update
+            except Exception as error:
+                let_through(error)
+                self._recorder.state.error_guard.note("the end of a step", error)
+                looks = False
+            if looks:
                 body(optimizer)
+            else:
+                self._ended = False
             self.updated()
 
         return after

@@ -180,7 +180,14 @@ class Tap(Lookalike):
             return (self._masked if is_exporting() else self._compiled)(*args, **kwargs)
         if other := method_of_copy(self, self._owner, self._method, self._before, sys._getframe(1)):
             return other(*args, **kwargs)
-        if not (self._stands() or self._renewed()):
+        try:
+            fits = self._stands() or self._renewed()
+        except Exception as error:
+            let_through(error)
+            for listener in self._listeners:
+                self._silence(listener, error)
+            fits = False
+        if not fits:
             return (self._before or of_class(self._owner, self._method))(*args, **kwargs)
         if is_jit_tracing() or (modes and is_tracing()):
             return self._masked(*args, **kwargs)
