@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.replaying.replica import tensors_in
@@ -169,7 +170,9 @@ def memory(tensor: Tensor) -> int:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """True for a tensor without NaN and Inf, and for one of integers."""
+    """True for a tensor without NaN and Inf, and for one of integers or not made yet."""
+    if is_lazy(tensor):
+        return True
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
         return True
     if tensor.is_meta or not tensor.numel():
