@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.replaying.replica import tensors_in
@@ -162,17 +161,15 @@ def local_name(tensor: Tensor, frame: FrameType | None) -> str:
 
 
 def memory(tensor: Tensor) -> int:
-    """Where a tensor's storage lies; 0 for one without memory."""
+    """Where a tensor's storage lies; 0 for one without memory, as one that a lazy module has not made yet."""
     try:
         return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
+    except (RuntimeError, NotImplementedError, ValueError):
         return 0
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """True for a tensor without NaN and Inf, and for one of integers or not made yet."""
-    if is_lazy(tensor):
-        return True
+    """True for a tensor without NaN and Inf, and for one of integers."""
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
         return True
     if tensor.is_meta or not tensor.numel():
