@@ -328,7 +328,6 @@ class Heard(nn.Module):
         return self.out(torch.tanh(self.conv(batch.x, batch.edge_index))).squeeze(-1)
 
 
-@pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize(
     ("kept", "own", "expected"), [(15, False, ["warning"]), (15, True, []), (800, False, [])], ids=["few", "own", "all"]
 )

@@ -44,7 +44,8 @@ class ActiveClamp(Rule):
         """One finding per layer."""
         places = measured(signals.find("place.clamped_share"))
         # A clamp that takes away the whole gradient of some parameters is told by GS604, with their names.
-        silent, _ = silent_parameters(signals)
+        # Of a run, in which values may have come to the limits later.
+        silent = silent_parameters(signals)[0] if signals.kind == "trace" else None
         told = {s.layer for s in stops(signals, "clamp") if not s.detail.get("all") and _silences(s, silent)}
         yield from self._at_places([s for s in places if s.layer not in told])
         if places and (not signals.find("clip.share") or all(s.detail.get("evaluation") for s in places)):
@@ -101,6 +102,6 @@ class ActiveClamp(Rule):
                 )
 
 
-def _silences(stopped: Signal, silent: Set[str]) -> bool:
-    """False where all parameters in front of a clamp had a gradient before values came to its limits."""
-    return not silent.isdisjoint(str(name) for name in stopped.detail.get("parameters", ()))
+def _silences(stopped: Signal, silent: Set[str] | None) -> bool:
+    """False where all parameters in front of a clamp had a gradient before values came to its limits; nobody knows of None."""
+    return silent is None or not silent.isdisjoint(str(name) for name in stopped.detail.get("parameters", ()))
