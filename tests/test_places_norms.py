@@ -272,7 +272,7 @@ def test_normalisations_behind_the_residual_sum() -> None:
 
 
 def test_a_post_norm_stack_at_a_rate_that_a_pre_norm_one_bears() -> None:
-    broken, twin = (trained(Blocks(16, post=post), data(), loss, 60, 0.02) for post in (True, False))
+    broken, twin = (trained(Blocks(32, post=post), data(), loss, 60, 9e-3) for post in (True, False))
     (finding,) = loud(broken, "GS106")
     assert "post-norm" in finding.message
     assert [c.cause for c in broken.root_causes()] == ["normalization-misuse"]

@@ -103,10 +103,9 @@ class LiveWatch:
             self._lay_out(layout)
         sizes = rows[:0, 2]
         if len(rows):
-            # Of so few numbers Python is as quick as NumPy is to begin.
-            picked, count = rows.T.reshape(-1).take(self._places).tolist(), self._scores
-            ends = zip(picked[:count], picked[count : 2 * count], strict=True)
-            sizes = np.array([max(-low, high) for low, high in ends] + picked[2 * count :], dtype=np.float64)
+            picked, count = rows.T.reshape(-1).take(self._places), self._scores
+            sizes = picked[count:]
+            np.maximum(-picked[:count], sizes[:count], out=sizes[:count])
         rise, found = self._updates.rise, earlier
         if rise is not None and rise.step == row.step:
             found = found + self._engine.tried(rise, self._updates.moved(row.step))

@@ -245,8 +245,7 @@ class Recorder:
                 guard("the next step", self._next)
                 guard("the beginning of a step", self.budget.begin)
             finally:
-                if grad:
-                    set_grad_enabled(True)
+                set_grad_enabled(grad)
         return True
 
     def failed(self, error: BaseException) -> None:

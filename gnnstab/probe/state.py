@@ -65,7 +65,6 @@ class State:
         "measures",
         "normalising",
         "norms",
-        "outputs",
         "ran_with",
         "recorded",
         "step",
@@ -128,9 +127,6 @@ class State:
         self.handles: list[RemovableHandle] = []
         """Hooks on leaf tensors: others end with their graph, a leaf would keep them for ever."""
 
-        self.outputs: list[tuple[Any, Any]] = []
-        """Nodes of the graph that made the outputs of layers in the forward that runs, and the `GradientHook` for each."""
-
         self.measures: list[Queued] = []
         self.batch: Tensor | None = None
         """(N,) graph of every node, where the model was given it; full tier only."""
@@ -173,7 +169,6 @@ class State:
         self.recorded = self.backward = self.empty = False
         self.batch = None
         self.measures = []
-        self.outputs.clear()
         if self.handles:
             for handle in self.handles:
                 handle.remove()

@@ -273,50 +273,6 @@ def test_full_tier_and_updates() -> None:
     assert trace.measures("feature.rms")[0].value == pytest.approx(float(args[0].square().mean().sqrt()), rel=1e-5)
 
 
-class Hooked(nn.Module):
-    """Gives hooks that scale gradients to what its first layer gets and returns."""
-
-    def __init__(self, factor: float) -> None:
-        super().__init__()
-        self.first, self.last = TransformerConv(WIDTH, WIDTH), TransformerConv(WIDTH, WIDTH)
-        self.factor = factor
-
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-        x = x.clone()
-        x.register_hook(lambda gradient: self.factor * gradient)
-        x = self.first(x, edge_index)
-        x.register_hook(lambda gradient: self.factor * gradient)
-        out: Tensor = self.last(x.relu(), edge_index)
-        return out
-
-
-@pytest.mark.parametrize("factor", [1.0, 64.0])
-def test_gradients_are_those_that_hooks_of_the_user_leave(factor: float) -> None:
-    torch.manual_seed(3)
-    model = Hooked(factor)
-    x, edge_index, _ = graph()
-    x.requires_grad_()
-    with TraceWriter(None) as writer, Recorder(model, writer) as recorder:
-        out = model(x, edge_index)
-        out.register_hook(lambda gradient: factor * gradient)
-        scalar(out).backward()
-        recorder.end_step()
-        trace = writer.read()
-    plain = out.detach().clone().requires_grad_()
-    scalar(plain).backward()
-    assert x.grad is not None
-    assert plain.grad is not None
-    assert_is(row(trace, "last", "grad_output"), factor * plain.grad)
-    assert_is(row(trace, "first", "grad_input"), x.grad)
-    middle = row(trace, "first", "grad_output")["rms"]
-    torch.manual_seed(3)
-    bare, (x, edge_index, _) = Hooked(1.0), graph()
-    handed = bare.first(x, edge_index).detach().requires_grad_()
-    (factor * scalar(bare.last(handed.relu(), edge_index))).backward()
-    assert handed.grad is not None
-    assert middle == pytest.approx(factor * float(handed.grad.square().mean().sqrt()), rel=1e-5)
-
-
 def test_layers_outside_of_the_model_forward_count_for_themselves() -> None:
     model, (x, edge_index, edge_attr) = CASES[0].make()
     with TraceWriter(None) as writer, Recorder(model, writer) as recorder:

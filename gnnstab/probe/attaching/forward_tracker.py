@@ -170,7 +170,6 @@ class ForwardTracker:
             for layer in self._layers:
                 layer.forget()
         state.epoch += 1
-        state.outputs.clear()
         if self.before:
             self.before = {}
         state.inside = True
@@ -200,8 +199,6 @@ class ForwardTracker:
         if graph_task() != -1:
             return
         state.inside = False
-        if state.outputs:
-            self._hook_outputs(output)
         if not (model.training and grad) or (self.forwards > 1 and not state.backward):
             self._look_at_evaluation(MODES[model.training][grad], output)
         if state.full and grad and model.training and not transforms():
@@ -222,16 +219,6 @@ class ForwardTracker:
             found = ways([*layer_trace, ("", first, None)] if first is not None else layer_trace)
             self.ways.around.update(found.around)
             self.ways.beside.update(found.beside)
-
-    def _hook_outputs(self, output: Any) -> None:
-        """Hook what the layers returned; what the model returns too may still be given hooks by whoever called it."""
-        returned = {output.grad_fn} if type(output) is Tensor else {t.grad_fn for _, t in tensors_in(output)}
-        for node, hook in self._state.outputs:
-            if node in returned:
-                hook.follow(node)
-            else:
-                hook.join(node)
-        self._state.outputs.clear()
 
     def _look_at_evaluation(self, mode: str, output: Any) -> None:
         """No loss and no gradient follows an evaluation, or a forward that a loop throws away, in which a NaN would show."""

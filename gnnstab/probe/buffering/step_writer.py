@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnstab.probe.buffering._totals import Totals, quietly
+from gnnstab.probe.buffering._totals import Totals
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.state import Queued
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
@@ -56,8 +56,8 @@ class Layout(NamedTuple):
     activation_gradients: NDArray[np.int64]
     """Rows of ``grad_output`` and ``grad_input``."""
 
-    weight_gradients: NDArray[np.float64]
-    """(K,) 1.0 for rows of ``weight_grad``, 0.0 for the others; empty where there is no such row."""
+    weight_gradients: NDArray[np.int64]
+    """Rows of ``weight_grad``."""
 
 
 class StepRows(NamedTuple):
@@ -75,7 +75,7 @@ class StepRows(NamedTuple):
 
 
 _NONE = np.empty(0, dtype=np.int64)
-EMPTY = StepRows(Layout((), [], _NONE, np.empty(0)), np.empty((0, 5)), True, None)
+EMPTY = StepRows(Layout((), [], _NONE, _NONE), np.empty((0, 5)), True, None)
 """A step without rows."""
 
 
@@ -99,7 +99,9 @@ class StepWriter:
         if scale != 1.0:
             rows[layout.activation_gradients, :3] /= scale
         self._writer.sites(step, layout.ids, rows)
-        return StepRows(layout, rows, finite, _norm(totals.square, layout.weight_gradients))
+        weights = layout.weight_gradients
+        norm = math.sqrt(np.add.reduce(totals.square.take(weights))) if len(weights) else None
+        return StepRows(layout, rows, finite, norm)
 
     def measures(self, step: int, queued: Iterable[Queued]) -> None:
         """Read the full tier from the device and hand it over."""
@@ -147,24 +149,13 @@ class StepWriter:
     def _new_layout(self, slots: list[int]) -> Layout:
         keys = [self._keys.all[slot] for slot in slots]
         activation = [i for i, key in enumerate(keys) if key.site in _GRADIENTS]
-        weight = [float(key.site == "weight_grad") for key in keys]
+        weight = [i for i, key in enumerate(keys) if key.site == "weight_grad"]
         return Layout(
             tuple(self._ids[slot] for slot in slots),
             keys,
             np.array(activation, dtype=np.int64),
-            np.array(weight if any(weight) else [], dtype=np.float64),
+            np.array(weight, dtype=np.int64),
         )
-
-
-def _norm(square: NDArray[np.float64], chosen: NDArray[np.float64]) -> float | None:
-    """Root of the sum of the squares (K,) where ``chosen`` (K,) is 1; None where it is empty."""
-    if not len(chosen):
-        return None
-    total: list[float] = []
-    quietly(lambda: total.append(float(square.dot(chosen))))
-    if not math.isfinite(total[0]):  # What is not finite and not chosen makes it NaN.
-        quietly(lambda: total.insert(0, float(np.add.reduce(square[chosen > 0]))))
-    return math.sqrt(total[0])
 
 
 def _histogram(spread: list[float]) -> str:

@@ -216,10 +216,10 @@ class LayerRecorder(ABC):
             self._tell(inputs, out, self.given or (args, kwargs))
         reached = [one for one in outs if one.requires_grad] if grad else []
         for one in reached:
-            plan.grad_output.watch(one, hooked=False)
+            plan.grad_output.watch(one)
         for one in inputs if reached else ():
             if isinstance(one, Tensor) and one.requires_grad:
-                plan.grad_input.watch(one, hooked=True)
+                plan.grad_input.watch(one)
 
     def _tell(self, inputs: Sequence[Any], output: Tensor, given: Sequence[Any]) -> None:
         """Leave a mark for those who want to know what stands around the layer."""

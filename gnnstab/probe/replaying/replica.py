@@ -18,7 +18,7 @@ from torch_geometric.inspector import Inspector
 
 from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.left_out import left_out
-from gnnstab.own_draws import generator_of, own_draws
+from gnnstab.own_draws import generator_of
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
 from gnnstab.probe.replaying.outside import keep_around
@@ -89,7 +89,7 @@ def device_of(model: nn.Module) -> torch.device:
 
 def rng_snapshot() -> dict[str, Any]:
     """The generator states to hand to a later replay: ``cpu`` (a tensor) and ``cuda`` (device index → tensor)."""
-    cpu = (torch.default_generator if own_draws() is None else generator_of("cpu")).get_state()
+    cpu = generator_of("cpu").get_state()
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {"cpu": cpu, "cuda": {}}
     return {"cpu": cpu, "cuda": {i: generator_of(f"cuda:{i}").get_state() for i in range(torch.cuda.device_count())}}
