@@ -202,7 +202,6 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_values": "a sparse torch.Tensor",
         "_schema": "torch._ops.OpOverload",
         "_qualified_op_name": "torch._ops.OpOverloadPacket",
-        "_backward_hooks": "a torch.Tensor",
         "_sequence_nr": "a node of the autograd graph",
         "_input_metadata": "a node of the autograd graph",
         "_raw_saved_other": "a node of the autograd graph",

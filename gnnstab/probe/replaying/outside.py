@@ -230,6 +230,8 @@ class Outside:
             parts = ("_values", "_indices") if value.layout is torch.sparse_coo else ("values",)
             self._containers([getattr(value, part)() for part in parts if hasattr(value, part)])
             return
+        if value.numel() and not value.untyped_storage().nbytes():
+            return  # Its memory was given back, as FSDP does between two forwards: to read it ends the process.
         self._left -= value.nbytes
         if self._left >= 0:
             with without_torch_dispatch():
