@@ -368,3 +368,19 @@ def test_the_code_of_a_large_library_that_a_loss_reaches_is_not_gone_through() -
     read = names_of.cache_info().misses
     stateful(loss)
     assert names_of.cache_info().misses == read
+
+
+def test_memory_that_was_given_back_is_left_alone() -> None:
+    """As FSDP does between two forwards; to read it would end the process."""
+    gone, counted = torch.ones(4), [0]
+
+    def forward() -> Tensor:
+        counted[0] += 1
+        return gone
+
+    gone.untyped_storage().resize_(0)
+    outside = Outside([forward])
+    forward()
+    outside.put_back()
+    assert counted == [0]
+    assert not gone.untyped_storage().nbytes()
