@@ -12,6 +12,8 @@ import torch
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning, UsageError, warn
+from gnnstab.monitor._telling import in_words
+from gnnstab.records import Finding
 from gnnstab.rules.selection import Selection
 from models.stacks import Stack, random_batch
 
@@ -140,3 +142,20 @@ def test_what_is_true_of_several_layers_is_one_warning(model) -> None:
     (text,) = [text for text in said if text.startswith("GS301")]
     assert all(layer in text for layer in layers)
     assert "Alike in" in text
+
+
+def test_nothing_that_differs_is_left_out_of_a_warning() -> None:
+    """The same rule about the model and its layers, about two signals of a layer, and about one layer twice."""
+
+    def found(layer: str | None, signal: str, message: str) -> Finding:
+        return Finding("GS601", "n", "learning-rate", "error", "high", layer, None, None, signal, 1.0, 0.0, "", message)
+
+    rms = [found(f"convs.{i}", "output.rms", f"convs.{i} grew.") for i in range(5)]
+    fresh = [found(None, "loss", "The loss rose."), *rms, found("convs.1", "score.growth", "Scores."), found(None, "loss", "Again."), found("convs.0", "output.rms", "Twice.")]  # fmt: skip
+    assert in_words(fresh) == [
+        "GS601 n: The loss rose.",
+        "GS601 n: convs.0 grew. Alike in convs.1, convs.2, convs.3 and 1 more layer.",
+        "GS601 n: Scores.",
+        "GS601 n: Again.",
+        "GS601 n: Twice.",
+    ]

@@ -52,21 +52,31 @@ def told(finding: Finding, recorder: Recorder) -> Finding:
 
 
 def in_words(fresh: Sequence[Finding]) -> list[str]:
-    """What to warn of: one text per rule, which names the further layers of which the same is true.
+    """What to warn of: one text per rule and signal, which names the further layers of which the same is true.
+
+    A finding about no layer, or once more about the same one, has a text of its own.
 
     Args:
         fresh: Findings of one moment, in their order.
     """
-    rules: dict[str, list[Finding]] = {}
+    alike: dict[tuple[str, str], list[Finding]] = {}
+    texts: list[list[Finding]] = []
     for finding in fresh:
-        rules.setdefault(finding.code, []).append(finding)
-    return [_one_text(same) for same in rules.values()]
+        same = alike.setdefault((finding.code, finding.signal), [])
+        if not same or not finding.layer or finding.layer in {one.layer for one in same}:
+            texts.append(same if not same and finding.layer else [])
+            texts[-1].append(finding)
+        else:
+            same.append(finding)
+    return [_one_text(same) for same in texts]
 
 
 def _one_text(same: Sequence[Finding]) -> str:
-    first, layers = same[0], list(dict.fromkeys(f.layer for f in same if f.layer and f.layer != same[0].layer))
-    more = f" Alike in {', '.join(layers[:3])}{f' and {len(layers) - 3} more layers' if len(layers) > 3 else ''}."
-    return f"{first.code} {first.name}: {first.message}{more if layers else ''}"
+    first, layers = same[0], [finding.layer or "" for finding in same[1:]]
+    rest = len(layers) - 3
+    left = f" and {rest} more layer{'s' if rest > 1 else ''}" if rest > 0 else ""
+    more = f" Alike in {', '.join(layers[:3])}{left}." if layers else ""
+    return f"{first.code} {first.name}: {first.message}{more}"
 
 
 def _largest_input(model: nn.Module, kept: ForwardInputs) -> tuple[str, float] | None:

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS, OPTIMIZER_BY_HEART, OPTIMIZER_LR_JUMP, OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN
+from gnnstab.records.vocabulary import (
+    LOSS,
+    LOSS_OVER_ZERO,
+    OPTIMIZER_BY_HEART,
+    OPTIMIZER_LR_JUMP,
+    OPTIMIZER_UNDONE,
+    OPTIMIZER_UNSEEN,
+)
 from gnnstab.rules._stacks import said, said_of_half
 from gnnstab.rules.base import Rule, rule, threshold
 
@@ -56,7 +63,8 @@ class LearningHindered(Rule):
       come with one vector get one each;
     - clamps with an upper limit let everything through (e further than at any rate); weights do not decay, where the
       loss falls by less than e;
-    - where there is none of these, a third or a tenth of the rate, unless a schedule changes it.
+    - where there is none of these, a third or a tenth of the rate, unless a schedule changes it; of ten times Adam's
+      default or more that comes before a deep stack (GS103, GS106), which is how many networks are built.
 
     Where the loss falls by less than e² and nothing is named, steps for one half of the rows that the loss reads, at
     your rate, a third, three and ten times it, are judged by the loss of all rows, which cannot be learned by heart (a
@@ -111,9 +119,10 @@ class LearningHindered(Rule):
 
 
 def _learned(signals: Signals) -> bool:
-    """True for a run whose loss fell by a factor e or more, at the end of which nothing is undone."""
+    """True for a run whose loss fell by a factor e or more below its first and that of an output of zeros, at the end of which nothing is undone."""
     told = [s.detail for s in signals.find(LOSS) if {"best", "start"} <= s.detail.keys()]
-    return any(float(one["best"]) <= math.exp(-1) * float(one["start"]) for one in told)
+    zeros = [float(s.detail["zeros"]) for s in signals.find(LOSS_OVER_ZERO) if "zeros" in s.detail]
+    return any(float(one["best"]) <= math.exp(-1) * min(float(one["start"]), *zeros, math.inf) for one in told)
 
 
 def _constant_rate(signals: Signals) -> bool:

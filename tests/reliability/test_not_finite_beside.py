@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -46,28 +47,28 @@ def accumulates(
             optimizer.zero_grad()
 
 
-def tells_two(monitor: gnnstab.Monitor, model: Net, optimizer: torch.optim.Optimizer, told: Callable[..., Any]) -> None:
-    for number in range(9):
-        optimizer.zero_grad()
-        loss = mse_loss(model(X, EDGES), Y)
-        loss.backward()
-        first = told(number, loss)
-        monitor.loss(first)
-        monitor.loss(loss)
-        optimizer.step()
-
-
-def tells_with_the_step(
-    monitor: gnnstab.Monitor, model: Net, optimizer: torch.optim.Optimizer, told: Callable[..., Any]
+def tells_two(
+    monitor: gnnstab.Monitor,
+    model: Net,
+    optimizer: torch.optim.Optimizer,
+    told: Callable[..., Any],
+    *,
+    late: bool = False,
 ) -> None:
+    """``late``: the second one with the call that ends the step."""
     for number in range(9):
         optimizer.zero_grad()
         loss = mse_loss(model(X, EDGES), Y)
         loss.backward()
-        first = told(number, loss)
-        monitor.loss(first)
+        monitor.loss(told(number, loss))
+        if not late:
+            monitor.loss(loss)
         optimizer.step()
-        monitor.step(loss)
+        if late:
+            monitor.step(loss)
+
+
+tells_with_the_step = partial(tells_two, late=True)
 
 
 @pytest.mark.parametrize("schedule", [None, "every step"])

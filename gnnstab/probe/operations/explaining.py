@@ -171,7 +171,8 @@ class Explainer:
         loss = self._loss() if self._loss is not None else None
         said = []
         more: dict[str, Any] = {}
-        if event.stage == "loss" and loss is not None and bool(loss.isfinite().all()):
+        # A loss that is gone by now may have had another graph than those of other steps.
+        if event.stage == "loss" and self._loss is not None and (loss is None or bool(loss.isfinite().all())):
             loss, more = None, {OTHER_LOSS: True}
         graph = chain(loss) if event.stage in ("loss", "gradient") else ""
         if found is not None:
