@@ -89,7 +89,7 @@ class Ending:
         writer: Of its trace, still open.
         loss: ``loss(output, batch)``, where the user gave it.
         optimizers: All that move the model; with several no steps are tried.
-        updates: Keeps what the run began with.
+        updates: Keeps what the run began with, and tells whether it moved any weight.
     """
 
     def __init__(
@@ -126,11 +126,15 @@ class Ending:
         of a model that cannot be copied since other processes hold a part of it, leaves nothing."""
         try:
             self._recorder.state.error_guard.run("what the run leaves", self._look_at_state)
+            self._recorder.state.error_guard.run("whether anything moved", self._tell_standing)
             self._note_gradients()
             self._undo()
         finally:
             self._over = True
             self._updates.began = None  # It is as large as the model.
+
+    def _tell_standing(self) -> None:
+        self._writer.measures(self._updates.standing.at_end(max(self._recorder.step - 1, 0)))
 
     def _look_at_state(self) -> None:
         """Tell what the run leaves with NaN or Inf and began with finite, as a file of it is judged: buffers, what is frozen, and what the optimizers keep."""

@@ -222,6 +222,8 @@ SIGNALS: dict[str, SignalKind] = {
         "learning rate times weight decay: what a step takes off every weight, where it is 0.02 or more"),
     (OPTIMIZER_LR_JUMP := "optimizer.lr_jump"): SignalKind("× the step before",
         "largest factor of the learning rate between two recorded steps that leads beyond every rate before"),
+    (OPTIMIZER_STANDING := "optimizer.standing"): SignalKind("updates",
+        "updates in a row, up to the end of a run, that have left every weight as it was"),
     (OPTIMIZER_NEVER_UPDATED := "optimizer.never_updated"): SignalKind("parameters",
         "trainable parameters that never received a gradient"),
     (LOSS := "loss"): SignalKind("", "training loss", heading="loss"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gnnstab.layers import layer_named
-from gnnstab.records import Signals
+from gnnstab.records import Signal, Signals
+from gnnstab.rules.queries import largest, measured
 
 RELATION = "__"
 """Stands between source, relation and target in PyG's names of modules; `HeteroConv` writes three of them."""
@@ -73,3 +74,34 @@ def _kinds(parameters: set[str]) -> set[str]:
 def inside(own: str, parts: Sequence[str]) -> bool:
     """True for a part of a layer: a module by its name, or a parameter of the layer's own."""
     return any(own == part or own.startswith(f"{part}.") for part in parts)
+
+
+def without_part(signals: Signals, parameter: str) -> bool:
+    """True for a parameter whose gradient is 0 by the configuration of its layer, which trains otherwise."""
+    layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
+    if layer is None or not trains(signals, layer.name):
+        return False
+    kind, own = layer_named(layer), parameter.removeprefix(f"{layer.name}.")
+    if idle(signals, parameter):
+        return True
+    # The softmax over one neighbour is 1 whatever the score is.
+    degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
+    scoring = (*kind.roles.get("score", ()), *(() if kind.edges_in_messages else kind.roles.get("edge", ())))
+    return bool(degrees) and largest(degrees).value <= 1 and inside(own, scoring)
+
+
+def cancelled(signals: Signals, never: Signal) -> set[str]:
+    """Biases whose gradient is exactly 0 beside a weight that trains: the loss compares outputs, and they drop out of the difference."""
+    moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
+    zero = (str(name) for name in never.detail.get("zero", ()))
+    return {name for name in zero if name.endswith("bias") and f"{name.removesuffix('bias')}weight" in moved}
+
+
+def given_zeros(signals: Signals, never: Signal) -> set[str]:
+    """Weights of a layer's own maps whose gradient is exactly 0 beside a bias that trains: the gradient arrives, and what they multiply
+    is 0 in every row that the loss reads, as of masked nodes, though not in all rows."""
+    moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
+    fed = [s.layer for s in signals.find("input.rms") if s.layer and s.value > 0]
+    zero = (str(name) for name in never.detail.get("zero", ()) if str(name).endswith("weight"))
+    beside = (name for name in zero if f"{name.removesuffix('weight')}bias" in moved)
+    return {name for name in beside if any(name.startswith(f"{layer}.") for layer in fed)}

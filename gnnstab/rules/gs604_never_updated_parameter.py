@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
-from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_UNDONE, PLACE_PLAIN_SCORES
-from gnnstab.rules._silent_by_design import NO_WAY, idle, inside, trains, unread_relation
+from gnnstab.records.vocabulary import (
+    GRADIENT_INPUT_RMS,
+    GRADIENT_OUTPUT_RMS,
+    OPTIMIZER_STANDING,
+    OPTIMIZER_UNDONE,
+    PLACE_PLAIN_SCORES,
+)
+from gnnstab.rules._silent_by_design import NO_WAY, cancelled, given_zeros, idle, unread_relation, without_part
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import fresh, largest, left_out, measured, names, never_finite, stops
+from gnnstab.rules.queries import fresh, largest, left_out, names, never_finite, stops
 
 
 @rule("GS604", "never-updated-parameter", cause="never-updated-parameter", severity="error", confidence="high")
@@ -29,6 +35,8 @@ class NeverUpdatedParameter(Rule):
     - Checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0.
     - Run: trainable parameters whose gradient was None or exactly 0 in every step that was measured parameter by
       parameter, and at the run's end (their own, or what the optimizer keeps of it).
+      Or no weight that the optimizer holds has moved from some step to the end, since none has a gradient when the
+      optimizer steps.
     - Model and batch: parameters without a gradient after a backward, and why (the module was not called, no path leads
       to it, or it stands in a reentrant checkpoint none of whose inputs has a gradient); weights that the loss depends
       on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or sigmoid of a plain tensor of
@@ -59,6 +67,8 @@ class NeverUpdatedParameter(Rule):
 
     parameters: float = threshold(0, unit="parameters", source="any is one too many")
 
+    updates: float = threshold(8, unit="updates", source="heuristic: a warm-up may begin with a few at a rate of 0")
+
     minority: float = threshold(
         0.5,
         unit="share of trainable entries",
@@ -72,6 +82,9 @@ class NeverUpdatedParameter(Rule):
         found += self._all_zero(signals)
         found += self._stopped(signals)
         yield from found
+        if standing := [s for s in standing_still(signals, self.updates) if not s.detail.get("given")]:
+            yield from map(partial(self._standing, signals), standing)
+            return
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):
             return
         yield from self._over_a_run(signals)
@@ -91,7 +104,7 @@ class NeverUpdatedParameter(Rule):
     def _over_a_run(self, signals: Signals) -> Iterator[Finding]:
         worst = largest(signals.need("optimizer.never_updated"))
         silent = {str(name) for name in worst.detail.get("parameters", ())}
-        idle = (silent - _with_part(signals, silent)) | _cancelled(signals, worst) | _given_zeros(signals, worst)
+        idle = (silent - _with_part(signals, silent)) | cancelled(signals, worst) | given_zeros(signals, worst)
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
@@ -124,6 +137,20 @@ class NeverUpdatedParameter(Rule):
             limit=self.parameters,
             signal=worst,
             confidence="high" if known else "medium",
+        )
+
+    def _standing(self, signals: Signals, standing: Signal) -> Finding:
+        """Updates that find no gradient, whether one arrived before or not."""
+        arrived = any(s.value > 0 for s in (*signals.find(GRADIENT_OUTPUT_RMS), *signals.find(GRADIENT_INPUT_RMS)))
+        why = (
+            "gradients arrive in the backward and are gone when the optimizer steps. Call zero_grad() before the backward, not between it and step()"
+            if arrived
+            else "no gradient arrives. Look for a loss made anew (torch.tensor(loss.item()), loss.detach()), a forward under no_grad, or a missing loss.backward()"
+        )
+        return self.finding(
+            f"from step {standing.detail.get('since')} on {standing.value:.0f} updates have moved no weight: {why}.",
+            limit=self.updates,
+            signal=standing,
         )
 
     def _stopped(self, signals: Signals) -> Iterator[Finding]:
@@ -324,25 +351,18 @@ def _stops(signals: Signals) -> list[Signal]:
     ]  # fmt: skip
 
 
-def _without_part(signals: Signals, parameter: str) -> bool:
-    """True for a parameter whose gradient is 0 by the configuration of its layer, which trains otherwise."""
-    layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
-    if layer is None or not trains(signals, layer.name):
-        return False
-    kind, own = layer_named(layer), parameter.removeprefix(f"{layer.name}.")
-    if idle(signals, parameter):
-        return True
-    # The softmax over one neighbour is 1 whatever the score is.
-    degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
-    scoring = (*kind.roles.get("score", ()), *(() if kind.edges_in_messages else kind.roles.get("edge", ())))
-    return bool(degrees) and largest(degrees).value <= 1 and inside(own, scoring)
-
-
 def _with_part(signals: Signals, silent: set[str]) -> set[str]:
     """The silent parameters that have a part to play in this forward."""
     left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
     beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
-    return {name for name in silent - left_out - beyond if not _without_part(signals, name)}
+    return {name for name in silent - left_out - beyond if not without_part(signals, name)}
+
+
+def standing_still(signals: Signals, updates: float) -> list[Signal]:
+    """So many updates and more that have moved nothing; numbers that are not finite are a reason of their own, which other rules tell."""
+    if any(event.kind == "non-finite" for event in signals.events) or never_finite(signals):
+        return []
+    return [s for s in signals.find(OPTIMIZER_STANDING) if s.value >= updates]
 
 
 def silent_parameters(signals: Signals) -> tuple[set[str], set[str]]:
@@ -352,23 +372,6 @@ def silent_parameters(signals: Signals) -> tuple[set[str], set[str]]:
     zero = {str(name) for detail in seen for name in detail.get("zero", ())}
     blamed = {name for name in _with_part(signals, silent) if not unread_relation(signals, name, silent)}
     return blamed, blamed & zero
-
-
-def _cancelled(signals: Signals, never: Signal) -> set[str]:
-    """Biases whose gradient is exactly 0 beside a weight that trains: the loss compares outputs, and they drop out of the difference."""
-    moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
-    zero = (str(name) for name in never.detail.get("zero", ()))
-    return {name for name in zero if name.endswith("bias") and f"{name.removesuffix('bias')}weight" in moved}
-
-
-def _given_zeros(signals: Signals, never: Signal) -> set[str]:
-    """Weights of a layer's own maps whose gradient is exactly 0 beside a bias that trains: the gradient arrives, and what they multiply
-    is 0 in every row that the loss reads, as of masked nodes, though not in all rows."""
-    moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
-    fed = [s.layer for s in signals.find("input.rms") if s.layer and s.value > 0]
-    zero = (str(name) for name in never.detail.get("zero", ()) if str(name).endswith("weight"))
-    beside = (name for name in zero if f"{name.removesuffix('weight')}bias" in moved)
-    return {name for name in beside if any(name.startswith(f"{layer}.") for layer in fed)}
 
 
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:

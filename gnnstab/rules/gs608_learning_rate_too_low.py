@@ -11,6 +11,7 @@ from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import LOSS, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_SLOW
 from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.gs604_never_updated_parameter import standing_still
 from gnnstab.rules.queries import percent
 
 
@@ -33,6 +34,7 @@ class LearningRateTooLow(Rule):
 
     - the schedule has taken the rate below a hundredth of its largest for more than half of the run, in which little
       was learned, or less than twenty steps at the largest rate would add;
+    - no weight has moved by more than rounding from some step to the end of the run, although gradients came (a rate of 0);
     - a run of constant rate ends with updates that move the output by next to nothing and a loss that stands still:
       tried at 10, 100, … times the rate;
     - all updates of the run together moved the output by less than its spread, or its rate still grew when it ended,
@@ -85,6 +87,7 @@ class LearningRateTooLow(Rule):
     untrained: float = threshold(
         0.5, unit="× the loss of zeros", source="heuristic: weights that go on from a training have a lower loss"
     )
+    updates: float = threshold(8, unit="updates", source="as GS604: a warm-up may begin with a few at a rate of 0")
     run: float = threshold(50, unit="steps", source="as GS603: a shorter run may not have begun to learn")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -93,6 +96,16 @@ class LearningRateTooLow(Rule):
         if signals.kind != "trace":
             yield from self._before(signals)
             return
+        for standing in standing_still(signals, self.updates):
+            if standing.detail.get("given"):
+                rate = standing.detail.get("rate")
+                yield self.finding(
+                    f"from step {standing.detail.get('since')} on {standing.value:.0f} updates with gradients have moved no weight by more than rounding"
+                    f"{'' if rate is None else f': the rate is {rate:.3g}'}. Raise it, or look at the schedule and at what scales the gradients.",
+                    limit=self.updates,
+                    signal=standing,
+                )
+                return
         told = next((s.detail for s in signals.find(LOSS) if "best" in s.detail), {})
         rates = next((jump.detail for jump in signals.find(OPTIMIZER_LR_JUMP)), {})
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)

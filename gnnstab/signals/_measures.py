@@ -57,16 +57,17 @@ def measured_signals(found: Streams, source: str, *, single: bool) -> tuple[list
     """
     seen: dict[str, set[str]] = {}
     for layer, mode, *_ in found:
-        seen.setdefault(layer, set()).add(mode)
+        if mode:  # What is of no forward has none.
+            seen.setdefault(layer, set()).add(mode)
     modes = judged_modes(seen)
     degrees = {k[0]: {row.step: row.value for row in rows} for k, rows in found.items() if k[3] == DEGREE_MEDIAN}
     signals: list[Signal] = []
     undefined: dict[str, str] = {}
     for (layer, mode, call, name, head), rows in found.items():
-        if mode != modes[layer]:
+        if mode and mode != modes[layer]:
             continue
-        detail: dict[str, Any] = {"mode": mode}
-        if len(seen[layer]) > 1:
+        detail: dict[str, Any] = {"mode": mode} if mode else {}
+        if mode and len(seen[layer]) > 1:
             detail["other_modes"] = sorted(seen[layer] - {mode})
         if call:
             detail["call"] = call

@@ -27,6 +27,7 @@ from gnnstab.probe.optimizer.beginning import Beginning, beginning
 from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import rows_of, run_trial
 from gnnstab.probe.optimizer.softening import outputs_and_wide
+from gnnstab.probe.optimizer.standing import Standing
 from gnnstab.probe.places import filled_rows
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
@@ -224,6 +225,7 @@ class UpdateWatch:
         """How far the loss rose in trial steps before the first update of the run; None where none were taken."""
         self.began: Beginning | None = None
         """What the run began with, where it is small enough to be kept."""
+        self.standing = Standing(model, optimizers)
 
     def moved(self, step: int) -> float | None:
         """Change of the output over its spread by the update of ``step``; None when it was not measured."""
@@ -233,6 +235,7 @@ class UpdateWatch:
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure what ``optimizer`` is about to do, when it is time to."""
         step, last = self._now()
+        self.standing.look(optimizer, step)
         self._try_groups(step)
         if not self._watched or step < self._next:
             return

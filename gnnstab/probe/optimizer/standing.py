@@ -1,0 +1,99 @@
+"""Whether a run moves any weight at all: the bits of all weights at few steps, compared with those at its end."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gnnstab.records import Measure
+from gnnstab.records.vocabulary import OPTIMIZER_STANDING
+
+APART = 4
+"""Factor from one update before which the weights are looked at to the next."""
+
+SECOND = 16
+"""The second of these updates; the first is the run's first."""
+
+_WHOLE = {4: torch.int32, 8: torch.int64}
+"""Bytes of a number → the whole numbers of its size."""
+
+
+class Standing:
+    """Compares the weights before an update, before the next one, and at the end of the run.
+
+    A run that stores the weights of an earlier step at its end has moved between the first two, and is not told.
+
+    Args:
+        model: The model inside its wrappers.
+        optimizers: All that move it; weights that none of them holds are not looked at.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._model, self._optimizers = model, optimizers
+        self._calls, self._next = -1, 0
+        """Updates that were begun, from 0, and the one before which the weights are looked at next."""
+
+        self._first, self._since = 0, 0
+        """The update before which they were looked at last, and the step that it ends."""
+
+        self._bits: Tensor | None = None
+        self._moved: Tensor | None = None
+        """Whether that update moved anything; on the device of the weights, which nothing waits for."""
+
+        self._given = False
+        self._rates: set[float] = set()
+
+    def look(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Before an update of ``optimizer``, which ends ``step``."""
+        self._calls += 1
+        if self._calls < self._next:
+            return
+        bits = self._sum()
+        if self._calls == self._first + 1:
+            self._moved = None if bits is None or self._bits is None else bits != self._bits
+            self._next = max(SECOND, APART * self._first)
+        else:
+            self._first, self._since, self._bits, self._moved = self._calls, step, bits, None
+            self._given, self._rates = False, set()
+            self._next = self._calls + 1
+        self._given = self._given or any(p.grad is not None for p in self._held())
+        self._rates |= {float(g["lr"]) for g in optimizer.param_groups if isinstance(g.get("lr"), (int, float))}
+
+    def at_end(self, step: int) -> list[Measure]:
+        """How many updates in a row, up to the end of the run, have left every weight as it was; nothing where one moved."""
+        if self._bits is None or self._moved is None or bool(self._moved):
+            return []
+        now = self._sum()
+        if now is None or bool(now != self._bits):
+            return []
+        rates = [rate for rate in self._rates if math.isfinite(rate)]
+        detail = {"since": self._since, "given": self._given, "rate": max(rates, default=None)}
+        return [
+            Measure(step, "", "", 0, OPTIMIZER_STANDING, -1, float(self._calls + 1 - self._first), json.dumps(detail))
+        ]
+
+    def _held(self) -> Iterator[nn.Parameter]:
+        held = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
+        return (p for p in self._model.parameters() if p.requires_grad and id(p) in held and not is_lazy(p))
+
+    def _sum(self) -> Tensor | None:
+        """The sum of the bits of all weights plus 1, as whole numbers that overflow; None without a weight that can be read so.
+
+        What moves a weight by less than the rounding of 1 moves none: a bias of 0 may follow the smallest number.
+        """
+        total: Tensor | None = None
+        for parameter in self._held():
+            tensor = parameter.detach()
+            if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.device.type == "meta":
+                return None
+            tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+            if tensor.numel():
+                shifted = tensor.contiguous() + 1 if tensor.dtype is torch.float64 else tensor.contiguous().float() + 1
+                one = shifted.view(_WHOLE[shifted.element_size()]).sum(dtype=torch.int64)
+                total = one if total is None else total + one.to(total.device)
+        return total
