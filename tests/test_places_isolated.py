@@ -346,3 +346,33 @@ def test_a_filter_that_leaves_next_to_no_edge(kept: int, own: bool, expected: li
         found = trained(model, batch, cost, steps=60, optimizer=optimizer)
     assert [f.severity for f in loud(found, "GS402")] == expected
     assert all("edge_index (15 edges for 200 nodes)" in f.message for f in loud(found, "GS402"))
+
+
+class Named(nn.Module):
+    """Its features come as an argument that is called after a kind of the relations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.item = nn.Parameter(torch.randn(NODES, 8))
+        kinds, relations = ["user", "item"], [_BOUGHT, _BOUGHT_BY]
+        self.conv = HGTConv(8, 8, (kinds, relations))
+        self.out = nn.Linear(8, 1)
+
+    def forward(self, user_x: Tensor, edges: dict[tuple[str, str, str], Tensor]) -> Tensor:
+        heard = self.conv({"user": user_x, "item": self.item}, edges)["user"]
+        return self.out(user_x if heard is None else heard).squeeze(-1)
+
+
+def test_an_argument_named_after_a_kind_is_of_that_kind() -> None:
+    """No relation is called after ``user_x``, and one leads to ``user``."""
+    generator = seeded(3)
+    bought = torch.stack([torch.randint(0, NODES, (200,), generator=generator) for _ in range(2)])
+    x, y = torch.randn(NODES, 8, generator=generator), torch.randn(NODES, generator=generator)
+
+    def asked(*relations: tuple[str, str, str]) -> list[Finding]:
+        edges = {relation: bought if relation == _BOUGHT else bought.flip(0) for relation in relations}
+        return loud(gnnstab.diagnose(Named(), batch=(x, edges), loss=lambda output, _: F.mse_loss(output, y)), "GS402")
+
+    assert asked(_BOUGHT, _BOUGHT_BY) == []
+    assert [f.severity for f in asked(_BOUGHT)] == ["warning"]

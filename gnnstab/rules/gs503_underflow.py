@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_VANISHED_SHARE,
+    LOSS,
     OPTIMIZER_EPS_LOST,
     OPTIMIZER_FEW_BITS,
     OPTIMIZER_LOSS_RISE,
@@ -44,7 +45,8 @@ class Underflow(Rule):
     - of attention that is written as exponentials over their sum: the share of the targets at which all of them are 0.
 
     ## When it is silent
-    Attention weights of neighbours that do not count are meant to underflow. Optimizers that round at random lose
+    Attention weights of neighbours that do not count are meant to underflow. Rounding of the weights is information once
+    the loss of the run has fallen by e²: updates are small where little is left to learn. Optimizers that round at random lose
     nothing on average.
 
     ## Sources
@@ -60,6 +62,9 @@ class Underflow(Rule):
     )
     lost: float = threshold(
         0.5, unit="share of entries", source="heuristic: half of what the updates ask for is not done"
+    )
+    learned: float = threshold(
+        2.0, unit="ln(loss)", source="as GS609: from there on nothing keeps a model from learning"
     )
     measurements: float = threshold(
         3, unit="steps", source="a rate that changes may begin near 0; the third is step 100"
@@ -131,9 +136,15 @@ class Underflow(Rule):
                 yield self.finding(
                     f"{percent(share)} of the weights' entries stay as they are in an update that asks them to move: in 16 bits (fp16, "
                     "bf16) it is rounded away. Keep the weights in float32, and compute in 16 bits under torch.autocast.",
+                    severity="info" if self._learned(signals) else None,
                     limit=self.lost,
                     signal=signal,
                 )
+
+    def _learned(self, signals: Signals) -> bool:
+        """True for a run that has learned: near its end updates grow small against weights that need no more of them."""
+        told = (s.detail for s in signals.find(LOSS) if {"best", "start"} <= s.detail.keys())
+        return any(0 < float(one["best"]) <= math.exp(-self.learned) * float(one["start"]) for one in told)
 
     def _gradients(self, signals: Signals) -> Iterator[Finding]:
         for signal in measured(signals.find(OPTIMIZER_FEW_BITS)):

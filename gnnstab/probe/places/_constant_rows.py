@@ -50,10 +50,11 @@ def rows(
     named = seen.batch
     alone, kinds = {}, set[str]()
     for name, tensor in named.items():
-        found = _unreached(named, _kind(name), len(tensor)) if tensor.dim() > 1 and _differ(tensor) else None
+        kind = _known_kind(name, named)
+        found = _unreached(named, kind, len(tensor)) if tensor.dim() > 1 and _differ(tensor) else None
         if found is not None and len(found) in seen.nodes and bool(found.any()):
             alone[len(found)] = found
-            kinds |= {kind for kind in (_kind(name),) if kind and bool(found.all())}
+            kinds |= {kind} if kind and bool(found.all()) else set()
     if not alone or not by_running_statistics(model):
         return
     run = Passes(model, rng)
@@ -199,6 +200,15 @@ def _unshifted(named: Mapping[str, Tensor], graphs: Tensor | None) -> dict[str, 
 def _kind(name: str) -> str:
     """``paper`` of ``paper.x`` and of ``x_dict.paper``; empty for ``x``."""
     return next((part for part in name.split(".") if part not in ("x", "x_dict")), "")
+
+
+def _known_kind(name: str, named: Mapping[str, Tensor]) -> str:
+    """`_kind`; of an argument of its own beside relations (``drug_x``) the kind of theirs that its name holds, empty where none is."""
+    relations = [part.split("__") for one in named for part in one.split(".") if "__" in part.strip("_")]
+    if "." in name or not relations:
+        return _kind(name)
+    ends = {end for relation in relations for end in (relation[0], relation[-1])}
+    return max((end for end in ends if end and f"_{end}_" in f"_{name}_"), key=len, default="")
 
 
 def _leads_to(name: str, kind: str) -> bool:
