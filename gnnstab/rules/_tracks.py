@@ -75,6 +75,11 @@ class Track:
         fitted = log_linear(self.steps, self.values, WARM_UP + 1)
         return (0.0, math.inf) if fitted is None else (fitted.slope, fitted.error)
 
+    @property
+    def gap(self) -> int:
+        """Steps between the latest two values; what kernels hide is measured in full steps alone, and no jump between those."""
+        return self.steps[-1] - self.steps[-2] if len(self.steps) > 1 else 0
+
     def lasting_growth(self, span: int = WINDOW, least: int = WINDOW) -> float:
         """Growth of ln|value| per step over the window that does not end by itself; 0.0 for none, before ``span`` steps, and for fewer than ``least`` values."""
         spanned = bool(self.steps) and self.steps[-1] - self.steps[0] >= span - 1

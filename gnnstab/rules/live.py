@@ -220,14 +220,14 @@ class LiveEngine:
             return  # The fit is the expensive part, and at every healthy step nothing asks for it.
         growth = track.lasting_growth(LASTS, WARM_UP + 1) if grown else 0.0
         yield from self._headroom(step, key.layer, track)
-        steady = growth > limits.score_growth
-        if steady or self._jumped(track, size):
+        steady, jumped = growth > limits.score_growth, self._jumped(track, size)
+        if steady or jumped:
             first = track.start if track.ready else track.before
             pace = f", and grows by {100 * math.expm1(min(growth, 50.0)):.2g} % per step" if steady else ""
             yield self._attention.finding(
                 f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {times(size / max(first, 1e-12))} times that of the steps "
                 f"before{pace}. Lower the learning rate, or cap the scores.",
-                severity="info" if steady and not self._jumped(track, size) and self._learning() else "warning",
+                severity="info" if (track.gap > WINDOW or not jumped) and self._learning() else "warning",
                 limit=limits.score_growth,
                 name="score.growth",
                 value=math.expm1(min(growth, 50.0)) if steady else size / max(first, 1e-12),

@@ -337,7 +337,7 @@ def _ratio_from_slope(signals: Signals) -> tuple[Signal, ...]:
 
 
 def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
-    """True for a run whose loss, never below 0, fell to half of its start or less and ended no higher than 1.5 times its best.
+    """True for a run whose loss, never below 0, fell to half of its start or less and ended no higher than 1.5 times its best, or above it by 1 % of its start.
 
     Medians of `LOSSES` losses count, and the very first, before any update: a loss that jumps up at once and comes back has learnt nothing; one that is not finite after step ``since`` makes it false.
     """
@@ -349,7 +349,7 @@ def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
     return bool(
         medians[0] > 0 <= medians.min()
         and medians[-1] <= 0.5 * min(medians[0], finite[0])
-        and medians[-1] <= 1.5 * medians.min()
+        and medians[-1] <= max(1.5 * medians.min(), medians.min() + 0.01 * finite[0])
     )
 
 

@@ -16,10 +16,11 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GATConv, GCNConv, HeteroConv, RGATConv, SimpleConv, TransformerConv
 
 import gnnstab
-from gnnstab.records import Finding, LayerFacts, Series, Signal, Signals
+from gnnstab.records import Finding, LayerFacts, Series, SeriesKey, Signal, Signals
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
 from gnnstab.rules.live import LiveEngine
+from gnnstab.rules.queries import trained_well
 
 
 def ring(nodes: int, reach: Callable[[int], int]) -> Tensor:
@@ -290,3 +291,32 @@ def test_scores_of_targets_with_one_neighbour_are_not_judged(edges: Tensor, weig
     torch.manual_seed(0)
     diagnosis = gnnstab.diagnose(Normed(), batch=(torch.randn(40, 8), edges))
     assert bool(codes(diagnosis, "GS301")) == bool(codes(diagnosis, "GS303")) == weighs
+
+
+def settled(*, high: float) -> Signals:
+    """A run over four batches whose loss has come down to .02 of its start, and whose latest medians lie ``high`` above the best."""
+    loss = np.concatenate([np.geomspace(1.0, 0.02, 60), np.full(20, 0.02), np.full(20, 0.02 + high)])
+    series = Series("loss", None, None, np.arange(len(loss)), loss)
+    return Signals("trace", (), series=(series,))
+
+
+def test_a_loss_is_at_its_best_where_next_to_nothing_is_missing() -> None:
+    """1.6 times a best of .02 is less than a hundredth of the start above it."""
+    assert trained_well(settled(high=0.009)) and not trained_well(settled(high=0.03))
+
+
+@pytest.mark.parametrize(
+    ("steps", "learns", "severity"),
+    [([0, 1, 2, 100], True, "info"), ([0, 1, 2, 100], False, "warning"), ([0, 1, 2, 3], True, "warning")],
+)
+def test_no_jump_lies_between_two_distant_measurements(steps: list[int], learns: bool, severity: str) -> None:
+    engine = LiveEngine()
+    for step in range(100):
+        engine.loss(step, math.exp(-0.05 * step) if learns else 1.0)
+    key = SeriesKey("conv", "train", 0, "score")
+    found = [
+        finding
+        for step in steps
+        for finding in engine.update(step, (key,), np.array([7000.0 if step == steps[-1] else 4.0]))
+    ]
+    assert [(f.code, f.severity) for f in found] == [("GS301", severity)]
