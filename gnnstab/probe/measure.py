@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.norms import graphs_in
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.batches.chosen import chosen
 from gnnstab.probe.batches.data import taken
+from gnnstab.probe.beside_the_loss import beside_the_loss
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import Place, survey, to_json
 from gnnstab.probe.pooling import sums_watched
@@ -20,12 +23,20 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating, in_mode
 from gnnstab.probe.replaying.marks import marked_targets
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked, whole_copy
+from gnnstab.probe.replaying.replica import (
+    Autocast,
+    ForwardInputs,
+    device_of,
+    eager,
+    on_device,
+    tracked,
+    whole_copy,
+)
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.probe.unit_input import AtUnitInput, at_unit_input
 from gnnstab.randomness import same_random_state
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, PLACE_CLAMPED_SHARE, PLACE_GRADIENT_STOPS
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, NOT_SEEN, PLACE_CLAMPED_SHARE, PLACE_GRADIENT_STOPS
 from gnnstab.trace import Trace, TraceWriter
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
@@ -57,23 +68,44 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
         twin = evaluating(whole_copy(model, NEEDS_COPY))
         device = device_of(twin)
         recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
-        batches = list(_batches(batch, model))
+        batches, position, unseen = chosen(list(_batches(batch, model)))
+        closest = batches[position]
         with same_random_state(), torch.enable_grad():
-            _look_at_places(twin, batches[0], device, loss, precision, writer)
+            _look_at_places(twin, closest, device, loss, precision, writer)
         with same_random_state():
-            unit = _at_unit_input(twin, batches[0][0], device, precision)
+            unit = _at_unit_input(twin, closest[0], device, precision)
         with same_random_state(), torch.enable_grad(), recorder:
             for layer in recorder.layers:
                 if layer.name in unit:
                     layer.maps = unit[layer.name].maps  # type: ignore[attr-defined]
                     recorder.state.queue(layer.name, "eval-grad", 0, unit[layer.name].numbers)
+            losses = []
             for arguments, original in batches:
                 # The batch may know more graphs than the forward takes: just then its normalisations mix them.
                 recorder.norms.graphs = graphs_in(original)
                 recorder.explainer.batch = original
                 recorder.explainer.objective = _repeated(original, loss, device)
-                _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
+                losses.append(_one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder))
+        unseen += _gradients_unseen(losses)
+        if not recorder.detector.met:
+            with same_random_state():
+                args, kwargs = on_device(closest[0], device)
+                cast = Autocast.of(twin, precision)
+                event, more = beside_the_loss(twin, ForwardInputs(args, kwargs, autocast=cast, mode="train-nograd"))
+            unseen += more
+            if event is not None:
+                writer.event(event)
+        writer.meta(NOT_SEEN, json.dumps(unseen))
         return _handed_over(writer)
+
+
+def _gradients_unseen(losses: Sequence[Tensor]) -> list[str]:
+    """What no backward has shown, in words: of losses without a history none was taken, and those that are exactly 0 have gradients of 0."""
+    if not any(loss.requires_grad for loss in losses):
+        return ["gradients, since no trainable parameter leads to the loss"]
+    if all(float(loss.detach()) == 0 for loss in losses):
+        return ["gradients, since the loss is exactly 0"]
+    return []
 
 
 def _look_at_places(
@@ -165,7 +197,8 @@ def _batches(batch: Any, model: nn.Module) -> Iterator[tuple[Arguments, Any]]:
 
 def _one(
     model: nn.Module, arguments: Arguments, batch: Any, loss: Loss | None, precision: str, recorder: Recorder
-) -> None:
+) -> Tensor:
+    """Forward and backward of one batch; returns its loss."""
     args, kwargs = arguments
     model.zero_grad(set_to_none=True)
     try:
@@ -193,6 +226,7 @@ def _one(
         recorder.writer.measures(marked_targets(answer.output, answer.gradient, value, recorder.step, "eval-grad"))
     recorder.loss(objective)
     recorder.end_step()
+    return objective
 
 
 def _repeated(batch: Any, loss: Loss | None, device: torch.device) -> Objective:

@@ -343,6 +343,9 @@ SIGNALS: dict[str, SignalKind] = {
 UNGIVEN = "without_gradient_at_end"
 """Entry of a trace's metadata: the parameters that showed no gradient at the run's end, neither in their own nor in what an optimizer keeps."""
 
+NOT_SEEN = "not_seen"
+"""Entry of a trace's metadata (a list), and of the context of its signals: what the look at a model and a batch did not see, in words."""
+
 INVESTIGATION = "investigation"
 """Entry of a trace's metadata, and of the context of its signals: what undoing the suspects showed at the run's end."""
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice, Signal
-from gnnstab.records.vocabulary import WEIGHT_NON_FINITE
+from gnnstab.records.vocabulary import NOT_SEEN, WEIGHT_NON_FINITE
 from gnnstab.report import escape
 from gnnstab.report.numbers import count, number
 
@@ -70,9 +70,16 @@ UNJUDGED = re.compile(
 """How notes count tensors that may hold NaN and are not looked at."""
 
 
+BY_LOSS = {
+    "of use, your loss tells": "whether its sharp attention is of use (pass the loss)",
+    "what a loss makes of them was not seen": "what a loss makes of NaN in the targets (pass it)",
+}
+"""What a finding says → what a loss would show."""
+
+
 def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     """What a calm verdict does not cover: layers, the user's own data, rules that were not asked, findings hidden."""
-    parts = []
+    parts = [escape.name(str(unseen), 100) for unseen in diagnosis.context.get(NOT_SEEN, ())]
     if left_out := diagnosis.context.get("left_out"):
         unread = [note.removeprefix("left out ").partition(": ")[0] for note in left_out]
         parts.append(f"{escape.name(', '.join(unread), 40)}, which could not be read")
@@ -88,8 +95,7 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         parts.append("your data and the training")
     if diagnosis.context.get("closed") is False:
         parts.append("what came after the last step of a trace that was not closed")
-    if any("of use, your loss tells" in finding.message for finding in diagnosis.findings):
-        parts.append("whether its sharp attention is of use (pass the loss)")
+    parts += [part for said, part in BY_LOSS.items() if any(said in f.message for f in diagnosis.findings)]
     if unasked := {rule.code for rule in diagnosis.rules if rule.reason == "not selected"}:
         parts.append(f"{len(unasked)} of {count(len(diagnosis.rules), 'rule')}, not selected")
         if "GS502" in unasked and any(s.name == WEIGHT_NON_FINITE and s.value > 0 for s in diagnosis.signals):
