@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import gnnstab
-from gnnstab.checkpoint import checkpoints_in, load
+from gnnstab.checkpoint import files_in, load
 from gnnstab.errors import LoadError
 
 State = dict[str, torch.Tensor]
@@ -45,7 +45,7 @@ def sharded(request: pytest.FixtureRequest, tmp_path: Path, state: State) -> Cal
 @pytest.mark.parametrize("index", [True, False])
 def test_healthy_shards_are_one_model(index: bool, sharded: Callable[..., Path], state: State) -> None:
     folder = sharded(index)
-    (first,) = checkpoints_in(folder)
+    (first,) = files_in(folder).checkpoints
     for path in (first, *(file for file in folder.iterdir())):
         checkpoint = load(path)
         assert set(checkpoint.tensors) == {*state, "embed.weight"}
