@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import gnnstab
 from gnnstab import baseline
@@ -191,6 +191,18 @@ def test_checkpoints_beside_a_trace_are_named(tmp_path: Path) -> None:
     assert not any("last.pt" in text for text in (*alone.target.notes, *not_covered(alone)))
     assert any("last.pt" in note for note in diagnosis.target.notes)
     assert any("last.pt" in part for part in not_covered(diagnosis)) and state(diagnosis) != "stable"
+
+
+def test_weights_that_the_file_lacks_are_named(tmp_path: Path) -> None:
+    class Headed(Stack):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.head = nn.Linear(4, 2)
+
+    for held, lacking in ((weights(), True), ({**weights(), **nn.Linear(4, 2).state_dict(prefix="head.")}, False)):  # fmt: skip
+        torch.save(held, tmp_path / "a.pt")
+        parts = not_covered(gnnstab.diagnose(tmp_path / "a.pt", model=Headed, heads=1))
+        assert ("2 tensors of the model, which the file lacks" in parts) is lacking
 
 
 def test_a_comparison_of_no_number_says_so(tmp_path: Path) -> None:

@@ -69,6 +69,9 @@ UNJUDGED = re.compile(
 )
 """How notes count tensors that may hold NaN and are not looked at."""
 
+LACKING = re.compile(r"(?:^|: )(\d+) only in the model, left as the factory made them")
+"""How notes count what a checkpoint does not hold of the model that was judged with it."""
+
 
 def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     """What a calm verdict does not cover: layers, the user's own data, rules that were not asked, findings hidden."""
@@ -82,6 +85,8 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         parts.append(f"rank{'s' * (len(missing) > 1)} {escape.name(', '.join(map(str, missing)), 40)} of the run")
     if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
         parts.append(count(unjudged, "stored tensor"))
+    if lacking := max((int(m[1]) for note in diagnosis.target.notes for m in LACKING.finditer(note)), default=0):
+        parts.append(f"{count(lacking, 'tensor')} of the model, which the file lacks")
     if (blind := diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed) > 0:
         parts.append(count(blind, "attention layer"))
     if not any(signal.source in ("batch", "training") for signal in diagnosis.signals):
