@@ -110,6 +110,16 @@ def test_an_index_of_any_name_says_what_the_files_hold(files: tuple[str, ...], l
         assert len(load(index).tensors) == len(files)
 
 
+def test_an_index_that_leaves_out_a_part_is_none_of_the_model(tmp_path: Path) -> None:
+    shards(tmp_path, {"a": torch.ones(2, 2)}, {"b": torch.full((2, 2), math.nan)})
+    index = tmp_path / "m.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "m-00001-of-00002.bin"}}))
+    with pytest.raises(LoadError, match=r"and not m-00002-of-00002\.bin"):
+        load(index)
+    index.write_text(json.dumps({"weight_map": {"a": "m-00001-of-00002.bin", "b": "m-00002-of-00002.bin"}}))
+    assert len(load(index).tensors) == 2
+
+
 @pytest.mark.parametrize("name", ["../m.bin", "/etc/passwd", "a/b.bin"])
 def test_an_index_leads_to_no_other_folder(name: str, tmp_path: Path) -> None:
     index = tmp_path / "m.index.json"
