@@ -181,6 +181,15 @@ def test_nothing_is_followed_over_steps_that_begin_anew(tmp_path: Path) -> None:
     assert series("over", [0, 10, 20]) and not series("within", [0, 20, 10])
 
 
+def test_a_known_nan_of_another_file_hides_none_of_the_newest(tmp_path: Path) -> None:
+    known = gnnstab.diagnose(put(tmp_path, a_1__pt={"model": BAD}, a_2__pt={"model": weights()}), heads=1)
+    (tmp_path / "known.json").write_text(baseline.dump([known]))
+    accepted = baseline.read(tmp_path / "known.json")
+    assert known.at_least("error") and accepted.apply(known).at_least("error") == ()
+    later = gnnstab.diagnose(put(tmp_path, a_2__pt={"model": BAD}), heads=1)
+    assert [f.layer for f in accepted.apply(later).at_least("error")] == ["convs.0"]
+
+
 def test_checkpoints_beside_a_trace_are_named(tmp_path: Path) -> None:
     run = folder(tmp_path / "run")
     with TraceWriter(run / "run.gnnstab"):
