@@ -217,7 +217,7 @@ def _is_optimizer(node: Any) -> bool:
     parts = node.attributes if isinstance(node, Record) else node
     if not isinstance(parts, Mapping):
         return False
-    return isinstance(parts.get("param_groups"), list) and isinstance(parts.get("state"), Mapping)
+    return isinstance(parts.get("param_groups"), (list, tuple)) and isinstance(parts.get("state"), Mapping)
 
 
 def _tensors(items: Iterable[tuple[Any, Any]], tally: Tally) -> dict[str, Tensor]:

@@ -6,9 +6,10 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -235,10 +236,14 @@ def _meant(name: str, tensor: Tensor, others: Mapping[str, Tensor], *, masks: bo
     side = below if "max" in words else above
     if not words & {"min", "max"} or side != count:
         return ""
-    # An observer keeps two bounds; a lone one is told by its words from a factor or a limit.
-    twin = own.replace("max", "MIN").replace("min", "max").replace("MIN", "min")
-    paired = name[: -len(own)] + twin in others
-    return "bounds before anything was seen" if paired or words - {"min", "max"} <= _SEEN else ""
+    # An observer keeps two bounds, which see the same; a lone one is told by its words from a factor or a limit.
+    twin = others.get(name[: -len(own)] + own.replace("max", "MIN").replace("min", "max").replace("MIN", "min"))
+    if twin is None:
+        unseen = words - {"min", "max"} <= _SEEN
+    else:
+        bound = math.inf if "max" in words else -math.inf
+        unseen = readable(twin) and all(bool((part == bound).all()) for part in entries(twin))
+    return "bounds before anything was seen" if unseen else ""
 
 
 _SEEN = frozenset({"val", "value", "running", "seen", "observed", "best", "so", "far"})
@@ -262,11 +267,22 @@ def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         f"{optimizer.path}.param_groups.{entry.group}.{key}": torch.tensor(value)
         for optimizer in checkpoint.optimizers
         for entry in optimizer.entries
-        for key, value in entry.settings.items()
+        for key, value in _numbers(entry.settings)
         # Other settings may be without bound on purpose.
-        if isinstance(value, float) and (math.isnan(value) or (key == "lr" and math.isinf(value)))
+        if math.isnan(value) or (key == "lr" and math.isinf(value))
     }
     return {**rates, **checkpoint.shadows, **moments}
+
+
+def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The settings of a group that are floats, and those in pairs of them (``betas``)."""
+    for key, value in settings.items():
+        values = enumerate(value[:2]) if isinstance(value, (list, tuple)) else ()
+        yield from (
+            [(key, value)]
+            if isinstance(value, float)
+            else ((f"{key}.{i}", x) for i, x in values if isinstance(x, float))
+        )
 
 
 def _notes(

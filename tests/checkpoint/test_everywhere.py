@@ -106,6 +106,18 @@ FOUND |= {
         lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": NAN}]}),
         "o.param_groups.0.lr",
     ),
+    "a share of a pair": (
+        lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": 1e-3, "betas": (0.9, NAN)}]}),
+        "o.param_groups.0.betas.1",
+    ),
+    "a rate in a tuple": (
+        lambda: beside(o={**adam(), "param_groups": ({"params": [0], "lr": NAN},)}),
+        "o.param_groups.0.lr",
+    ),
+    "a bound whose twin has seen numbers": (
+        lambda: {**MODEL, "out_min": torch.tensor([1.0, 2.0]), "out_max": bad(2, value=-INF)},
+        "out_max",
+    ),
     "an endless rate": (
         lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": INF}]}),
         "o.param_groups.0.lr",
