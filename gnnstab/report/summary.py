@@ -104,6 +104,13 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     return tuple(parts)
 
 
+def failures(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Why a check of this target fails though no finding says so: files that could not be read, or nothing that could be judged."""
+    unread = tuple(str(note) for note in diagnosis.context.get("left_out", ()))
+    unjudged = diagnosis.nothing_evaluable and not diagnosis.at_least("warning")
+    return (*unread, _nothing_judged(diagnosis)) if unjudged else unread
+
+
 def severities(findings: Sequence[Finding]) -> str:
     """``2 errors, 1 warning``; worst first, zero counts left out, ``no findings`` for none."""
     counts = Counter(f.severity for f in findings)
