@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.norms import graphs_in
-from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.batches.arguments import Arguments, as_arguments, is_empty
 from gnnstab.probe.batches.data import taken
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import Place, survey, to_json
@@ -58,6 +58,8 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
         device = device_of(twin)
         recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
         batches = list(_batches(batch, model))
+        if empty := sum(is_empty(arguments) for arguments, _ in batches):
+            writer.meta("batches_empty", str(empty))
         with same_random_state(), torch.enable_grad():
             _look_at_places(twin, batches[0], device, loss, precision, writer)
         with same_random_state():
@@ -67,13 +69,21 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
                 if layer.name in unit:
                     layer.maps = unit[layer.name].maps  # type: ignore[attr-defined]
                     recorder.state.queue(layer.name, "eval-grad", 0, unit[layer.name].numbers)
+            moves = False
             for arguments, original in batches:
                 # The batch may know more graphs than the forward takes: just then its normalisations mix them.
                 recorder.norms.graphs = graphs_in(original)
                 recorder.explainer.batch = original
                 recorder.explainer.objective = _repeated(original, loss, device)
                 _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
+                moves = moves or any(p.grad is not None and _any(p.grad) for p in twin.parameters())
+            if not moves and any(True for _ in twin.parameters()):
+                writer.meta("without_gradient", "true")
         return _handed_over(writer)
+
+
+def _any(gradient: Tensor) -> bool:
+    return gradient.layout != torch.strided or bool(gradient.any())
 
 
 def _look_at_places(

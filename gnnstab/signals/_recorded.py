@@ -166,6 +166,10 @@ def _context(
         "assumptions": [*(note for note in meta.get("assumptions", "").split("\n") if note), *told],
         "notes": [*trace.notes, *([f"the recording failed: {meta['failure']}"] if "failure" in meta else [])],
     }
+    if "without_gradient" in meta:
+        context["without_gradient"] = True
+    if empty := _number(meta.get("batches_empty")):
+        context["batches_empty"] = empty
     if source == "training":
         context["closed"] = trace.complete
         context["rows_doubtful"] = trace.doubtful_rows

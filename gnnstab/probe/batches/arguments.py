@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
@@ -29,8 +30,23 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     the names of the forward's parameters; parameters of other names are ``x``, ``edge_index`` and ``edge_attr`` by their place.
 
     Raises:
-        UsageError: Nothing that a forward could take.
+        UsageError: Nothing that a forward could take, or nothing but tensors without an entry.
     """
+    found = _calls(batch, model)
+    if all(map(is_empty, found)):
+        raise UsageError("the batch is empty: none of its tensors has an entry, so that nothing could be measured")
+    return found
+
+
+def is_empty(arguments: Arguments) -> bool:
+    """True where there are tensors, and none has an entry, as in a graph without nodes."""
+    from gnnstab.probe.replaying.replica import tensors_in
+
+    tensors = [tensor for _, tensor in tensors_in(arguments)]
+    return bool(tensors) and all(tensor.layout == torch.strided and tensor.numel() == 0 for tensor in tensors)
+
+
+def _calls(batch: Any, model: nn.Module) -> list[Arguments]:
     if isinstance(batch, BaseData):
         return [_from_data(batch, model)]
     if isinstance(batch, Tensor):
@@ -46,7 +62,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
             return [fitting((*args, *batch[1:]) if args else (), kwargs, model)]
         return [fitting(batch, {}, model)]
     if isinstance(batch, Iterable) and not isinstance(batch, (str, bytes)):
-        found = [arguments for item in batch for arguments in as_arguments(item, model)]
+        found = [arguments for item in batch for arguments in _calls(item, model)]
         if found:
             return found
     raise UsageError(
