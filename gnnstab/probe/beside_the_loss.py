@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from gnnstab.errors import let_through
@@ -41,7 +42,8 @@ def beside_the_loss(twin: nn.Module, inputs: ForwardInputs) -> tuple[Event | Non
 
 
 def _numbers(output: Any) -> list[Any]:
-    return [t for _, t in tensors_in(output) if t.numel() and (t.is_floating_point() or t.is_complex())]
+    found = [t for _, t in tensors_in(output) if t.layout is torch.strided and t.numel()]
+    return [t for t in found if t.is_floating_point() or t.is_complex()]
 
 
 def _holds_nan(output: Any) -> bool:

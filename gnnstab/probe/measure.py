@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -79,14 +79,15 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
                 if layer.name in unit:
                     layer.maps = unit[layer.name].maps  # type: ignore[attr-defined]
                     recorder.state.queue(layer.name, "eval-grad", 0, unit[layer.name].numbers)
-            losses = []
+            moves = False
             for arguments, original in batches:
                 # The batch may know more graphs than the forward takes: just then its normalisations mix them.
                 recorder.norms.graphs = graphs_in(original)
                 recorder.explainer.batch = original
                 recorder.explainer.objective = _repeated(original, loss, device)
-                losses.append(_one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder))
-        unseen += _gradients_unseen(losses)
+                _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
+                moves = moves or _moves(twin)
+        unseen += [] if moves else ["gradients, since the loss moves no parameter"]
         if not recorder.detector.met:
             with same_random_state():
                 args, kwargs = on_device(closest[0], device)
@@ -99,13 +100,11 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
         return _handed_over(writer)
 
 
-def _gradients_unseen(losses: Sequence[Tensor]) -> list[str]:
-    """What no backward has shown, in words: of losses without a history none was taken, and those that are exactly 0 have gradients of 0."""
-    if not any(loss.requires_grad for loss in losses):
-        return ["gradients, since no trainable parameter leads to the loss"]
-    if all(float(loss.detach()) == 0 for loss in losses):
-        return ["gradients, since the loss is exactly 0"]
-    return []
+def _moves(model: nn.Module) -> bool:
+    """True where the latest backward left a gradient other than 0, or where there is no parameter."""
+    parameters = list(model.parameters())
+    gradients = (p.grad for p in parameters if p.grad is not None)
+    return not parameters or any(g.layout is not torch.strided or bool(g.any()) for g in gradients)
 
 
 def _look_at_places(
@@ -197,8 +196,7 @@ def _batches(batch: Any, model: nn.Module) -> Iterator[tuple[Arguments, Any]]:
 
 def _one(
     model: nn.Module, arguments: Arguments, batch: Any, loss: Loss | None, precision: str, recorder: Recorder
-) -> Tensor:
-    """Forward and backward of one batch; returns its loss."""
+) -> None:
     args, kwargs = arguments
     model.zero_grad(set_to_none=True)
     try:
@@ -226,7 +224,6 @@ def _one(
         recorder.writer.measures(marked_targets(answer.output, answer.gradient, value, recorder.step, "eval-grad"))
     recorder.loss(objective)
     recorder.end_step()
-    return objective
 
 
 def _repeated(batch: Any, loss: Loss | None, device: torch.device) -> Objective:

@@ -191,6 +191,11 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     own, (unseen, at_best) = loss_change(pairs), _kept(pairs)
     if own is None:
         return "inconclusive", "the signal crosses its threshold, but no short training was finished in both arms"
+    if unseen is None and any(r.unseen is not None for r in pairs.after):
+        return "inconclusive", (
+            "the signal crosses its threshold, but with and without the fix the loss on what was kept from the training is no number: look at the "
+            "second half of the batches"
+        )
     (low, high), where = (own, "") if unseen is None else (unseen, f" on what it has not seen{at_best}")
     if unseen is None and high > TOLERANCE and _by_heart(pairs):
         return "inconclusive", (

@@ -65,7 +65,7 @@ class Rung:
     """All fixes in force on this rung."""
 
     stable: bool
-    """No rule fires at warning or above and every training stays finite, in most seeds."""
+    """No rule fires at warning or above and every training stays finite, also on what is kept from it, in most seeds."""
 
     helped: bool | None
     """True when the signal moved towards health by a quarter of its way or the rung became stable; None on the first
@@ -75,7 +75,7 @@ class Rung:
     """The goal's signal, median over seeds."""
 
     loss: float
-    """Loss at the end of training, median over seeds; inf when it broke off."""
+    """Loss at the end of training, median over seeds; inf when it broke off, or is no number on what is kept from it."""
 
     codes: tuple[str, ...]
     """Codes that fire in most seeds."""
@@ -270,7 +270,8 @@ class _Trials:
     ) -> Rung:
         """One rung from what came of all seeds."""
         most = math.ceil(0.8 * len(done))
-        stable = sum(not r.codes and math.isfinite(r.final or 0.0) for r in done) >= most
+        ends = [math.inf if r.unseen == math.inf else r.final for r in done]
+        stable = sum(not r.codes and math.isfinite(end or 0.0) for r, end in zip(done, ends, strict=True)) >= most
         codes = {code for r in done for code in r.codes}
         value = float(np.median([r.value for r in done]))
         fixed = tuple(w.label for w in fixes)
@@ -278,7 +279,7 @@ class _Trials:
         if below is not None and fixed != below.fixes:
             moved = self.setting.goal.effect(below.value, value) if self.setting.goal else 0.0
             helped = (stable and not below.stable) or (moved >= 0.25 and not below.stable)
-        loss = float(np.median([math.inf if r.final is None else r.final for r in done]))
+        loss = float(np.median([math.inf if end is None else end for end in ends]))
         firing = tuple(sorted(c for c in codes if sum(c in r.codes for r in done) >= most))
         return Rung(name, fixed, stable, helped, value, loss, firing, error)
 

@@ -9,32 +9,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gnnstab.errors import NothingEvaluable
-from gnnstab.probe.batches.arguments import Arguments
+from gnnstab.probe.batches.arguments import Arguments, is_empty
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import LARGE
-from gnnstab.probe.replaying.replica import tensors_in
 
 Batches = Sequence[tuple[Arguments, Any]]
 """Arguments of every forward, and the batch as the loss wants to see it."""
 
 MOST_RUN = 128
 """Batches of a list that are run, at a twentieth of a second and more each; a file of a few kilobytes may list one graph a million times."""
-
-
-def holds_nothing(arguments: Arguments) -> bool:
-    """True where a forward is given tensors of real numbers, and none of them has an entry: a graph without nodes."""
-    given = [t for _, t in tensors_in(arguments) if t.is_floating_point()]
-    return bool(given) and not any(t.numel() for t in given)
-
-
-def refuse_nothing(batches: Sequence[Arguments]) -> None:
-    """Raise `NothingEvaluable` where no batch holds an entry."""
-    if batches and all(map(holds_nothing, batches)):
-        raise NothingEvaluable(
-            "the batch holds no node: every tensor of real numbers that the model is given is empty, and nothing can be measured; "
-            "pass a batch with nodes"
-        )
 
 
 class Chosen(NamedTuple):
@@ -53,8 +36,7 @@ def chosen(batches: Batches) -> Chosen:
 
     A batch deviates that holds NaN or Inf, or a tensor more than `LARGE` times as large as that of the same name in the first.
     """
-    refuse_nothing([arguments for arguments, _ in batches])
-    empty = [holds_nothing(arguments) for arguments, _ in batches]
+    empty = [is_empty(arguments) for arguments, _ in batches]
     unseen = [f"{sum(empty)} of {len(batches)} batches, which hold no node"] if any(empty) else []
     first = empty.index(False)
     closest, excess = _furthest(batches, first) if len(batches) > 1 else (first, {})
