@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gnnstab.errors import FixError, UsageError
+from gnnstab.errors import FixError, NothingEvaluable, UsageError
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.replaying.evaluating import in_mode
@@ -22,6 +22,7 @@ from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification._fresh_copies import Factory, seeded
 from gnnstab.verification._growth import bound, find_graph_call, grown, in_degrees
+from gnnstab.verification._judging import stands
 from gnnstab.verification._storing import stored
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
@@ -174,6 +175,9 @@ def run_ladder(
         workers: Processes.
         store: A file that keeps every finished rung and seed.
         progress: Called after every one.
+
+    Raises:
+        NothingEvaluable: No training changes the loss.
     """
     if not rungs:
         raise UsageError("a ladder needs at least one rung")
@@ -229,6 +233,11 @@ class _Trials:
             for seed in self.seeds
         }
         results = self.run(jobs)
+        if all(map(stands, results.values())):
+            raise NothingEvaluable(
+                f"the loss stays at {next(iter(results.values())).final:g} in every training, so that nothing can be told of any rung: pass one that "
+                "updates can lower"
+            )
         rungs: list[Rung] = []
         for name, fixes in stages:
             done = [results[f"{name}/{seed}"] for seed in self.seeds]
@@ -300,7 +309,7 @@ def _trained_by_user(
     broken = next((n for n, value in enumerate(losses, 1) if not math.isfinite(value)), len(losses))
     name = getattr(train, "__name__", "your training function")
     done = Run(tuple(losses[:broken]), 0.0, f"{name}, {len(losses)} losses")
-    return replace(result, final=done.final, objective=done.objective)
+    return replace(result, start=next(iter(losses), None), final=done.final, objective=done.objective)
 
 
 def _larger_job(setting: Setting, arm: Arm, size: float, factor: float, train: Train | None) -> ArmResult:
