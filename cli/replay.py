@@ -80,6 +80,7 @@ def _of_checkpoint(
 ) -> Replay:
     from gnnstab.errors import UsageError
     from gnnstab.probe.batches.arguments import as_arguments
+    from gnnstab.probe.batches.chosen import MOST_RUN
     from gnnstab.verification.replay import FIRST_AID, replay
 
     if model is None or batch is None:
@@ -87,10 +88,18 @@ def _of_checkpoint(
     given = case.load(path, model, batch, None, unsafe)
     batches = as_arguments(given.batch, given.model)
     several = len(batches) > 1
-    note = f"All {len(batches)} batches were run." if several else ""
-    for position, (args, kwargs) in enumerate(batches, start=1):
-        found = replay(given.model.eval(), args, kwargs, precision=precision, fixes=fixes or FIRST_AID)
-        if found.event is not None:
-            note = f"Batch {position} of {len(batches)}, the first that is not finite." if several else ""
-            break
-    return replace(found, note=note)
+    for training in (False, True):
+        given.model.train(training)
+        for position, (args, kwargs) in enumerate(batches[:MOST_RUN], start=1):
+            try:
+                found = replay(given.model, args, kwargs, precision=precision, fixes=fixes or FIRST_AID)
+            except UsageError:
+                if not training:
+                    raise
+                return replace(found, note="In evaluation mode; the forward in training mode fails.")
+            if found.event is not None:
+                notes = [f"Batch {position} of {len(batches)}, the first that is not finite."] if several else []
+                notes += ["In training mode; in evaluation mode every stage is finite."] if training else []
+                return replace(found, note=" ".join(notes))
+    which = f"All {len(batches)}" if len(batches) <= MOST_RUN else f"The first {MOST_RUN} of {len(batches)}"
+    return replace(found, note=f"{which} batches were run." if several else "")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import gnnstab
 from gnnstab import baseline
@@ -82,6 +82,114 @@ def test_of_several_networks_in_a_folder_none_hides_a_nan(
     assert told != (names[0].startswith("agent") and not (bad and bad == good))
 
 
+def put(path: Path, **files: object) -> Path:
+    """A folder of these files, ``__`` a dot in the names and ``_in_`` a folder."""
+    for name, contents in files.items():
+        file = path / name.replace("__", ".").replace("_in_", "/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(contents, file)
+    return path
+
+
+def moments(by: float = 1.0) -> dict[str, object]:
+    state = {i: {"exp_avg": tensor * by, "step": 1} for i, tensor in enumerate(weights().values())}
+    return {"state": state, "param_groups": [{"params": list(state), "lr": 1e-3}]}
+
+
+BAD = weights(FIRST)
+
+
+@pytest.mark.parametrize(
+    ("bad", "good"),
+    [
+        ({"model_best__pth__tar": BAD}, {"model_best__pth__tar": weights()}),
+        ({"scheduler__pt": BAD}, {"scheduler__pt": {"last_epoch": 3}}),
+        ({"scaler__pt": {"scale": torch.tensor(math.nan)}}, {"scaler__pt": {"scale": torch.tensor(math.inf)}}),
+        ({"optimizer__pt": {"model": BAD}}, {"optimizer__pt": {"model": weights()}}),
+        ({"optimizer_1__bin": moments(math.nan)}, {"optimizer_1__bin": moments()}),
+        ({"optimizer__bin": moments(), "optimizer__pt": moments(math.nan)}, {"optimizer__bin": moments()}),
+        ({"optimizer__pt": {"actor": moments(math.nan)}}, {"optimizer__pt": {"actor": moments()}}),
+        ({"b": {"model": weights(), "step": 0}, "optimizer__pt": moments(math.nan)}, {"optimizer__pt": moments()}),
+        ({"random_states_0__pkl": {"x": [torch.full((2, 2), math.nan)]}}, {"random_states_0__pkl": {"x": [torch.ones(2)]}}),
+    ],
+)  # fmt: skip
+def test_what_stands_beside_a_checkpoint_is_read(
+    tmp_path: Path, bad: dict[str, object], good: dict[str, object]
+) -> None:
+    own = {"a__pt": {"model": weights(), "step": 9}}
+    spoilt, repaired = (gnnstab.diagnose(put(tmp_path / name, **own, **files), heads=1) for name, files in (("bad", bad), ("good", good)))  # fmt: skip
+    assert {f.code for f in spoilt.at_least("error")} == {"GS502"}
+    assert repaired.at_least("error") == () and not any("left out" in note for note in repaired.target.notes)
+    claims = any("the optimizer's state is" in note for note in spoilt.target.notes)
+    assert claims == any("state" in str(contents)[:20] or "actor" in str(contents)[:20] for contents in bad.values())
+
+
+@pytest.mark.parametrize("name", ["last__model", "b__pkl", "best", "net__bin", "a__pt__bak", "run-5_in_pytorch_model__bin"])  # fmt: skip
+def test_what_holds_a_checkpoint_under_another_name_is_named(tmp_path: Path, name: str) -> None:
+    run = put(tmp_path, a__pt=weights())
+    (run / "log.bin").write_bytes(b"PK\3\4 no checkpoint")
+    (run / "notes").mkdir()
+    (run / "notes" / "text.md").write_text("a note")
+    assert not any("itself" in part for part in not_covered(gnnstab.diagnose(run, heads=1)))
+    put(run, **{name: BAD})
+    shown = "run-5/" if "_in_" in name else name.replace("__", ".")
+    diagnosis = gnnstab.diagnose(run, heads=1)
+    assert any(shown in part for part in not_covered(diagnosis)) and diagnosis.exit_code() == 0
+    (run / "a.pt").unlink()
+    if "_in_" in name:
+        with pytest.raises(LoadError, match="run-5/"):
+            gnnstab.diagnose(run, heads=1)
+    else:
+        assert {f.code for f in gnnstab.diagnose(run, heads=1).at_least("error")} == {"GS502"}
+
+
+def test_what_cannot_be_read_beside_a_checkpoint_hides_nothing_of_it(tmp_path: Path) -> None:
+    run = put(tmp_path, a__pt=BAD)
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (run / name).write_text("nothing")
+    diagnosis = gnnstab.diagnose(run, heads=1)
+    assert [f.layer for f in diagnosis.at_least("error")] == ["convs.0"]
+    unread, beside = not_covered(diagnosis)[:2]
+    assert "optimizer.pt" in unread and "scheduler.pt" in beside
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "counted"),
+    [
+        ({"epoch": 100, "step": 10}, {"epoch": 101, "step": 0}, {2}),
+        ({"epoch": 3, "step": 500}, {"epoch": 4, "step": 500}, {2}),
+        ({"epoch": 4, "step": 10}, {"epoch": 3, "step": 90}, {1}),
+        ({"step": 5}, {"step": -1}, {1, 2}),
+        ({"epoch": -1, "step": 5}, {"epoch": 7, "step": 4}, {1}),
+        ({"step": 5}, {"epoch": 2, "step": 4}, {1}),
+    ],
+)
+def test_epochs_that_differ_come_before_steps(
+    tmp_path: Path, first: dict[str, int], second: dict[str, int], counted: set[int]
+) -> None:
+    for bad in (1, 2):
+        states = [{"model": weights(*[FIRST] * (bad == i)), **told} for i, told in ((1, first), (2, second))]
+        run = put(tmp_path / f"{bad}", a_1__pt=states[0], a_2__pt=states[1])
+        assert bool(gnnstab.diagnose(run, heads=1).at_least("error")) == (bad in counted)
+
+
+def test_nothing_is_followed_over_steps_that_begin_anew(tmp_path: Path) -> None:
+    def series(name: str, steps: list[int]) -> int:
+        states = {f"a_{i}__pt": {"model": weights(), "epoch": i, "step": step} for i, step in enumerate(steps)}
+        return len(gnnstab.diagnose(put(tmp_path / name, **states), heads=1).series)
+
+    assert series("over", [0, 10, 20]) and not series("within", [0, 20, 10])
+
+
+def test_a_known_nan_of_another_file_hides_none_of_the_newest(tmp_path: Path) -> None:
+    known = gnnstab.diagnose(put(tmp_path, a_1__pt={"model": BAD}, a_2__pt={"model": weights()}), heads=1)
+    (tmp_path / "known.json").write_text(baseline.dump([known]))
+    accepted = baseline.read(tmp_path / "known.json")
+    assert known.at_least("error") and accepted.apply(known).at_least("error") == ()
+    later = gnnstab.diagnose(put(tmp_path, a_2__pt={"model": BAD}), heads=1)
+    assert [f.layer for f in accepted.apply(later).at_least("error")] == ["convs.0"]
+
+
 def test_checkpoints_beside_a_trace_are_named(tmp_path: Path) -> None:
     run = folder(tmp_path / "run")
     with TraceWriter(run / "run.gnnstab"):
@@ -92,6 +200,18 @@ def test_checkpoints_beside_a_trace_are_named(tmp_path: Path) -> None:
     assert not any("last.pt" in text for text in (*alone.target.notes, *not_covered(alone)))
     assert any("last.pt" in note for note in diagnosis.target.notes)
     assert any("last.pt" in part for part in not_covered(diagnosis)) and state(diagnosis) != "stable"
+
+
+def test_weights_that_the_file_lacks_are_named(tmp_path: Path) -> None:
+    class Headed(Stack):
+        def __init__(self) -> None:
+            super().__init__(2)
+            self.head = nn.Linear(4, 2)
+
+    for held, lacking in ((weights(), True), ({**weights(), **nn.Linear(4, 2).state_dict(prefix="head.")}, False)):  # fmt: skip
+        torch.save(held, tmp_path / "a.pt")
+        parts = not_covered(gnnstab.diagnose(tmp_path / "a.pt", model=Headed, heads=1))
+        assert ("2 tensors of the model, which the file lacks" in parts) is lacking
 
 
 def test_a_comparison_of_no_number_says_so(tmp_path: Path) -> None:

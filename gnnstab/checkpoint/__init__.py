@@ -2,7 +2,7 @@
 
 `load` reads a file without running code from it, `recover` finds the attention layers and their numbers,
 `informed` adds what a model says of them, `rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `layers_in` says which of its layers these are, `recover_model` gives the
-facts of a model in memory and `checkpoints_in` the files of a folder, with the optimizer's by `optimizer_in`. The names are resolved on
+facts of a model in memory and `files_in` the files of a folder, of which `read_beside` reads those of optimizers. The names are resolved on
 first use, so that `gnnstab.checkpoint.facts` can be imported without torch.
 """
 
@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from gnnstab.plugins import on_first_use
 
 if TYPE_CHECKING:
-    from gnnstab.checkpoint._folder import checkpoints_in as checkpoints_in
-    from gnnstab.checkpoint._folder import optimizer_in as optimizer_in
+    from gnnstab.checkpoint._folder import files_in as files_in
+    from gnnstab.checkpoint._folder import is_optimizer as is_optimizer
     from gnnstab.checkpoint._live import informed as informed
     from gnnstab.checkpoint._live import recover_model as recover_model
+    from gnnstab.checkpoint._loading import Beside as Beside
     from gnnstab.checkpoint._loading import Checkpoint as Checkpoint
     from gnnstab.checkpoint._loading import load as load
+    from gnnstab.checkpoint._loading import read_beside as read_beside
     from gnnstab.checkpoint._matching import layers_in as layers_in
     from gnnstab.checkpoint._matching import load_into as load_into
     from gnnstab.checkpoint._rebuilding import rebuild as rebuild
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 
 __getattr__ = on_first_use(
     __name__,
-    _loading="Checkpoint load",
+    _loading="Beside Checkpoint load read_beside",
     facts="CheckpointFacts Undecided",
-    _folder="checkpoints_in optimizer_in",
+    _folder="files_in is_optimizer",
     _matching="layers_in load_into",
     _recovery="recover",
     _live="informed recover_model",

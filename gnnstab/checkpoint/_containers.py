@@ -87,6 +87,25 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
         numbers = {name: root.get(name) for name in _PROGRESS}
         found.progress = {name: n for name, n in numbers.items() if type(n) is int and abs(n) < 2**63}
         found.settings = plain_settings(root)
+    _sort(root, found, shown, tally)
+    if not found.networks:
+        found.networks, found.shadows = found.shadows, []
+    if not found.networks:
+        raise LoadError(f"{shown}: holds {_describe(root)}, no named tensors; save model.state_dict()")
+    _set_loose_tensors_aside(found)
+    _set_shadows_aside(found)
+    names = [".".join((*n.path, key)) for n in found.nameless for key, t in n.tensors.items() if _dimensions(t)]
+    if names:
+        count = f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
+        found.notes.append(f"{count} in lists and objects, without a weight's name, not judged: {listed(names, 3)}")
+    if found.bare:
+        count = f"{len(found.bare)} tensor{'s' if len(found.bare) != 1 else ''}"
+        found.notes.append(f"{count} not judged, storages without a shape: {listed(found.bare, 3)}")
+    return found
+
+
+def _sort(root: Any, found: Contents, shown: str, tally: Tally) -> None:
+    """Everything that stands in an unpickled object, by what it is."""
     for path, node in _walk(root, shown, tally):
         if isinstance(node, nn.Module):
             known = known_facts(node)
@@ -104,20 +123,6 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     for network in (*found.networks, *found.shadows, *found.nameless, *found.beside):
         # Each name is joined with the path to it.
         tally.spell(len(".".join(network.path)) * (1 + len(network.tensors) + len(network.known)))
-    if not found.networks:
-        found.networks, found.shadows = found.shadows, []
-    if not found.networks:
-        raise LoadError(f"{shown}: holds {_describe(root)}, no named tensors; save model.state_dict()")
-    _set_loose_tensors_aside(found)
-    _set_shadows_aside(found)
-    names = [".".join((*n.path, key)) for n in found.nameless for key, t in n.tensors.items() if _dimensions(t)]
-    if names:
-        count = f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
-        found.notes.append(f"{count} in lists and objects, without a weight's name, not judged: {listed(names, 3)}")
-    if found.bare:
-        count = f"{len(found.bare)} tensor{'s' if len(found.bare) != 1 else ''}"
-        found.notes.append(f"{count} not judged, storages without a shape: {listed(found.bare, 3)}")
-    return found
 
 
 def _keep_attributes(path: tuple[str, ...], module: Any, found: Contents, shown: str, tally: Tally) -> None:
@@ -135,9 +140,21 @@ def _keep_attributes(path: tuple[str, ...], module: Any, found: Contents, shown:
         found.notes.append(f"beside the state dict of the module, scanned for NaN and Inf alone: {listed(names, 3)}")
 
 
-def optimizers_of(root: Any, shown: str, tally: Tally) -> list[tuple[str, Mapping[Any, Any]]]:
-    """(path in the file, state dict) of every optimizer in an unpickled object; raises `LoadError` as `contents_of` does."""
-    return [(".".join(path) or "optimizer", node) for path, node in _walk(root, shown, tally) if _is_optimizer(node)]
+def contents_beside(root: Any, file: str, shown: str, tally: Tally) -> Contents:
+    """The parts of a file that stands beside networks: its optimizers, and all other tensors as `Contents.beside`; raises `LoadError` as `contents_of` does."""
+    found, part = Contents(), Contents()
+    _sort(root, part, shown, tally)
+    stem = file.rpartition(".")[0]
+    for path, state in part.optimizers:
+        found.optimizers.append((stem if path == "optimizer" else f"{stem}.{path}", state))
+    groups = (*part.networks, *part.shadows, *part.nameless, *part.beside)
+    found.beside = [Network((stem, *group.path), group.tensors) for group in groups]
+    if found.optimizers:
+        found.notes.append(f"the optimizer's state is that of {file}")
+    # The states of random generators are not worth a word.
+    if any(tensor.dtype != torch.uint8 for group in groups for tensor in group.tensors.values()):
+        found.notes.append(f"beside the network, scanned for NaN and Inf alone: the tensors of {file}")
+    return found
 
 
 def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents, tally: Tally) -> None:
@@ -200,7 +217,7 @@ def _is_optimizer(node: Any) -> bool:
     parts = node.attributes if isinstance(node, Record) else node
     if not isinstance(parts, Mapping):
         return False
-    return isinstance(parts.get("param_groups"), list) and isinstance(parts.get("state"), Mapping)
+    return isinstance(parts.get("param_groups"), (list, tuple)) and isinstance(parts.get("state"), Mapping)
 
 
 def _tensors(items: Iterable[tuple[Any, Any]], tally: Tally) -> dict[str, Tensor]:

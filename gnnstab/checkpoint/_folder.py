@@ -1,10 +1,14 @@
-"""The checkpoints of one run in a folder, in order of training."""
+"""The files of a folder: checkpoints of one run in order of training, what stands beside them, and what is not read."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+
+from gnnstab.checkpoint._sniffing import holds_checkpoint
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[A-Za-z]+)")
 """Name of a shard, ``model-00001-of-00002.safetensors``."""
@@ -14,24 +18,59 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 _HUGGING_FACE = re.compile(r"[\w.-]*model[\w.-]*\.bin", re.IGNORECASE)
 """Weights under a suffix that other files bear as well."""
 
-_NO_NETWORK = re.compile(
-    r"(rng_state|random_states|scheduler|lr_scheduler|scaler|training_args|optimizer)(_\d+)?\.(pt|pth|bin)",
+_BESIDE = re.compile(
+    r"(optimizer|rng_state|random_states|scheduler|lr_scheduler|scaler|training_args)(_\d+)?\.(pt|pth|bin|pkl)",
     re.IGNORECASE,
 )
 """What Trainer and accelerate write beside the weights."""
 
-_OPTIMIZER = re.compile(r"optimizer(_0)?\.(pt|pth|bin)", re.IGNORECASE)
+MOST_BESIDE = 20
+"""Files beside the weights that are read, those of optimizers first."""
+
+MOST_LOOKED_INTO = 10_000
+"""Files of a folder, and 1000 of each folder in it, of which the first bytes are read."""
 
 
-def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """What has a checkpoint's suffix directly in ``folder``, numbers in the names compared as numbers; whoever reads it finds out what is no file.
+@dataclass(frozen=True, slots=True)
+class FolderFiles:
+    """What a folder holds."""
 
-    The shards of one model are one checkpoint, named by the first; what a training program keeps beside it is none.
-    """
-    files = [
-        path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES or _HUGGING_FACE.fullmatch(path.name)
-    ]
-    networks = [path for path in files if not _NO_NETWORK.fullmatch(path.name)] or files
+    checkpoints: list[Path]
+    """Of the folder itself, numbers in the names compared as numbers; the shards of one model are one, named by the first. Some may be no files."""
+
+    beside: list[Path]
+    """Optimizers, schedulers and the like of the newest of them."""
+
+    others: list[str]
+    """Names of what holds checkpoints as well and is not read: files under other names, folders."""
+
+
+def files_in(folder: str | os.PathLike[str]) -> FolderFiles:
+    """What bears a checkpoint's suffix; ``.tar`` does where torch wrote it, and any name where there is none of these."""
+    paths = sorted(Path(folder).iterdir())
+    named = [path for path in paths if _named(path)]
+    unnamed = [path for path in paths if not (_named(path) or _BESIDE.fullmatch(path.name))]
+    held = [path for path in unnamed[:MOST_LOOKED_INTO] if holds_checkpoint(path)]
+    beside = [path for path in paths if _BESIDE.fullmatch(path.name) and os.path.isfile(path)]
+    files = [*named, *(path for path in held if path.suffix.lower() == ".tar")]
+    networks = [path for path in files if path not in beside] or files or held
+    read = sorted((p for p in beside if p not in networks), key=lambda p: not is_optimizer(p))[:MOST_BESIDE]
+    folders = [f"{path.name}/" for path in unnamed if os.path.isdir(path) and _has_checkpoints(path)]
+    others = [path.name for path in [*held, *beside] if path not in networks and path not in read]
+    more = len(unnamed) - MOST_LOOKED_INTO
+    return FolderFiles(_in_order(networks), read, [*others, *folders, *([f"{more} more files"] if more > 0 else [])])
+
+
+def is_optimizer(path: Path) -> bool:
+    """True for a name under which training programs keep an optimizer's state alone."""
+    return path.name.lower().startswith("optimizer")
+
+
+def _named(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES or _HUGGING_FACE.fullmatch(path.name) is not None
+
+
+def _in_order(networks: Iterable[Path]) -> list[Path]:
     # Every second part is a number: ``step_9`` comes before ``step_10``.
     parts = {path: re.split(r"([0-9]+)", path.name) for path in networks}
     ordered = sorted(parts, key=lambda path: [int(p) if i % 2 else p for i, p in enumerate(parts[path])])
@@ -40,7 +79,12 @@ def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
     return list(models.values())[::-1]
 
 
-def optimizer_in(folder: str | os.PathLike[str]) -> Path | None:
-    """The file of an optimizer that stands beside the weights it trains, ``optimizer.pt``."""
-    found = (path for path in Path(folder).iterdir() if _OPTIMIZER.fullmatch(path.name) and os.path.isfile(path))
-    return min(found, default=None)
+def _has_checkpoints(folder: Path) -> bool:
+    """True where a folder below holds one, or a trace; hidden folders belong to programs."""
+    if folder.name.startswith("."):
+        return False
+    try:
+        paths = sorted(folder.iterdir())[: MOST_LOOKED_INTO // 10]
+    except OSError:
+        return False
+    return any(_named(p) or p.suffix == ".gnnstab" or holds_checkpoint(p) for p in paths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os.path import commonprefix
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from gnnstab.checkpoint._containers import Contents, Network, contents_of, optimizers_of
+from gnnstab.checkpoint._containers import Contents, Network, contents_beside, contents_of
 from gnnstab.checkpoint._naming import LONGEST_KEY, SHADOWS, Unique, listed, printable, unwrapped_names
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint._reading import read_safetensors, read_torch
@@ -60,20 +60,35 @@ class Checkpoint:
     """What was unwrapped, renamed or left out on the way in."""
 
 
-def load(
-    path: str | os.PathLike[str], *, unsafe: bool = False, optimizer: str | os.PathLike[str] | None = None
-) -> Checkpoint:
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a file holds that stands beside the one of a network."""
+
+    contents: Contents
+    lost: list[Tensor]
+    """Attributes of tensors, and keys."""
+
+
+def read_beside(path: str | os.PathLike[str], *, unsafe: bool = False) -> Beside:
+    """A file of an optimizer, a scheduler or the like for `load`; raises as `load` does."""
+    shown = printable(str(path), 500)
+    lost: list[Tensor] = []
+    root = _read(path, unsafe, lost)[1]
+    return Beside(contents_beside(root, printable(Path(path).name), shown, Tally(shown)), lost)
+
+
+def load(path: str | os.PathLike[str], *, unsafe: bool = False, beside: Sequence[Beside] = ()) -> Checkpoint:
     """Open a ``.pt``, ``.pth``, ``.ckpt`` or ``.safetensors`` file, or one of unknown suffix with such a content.
 
-    One of several files of a model, or their index, opens all of them. ``optimizer`` is a file with the state of the optimizer
-    that trains this network. No code from a file runs unless ``unsafe`` is set, which also reads a module that was pickled whole.
+    One of several files of a model, or their index, opens all of them. ``beside`` are files with the states of what trains this
+    network. No code from a file runs unless ``unsafe`` is set, which also reads a module that was pickled whole.
 
     Raises `LoadError` for a file that is missing, damaged, something else or beyond the limits of the documentation,
     `UnsafeFileError` when reading it would run code, `MissingExtra` when safetensors is not installed.
     """
     shown = printable(str(path), 500)
     files = shards_of(Path(path))
-    lost: list[Tensor] = []
+    lost: list[Tensor] = [tensor for other in beside for tensor in other.lost]
     read = read_all(files, lambda file: _read(file, unsafe, lost, mapped=len(files) > 1))
     kind, root = read[0]
     if files != [Path(path)]:
@@ -83,9 +98,10 @@ def load(
         contents = contents_of(root, shown, tally)
         if len(files) > 1:
             contents.notes.append(f"{len(files)} files of one model: {files[0].name} to {files[-1].name}")
-        if optimizer is not None:
-            contents.optimizers += optimizers_of(_read(optimizer, unsafe, lost)[1], shown, tally)
-            contents.notes.append(f"the optimizer's state is that of {printable(Path(optimizer).name)}")
+        for other in beside:
+            contents.optimizers += other.contents.optimizers
+            contents.beside += other.contents.beside
+            contents.notes += other.contents.notes
         checkpoint = _assemble(shown, kind, sum(file.stat().st_size for file in files), contents, root, tally)
         return _with_lost(checkpoint, contents, lost)
     except MemoryError:
@@ -125,8 +141,8 @@ def _assemble(shown: str, kind: str, size: int, contents: Contents, root: Any, t
         notes.append(f"{cut} names of more than {LONGEST_KEY} characters: no layer is looked for there")
     if kind == "safetensors" and not contents.optimizers:
         notes.append("safetensors hold weights alone: no optimizer, no step")
-    optimizers = []
-    for name, state in contents.optimizers:
+    optimizers, once = [], Unique()
+    for name, state in ((once(name), state) for name, state in contents.optimizers):
         tally.add(len(tensors))  # Each is compared with all of them.
         optimizers.append(read_optimizer(name, state, tally))
         kept = {id(tensor) for entry in optimizers[-1].entries for tensor in entry.tensors.values()}

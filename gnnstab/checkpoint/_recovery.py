@@ -244,11 +244,16 @@ def _optimizer_values(
     values: list[Signal] = []
     lines: list[str] = []
     known: set[tuple[object, ...]] = set()
+    tied: set[str] = set()
     for optimizer in checkpoint.optimizers:
         if _shares_state(optimizer, known):
             lines.append(f"{optimizer.path}: one state stands for several parameters or optimizers; not judged")
             continue
         names, line = matching_names(optimizer, shapes)
+        if not tied.isdisjoint(names.values()):
+            lines.append(f"{optimizer.path}: another optimizer holds the state of the same parameters; not judged")
+            continue
+        tied.update(names.values())
         lines.append(line)
         found = optimizer_signals(optimizer, names, _owners(convs), seen.parameters)
         values += [*found, *gradient_slope(found, [layer.name for layer in layers])]

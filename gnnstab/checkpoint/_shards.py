@@ -34,21 +34,31 @@ def shards_of(path: Path) -> list[Path]:
         names = sorted(set(_weight_map(path).values()))
         if any(name in ("", "..") or Path(name).name != name for name in names) or len(names) > MOST_SHARDS:
             raise LoadError(f"{_shown(path)}: names files outside of its folder, or more than {MOST_SHARDS}")
-        return [path.with_name(name) for name in names]
+        files = [path.with_name(name) for name in names]
+        whole = _siblings(files[0])
+        if len(whole) > 1 and (lacking := [file.name for file in whole if file not in files]):
+            raise LoadError(
+                f"{_shown(path)}: names {files[0].name} and not {lacking[0]}, which is of the same model by its name; copy index and files again"
+            )
+        return files
+    files = _siblings(path)
+    if path.exists() and (lacking := [file.name for file in files if not file.exists()]):
+        raise LoadError(
+            f"{_shown(path)}: is one of {len(files)} files of a model, and {printable(lacking[0], 100)} is missing; copy all of them"
+        )
+    return files
+
+
+def _siblings(path: Path) -> list[Path]:
+    """All files of the model by the name of one; raises `LoadError` for numbers that no shard has."""
     match = SHARD.fullmatch(path.name)
     if match is None:
         return [path]
     count = int(match["count"])
     if not 1 <= int(match["number"]) <= count <= MOST_SHARDS:
         raise LoadError(f"{_shown(path)}: is named as one of {count} files of a model; at most {MOST_SHARDS} are read")
-    files = [
-        path.with_name(f"{match['stem']}-{number:05}-of-{count:05}{match['suffix']}") for number in range(1, count + 1)
-    ]
-    if path.exists() and (lacking := [file.name for file in files if not file.exists()]):
-        raise LoadError(
-            f"{_shown(path)}: is one of {count} files of a model, and {printable(lacking[0], 100)} is missing; copy all of them"
-        )
-    return files
+    numbers = range(1, count + 1)
+    return [path.with_name(f"{match['stem']}-{number:05}-of-{count:05}{match['suffix']}") for number in numbers]
 
 
 def read_all(files: Sequence[Path], read: Callable[[Path], tuple[str, Any]]) -> list[tuple[str, Any]]:

@@ -57,6 +57,20 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
+def holds_checkpoint(path: Path) -> bool:
+    """True for a regular file that torch or safetensors wrote, under whatever name, as far as its first bytes tell."""
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            return False
+        with path.open("rb") as stream:
+            head = stream.read(512)
+    except (OSError, ValueError):
+        return False
+    sign = {"zip": b"/data.pkl", "pickle": b"_rebuild_tensor"}.get(kind := _kind(head, state.st_size) or "", b"")
+    return bool(kind) and sign in head
+
+
 def _stored(descriptor: int, size: int) -> int:
     """Bytes outside of holes, with which a stranger's small file would take as long as a large one; all where nobody tells."""
     if size < SMALLEST_WITH_HOLES or not hasattr(os, "SEEK_DATA"):

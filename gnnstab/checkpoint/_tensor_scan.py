@@ -6,9 +6,10 @@ import hashlib
 import math
 import re
 from collections import defaultdict
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -176,7 +177,7 @@ class _Learned:
 
     def __call__(self, name: str) -> bool:
         own = name.rpartition(".")[2].lower()
-        by_word = own.endswith("weight") or (_WEIGHT.search(own) and not _MASK.search(own.removeprefix("bias_")))
+        by_word = _LEARNED.search(own) or (_WEIGHT.search(own) and not _MASK.search(own.removeprefix("bias_")))
         return bool(by_word) or name in self._parameters or name in self._trained
 
     @cached_property
@@ -190,7 +191,8 @@ class _Learned:
 
 
 _WEIGHT = re.compile("weight|kernel|table$|embedding|^att(_|$)|^bias_")
-"""In the own name of a tensor that is learned."""
+_LEARNED = re.compile("(weight|token|tokens|embed|emb|embedding|embeddings)$")
+"""In the own name of a tensor that is learned; the second also beside a mask's word, as in ``mask_token``."""
 
 
 def _meant_beside(name: str, tensor: Tensor, checkpoint: Checkpoint, learned: _Learned) -> str:
@@ -201,13 +203,19 @@ def _meant_beside(name: str, tensor: Tensor, checkpoint: Checkpoint, learned: _L
         copied = original != name and checkpoint.tensors[original]
         broken = isinstance(copied, Tensor) and readable(copied) and finite(copied)
         return "" if broken else "an Inf that stands alone"
-    return "" if learned(original) else _meant(name, tensor, checkpoint.shadows)
+    if learned(original):
+        return ""
+    optimizers = {optimizer.path for optimizer in checkpoint.optimizers}
+    kept = any(".".join(parts[:i]) in optimizers for i in range(1, len(parts)))
+    return _meant(name, tensor, checkpoint.shadows, masks=not kept)
 
 
-def _meant(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> str:
+def _meant(name: str, tensor: Tensor, others: Mapping[str, Tensor], *, masks: bool = True) -> str:
     """What kind of buffer holds these entries on purpose: a mask, or the bounds of an observer that has seen nothing yet.
 
-    ``""`` for any other tensor, and for one with a NaN. A single row of 0 and −∞ may be a broken bias.
+    ``""`` for any other tensor, and for one with a NaN. A single row of 0 and −∞ may be a broken bias, and a parameter that was drawn as
+    zeros breaks in some entries: without a mask's word, a mask is what closes more than a quarter of the pairs of n and n. An optimizer
+    keeps no ``masks``.
     """
     own = name.rpartition(".")[2].lower()
     if tensor.is_complex():
@@ -219,23 +227,32 @@ def _meant(name: str, tensor: Tensor, others: Mapping[str, Tensor]) -> str:
         below, above = below + int((part == -math.inf).sum()), above + int((part == math.inf).sum())
         zero, count = zero + int((part == 0).sum()), count + part.numel()
     words = set(re.split(r"[^a-z]+", own)) - {""}
-    if not above and below < count and tensor.dim() >= 2:
-        if below + zero == count:
+    if masks and not above and below < count and tensor.dim() >= 2:
+        square = tensor.shape[-1] == tensor.shape[-2] and 4 * below > count
+        if below + zero == count and (square or _CLOSED.search(own)):
             return "mask of 0 and −∞"
         if own != "bias" and _MASK.search(own):
             return "mask of −∞"
     side = below if "max" in words else above
     if not words & {"min", "max"} or side != count:
         return ""
-    # An observer keeps two bounds; a lone one is told by its words from a factor or a limit.
-    twin = own.replace("max", "MIN").replace("min", "max").replace("MIN", "min")
-    paired = name[: -len(own)] + twin in others
-    return "bounds before anything was seen" if paired or words - {"min", "max"} <= _SEEN else ""
+    # An observer keeps two bounds, which see the same; a lone one is told by its words from a factor or a limit.
+    twin = others.get(name[: -len(own)] + own.replace("max", "MIN").replace("min", "max").replace("MIN", "min"))
+    if twin is None:
+        unseen = words - {"min", "max"} <= _SEEN
+    else:
+        bound = math.inf if "max" in words else -math.inf
+        unseen = readable(twin) and all(bool((part == bound).all()) for part in entries(twin))
+    return "bounds before anything was seen" if unseen else ""
 
 
 _SEEN = frozenset({"val", "value", "running", "seen", "observed", "best", "so", "far"})
 _MASK = re.compile("mask|causal|alibi|bias$")
 """In the name of what is added to scores."""
+_CLOSED = re.compile(
+    f"{_MASK.pattern}|bias|tril|triu|future|pad|allowed|adj|visib|neighb|attend|forbid|valid|window|band"
+)
+"""In the name of what only opens and closes pairs."""
 
 
 def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
@@ -250,11 +267,22 @@ def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
         f"{optimizer.path}.param_groups.{entry.group}.{key}": torch.tensor(value)
         for optimizer in checkpoint.optimizers
         for entry in optimizer.entries
-        for key, value in entry.settings.items()
+        for key, value in _numbers(entry.settings)
         # Other settings may be without bound on purpose.
-        if isinstance(value, float) and (math.isnan(value) or (key == "lr" and math.isinf(value)))
+        if math.isnan(value) or (key == "lr" and math.isinf(value))
     }
     return {**rates, **checkpoint.shadows, **moments}
+
+
+def _numbers(settings: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """The settings of a group that are floats, and those in pairs of them (``betas``)."""
+    for key, value in settings.items():
+        values = enumerate(value[:2]) if isinstance(value, (list, tuple)) else ()
+        yield from (
+            [(key, value)]
+            if isinstance(value, float)
+            else ((f"{key}.{i}", x) for i, x in values if isinstance(x, float))
+        )
 
 
 def _notes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import reprlib
 from collections.abc import Collection, Mapping
@@ -127,8 +128,10 @@ def _number(value: Any, where: str) -> float:
         number = float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ConfigurationError(f"{where} must be a number, not {shown(value)}") from error
-    if number != number:
-        raise ConfigurationError(f"{where} must be a number; with nan no limit would ever be crossed")
+    if not math.isfinite(number):
+        raise ConfigurationError(
+            f"{where} must be finite; with {number} a limit is never crossed: ignore the rule, which reports then say"
+        )
     return number
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from gnnstab.records import Signals, Target
 from gnnstab.signals import from_trace, join, renamed
 
 
-def observe_checkpoint(path: Path, request: Request, *, probe: bool = True, optimizer: Path | None = None) -> Observed:
-    """``probe`` also runs the recovered layers of a file without a batch on synthetic graphs; ``optimizer`` is a file beside it.
+def observe_checkpoint(path: Path, request: Request, *, probe: bool = True, beside: Sequence[Any] = ()) -> Observed:
+    """``probe`` also runs the recovered layers of a file without a batch on synthetic graphs; ``beside`` are files that were read for it.
 
     Raises `LoadError` when the file cannot be read or does not fit the model, `UsageError` for a batch without a model.
     """
     try:
-        return _observe(path, request, probe, optimizer)
+        return _observe(path, request, probe, beside)
     except GnnstabError:
         raise
     except Exception as error:
@@ -32,13 +33,13 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True, opti
         raise LoadError(f"{path}: cannot be judged ({why}, unexpected)") from error
 
 
-def _observe(path: Path, request: Request, probe: bool, optimizer: Path | None) -> Observed:
+def _observe(path: Path, request: Request, probe: bool, beside: Sequence[Any]) -> Observed:
     from gnnstab.checkpoint import informed, layers_in, load, load_into, recover
     from gnnstab.signals.weights import from_checkpoint
 
     request.progress(f"reading {path.name}")
     before = path.stat() if os.path.isfile(path) else None
-    checkpoint = load(path, unsafe=request.unsafe, optimizer=optimizer)
+    checkpoint = load(path, unsafe=request.unsafe, beside=beside)
     leaves = {name.rpartition(".")[2] for name in checkpoint.tensors}
     if "edge_index" in leaves and not leaves & {"weight", "bias"}:
         raise LoadError(

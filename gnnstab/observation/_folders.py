@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gnnstab.errors import GnnstabError, LoadError
 from gnnstab.observation._files import observe_checkpoint
@@ -26,50 +27,72 @@ MOST_LEFT_OUT = 20
 
 def observe_folder(folder: Path, request: Request) -> Observed:
     """Raises `LoadError` when the folder holds no checkpoint, or none that can be read."""
-    from gnnstab.checkpoint import checkpoints_in, optimizer_in
+    from gnnstab.checkpoint import files_in
 
-    paths = checkpoints_in(folder)
+    files = files_in(folder)
+    paths = files.checkpoints
     if not paths:
-        raise LoadError(f"{folder}: no checkpoint (.pt .pth .ckpt .safetensors) and no trace in this folder")
+        there = f", but in {listed(files.others, 3)}" if files.others else ""
+        raise LoadError(f"{folder}: no checkpoint (.pt .pth .ckpt .safetensors) and no trace in this folder{there}")
     collected, notes, order = Trajectory(), _Notes(), _Order()
     run: dict[str, str] = {}
     probed = _evenly(len(paths), MOST_PROBED)
     newest, live = -1, None
-    beside = optimizer_in(folder)
-    beside = None if beside in paths else beside
+    others = list(files.others)
+    beside = _read_beside(files.beside, request, notes, others)
     for position, path in enumerate(paths):
         request.progress(f"{position + 1}/{len(paths)} {path.name}")
         try:
-            # It is written anew at every save.
-            optimizer = beside if path is paths[-1] else None
-            seen = observe_checkpoint(path, request, probe=position in probed, optimizer=optimizer)
+            alone = beside if len(paths) == 1 else ()
+            seen = observe_checkpoint(path, request, probe=position in probed, beside=alone)
         except GnnstabError as error:
             notes.leave_out(path.name, str(error))
             continue
         _of_one_run(folder, run, path.name, seen.signals)
         notes.add(path.name, seen.target.notes)
-        step = order.step_of(path.name, position, seen.signals)
-        if collected.last_step is None or step >= collected.last_step:
+        step, last = order.step_of(path.name, position, seen.signals)
+        if last:
             newest, live = position, seen.live
-        collected.add(step, seen.signals)
+        collected.add(step, seen.signals, last=last)
     if collected.last_step is None:
         raise LoadError(f"{folder}: none of its {len(paths)} checkpoints could be read; the first: {notes.left_out[0]}")
-    if newest not in probed:
-        optimizer = beside if paths[newest] is paths[-1] else None
-        collected.add(collected.last_step, observe_checkpoint(paths[newest], request, optimizer=optimizer).signals)
+    if newest not in probed or (beside and len(paths) > 1):
+        # What stands beside them is written anew at every save.
+        seen = observe_checkpoint(paths[newest], request, beside=beside)
+        notes.add(paths[newest].name, seen.target.notes)
+        live = seen.live
+        collected.add(collected.last_step, seen.signals, last=True)
     if len(probed) < len(paths) and request.model is None:
         notes.add("", [f"probed on synthetic graphs: {len(probed)} of the {len(paths)} checkpoints, evenly spread"])
-    first, last = order.files[0], order.files[-1]
+    first, last_file = order.files[0], order.files[-1]
     read = (
         f"1 checkpoint as one run, {first}"
-        if first == last
-        else f"{len(order.files)} checkpoints as one run, {first} to {last}"
+        if first == last_file
+        else f"{len(order.files)} checkpoints as one run, {first} to {last_file}"
     )
-    signals = order.with_others(collected.signals(), paths[newest].name)
+    signals = order.with_others(collected.signals(), paths[newest].name, others)
     said = f"{folder}: read {read}" + order.told(paths[newest].name)
+    if others:
+        notes.add("", [f"not read, though they hold what checkpoints hold: {listed(others)}"])
     if notes.left_out:
         signals = replace(signals, context={**signals.context, "left_out": notes.unread()})
     return Observed(Target("checkpoint", str(folder), (said, *notes.gathered())), signals, live)
+
+
+def _read_beside(paths: Iterable[Path], request: Request, notes: _Notes, others: list[str]) -> list[Any]:
+    """The files beside the checkpoints; an optimizer that cannot be read is left out as a checkpoint is, the rest of them joins the ``others``."""
+    from gnnstab.checkpoint import is_optimizer, read_beside
+
+    found = []
+    for path in paths:
+        try:
+            found.append(read_beside(path, unsafe=request.unsafe))
+        except GnnstabError as error:
+            if is_optimizer(path):
+                notes.leave_out(path.name, str(error))
+            else:
+                others.append(path.name)
+    return found
 
 
 def listed(names: list[str], most: int = MOST_NAMED) -> str:
@@ -95,53 +118,82 @@ def _evenly(count: int, most: int) -> frozenset[int]:
     return frozenset(round(i * (count - 1) / (most - 1)) for i in range(most))
 
 
+class _Place(NamedTuple):
+    """Where in its training a file was written."""
+
+    epoch: int | None
+    step: int
+
+    def before(self, other: _Place) -> bool:
+        """Epochs that differ decide: some programs count steps within each."""
+        if self.epoch is not None and other.epoch is not None and self.epoch != other.epoch:
+            return self.epoch < other.epoch
+        return self.step < other.step
+
+
+def _place(signals: Signals) -> _Place | None:
+    """None for a file without a step; numbers below 0 stand for none."""
+    step, epoch = signals.context.get("step"), signals.context.get("progress", {}).get("epoch")
+    if step is None or step < 0:
+        return None
+    return _Place(None if epoch is None or epoch < 0 else int(epoch), int(step))
+
+
 class _Order:
     """Which file counts as the newest, and what the others hold that must not be passed over for it."""
 
     def __init__(self) -> None:
-        self._highest: int | None = None
-        self._steps: dict[str, int | None] = {}
+        self._latest: _Place | None = None
+        self._places: dict[str, _Place | None] = {}
         self._bad: dict[str, tuple[Signal, ...]] = {}
+        self._within_epochs = False
+        """True where steps are counted anew in each epoch, so that nothing can be followed over them."""
 
-    def step_of(self, file: str, position: int, signals: Signals) -> int:
-        """The step in the file; without one, that of the files before it by name, or its place where none of them has any."""
-        own = signals.context.get("step")
-        self._steps[file] = None if own is None else int(own)
+    def step_of(self, file: str, position: int, signals: Signals) -> tuple[int, bool]:
+        """The step in the file, and whether it is the newest so far.
+
+        Without a step, that of the files before it by name, or its place where none of them has any.
+        """
+        own = self._places[file] = _place(signals)
         if bad := tuple(signal for signal in signals.find(WEIGHT_NON_FINITE) if signal.value > 0):
             self._bad[file] = bad
         if own is None:
-            return position if self._highest is None else self._highest
-        self._highest = max(int(own), self._highest or 0)
-        return int(own)
+            return position if self._latest is None else self._latest.step, True
+        newest = self._latest is None or not own.before(self._latest)
+        self._within_epochs |= newest and self._latest is not None and own.step < self._latest.step
+        self._latest = own if newest else self._latest
+        return own.step, newest
 
-    def with_others(self, newest: Signals, file: str) -> Signals:
-        """With what else may be the last of a network: NaN and Inf of such files count, the rest of them is not seen."""
+    def with_others(self, newest: Signals, file: str, others: Iterable[str]) -> Signals:
+        """With what else may be the last of a network: NaN and Inf of such files count, the rest of them is not seen, nor are ``others``."""
         more: dict[str | None, Signal] = {}
         for name, bad in self._bad.items():
             if name != file and not self._older(name, file, stepped=True):
                 for signal in bad:
                     kept = more.setdefault(signal.layer, replace(signal, detail={**signal.detail, "files": []}))
                     kept.detail["files"].append(name)
-        beside = [name for name in self._steps if name != file and not self._older(name, file)]
+        beside = [name for name in self._places if name != file and not self._older(name, file)] + [*others]
         context = {**newest.context, "files_beside": listed(beside, 2)} if beside else newest.context
-        return replace(newest, values=(*newest.values, *more.values()), context=context)
+        series = () if self._within_epochs else newest.series
+        context = {**context, "trends": []} if self._within_epochs else context
+        return replace(newest, values=(*newest.values, *more.values()), series=series, context=context)
 
     def _older(self, name: str, file: str, *, stepped: bool = False) -> bool:
         """True for a file of the same name but for its numbers that has a lower step, or, unless ``stepped``, none to tell by."""
-        own, last = self._steps[name], self._steps[file]
-        known = not stepped if own is None or last is None else own < last
+        own, last = self._places[name], self._places[file]
+        known = not stepped if own is None or last is None else own.before(last)
         return known and re.sub(r"[0-9]+", "", name) == re.sub(r"[0-9]+", "", file)
 
     @property
     def files(self) -> list[str]:
         """Those that were read, by name."""
-        return list(self._steps)
+        return list(self._places)
 
     def told(self, file: str) -> str:
         """What to say of the order, ``""`` where every file has a step and nothing was passed over."""
         parts = []
-        unplaced = [name for name, step in self._steps.items() if step is None]
-        if unplaced and len(unplaced) < len(self._steps):
+        unplaced = [name for name, place in self._places.items() if place is None]
+        if unplaced and len(unplaced) < len(self._places):
             parts.append(f"without a step, placed by name: {listed(unplaced)}")
         if older := [name for name in self._bad if name != file]:
             parts.append(f"NaN or Inf in {listed(older)} too")
@@ -153,11 +205,11 @@ class _Notes:
 
     def __init__(self) -> None:
         self.left_out: list[str] = []
-        self._files: dict[str, list[str]] = {}
+        self._files: dict[str, dict[str, None]] = {}
 
     def add(self, file: str, notes: Iterable[str]) -> None:
         for note in notes:
-            self._files.setdefault(note, []).append(file)
+            self._files.setdefault(note, {})[file] = None
 
     def leave_out(self, file: str, why: str) -> None:
         self.left_out.append(f"left out {file}: {why}")
@@ -170,6 +222,6 @@ class _Notes:
     def gathered(self) -> tuple[str, ...]:
         told = (
             f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: {note}" if files[0] else note
-            for note, files in self._files.items()
+            for note, files in ((note, list(files)) for note, files in self._files.items())
         )
         return (*self.unread(), *told)

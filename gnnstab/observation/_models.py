@@ -12,7 +12,7 @@ from gnnstab.errors import UsageError
 from gnnstab.observation._references import resolve
 from gnnstab.observation._request import Live, Observed, Request
 from gnnstab.records import Signal, Signals, Target
-from gnnstab.records.vocabulary import PLACE_NOT_HELD, WEIGHT_RMS
+from gnnstab.records.vocabulary import NOT_SEEN, PLACE_NOT_HELD, WEIGHT_RMS
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.signals import from_trace, join
 
@@ -87,9 +87,13 @@ def observe_model(model: Any, request: Request) -> Observed:
     if not isinstance(model, nn.Module):
         raise UsageError(f"cannot diagnose a {type(model).__name__}; pass a path or a torch.nn.Module")
     static = static_signals(model, optimizer=request.optimizer, activation=request.activation)
-    if request.optimizer is not None:
-        static = replace(static, context={**static.context, "optimizer": type(request.optimizer).__name__})
     groups = () if request.optimizer is None else request.optimizer.param_groups
+    if request.optimizer is not None:
+        told: dict[str, Any] = {"optimizer": type(request.optimizer).__name__}
+        if all(group.get("lr") == 0 for group in groups):
+            # As before a warm-up, behind the end of a schedule, or where the loop itself sets it: no step says anything.
+            told[NOT_SEEN] = ["updates, since the learning rate is 0 now"]
+        static = replace(static, context={**static.context, **told})
     return on_batch(Observed(Target(kind="model", path=type(model).__name__), static), model, request, groups)
 
 

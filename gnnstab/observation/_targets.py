@@ -25,7 +25,7 @@ def observe(target: Any, request: Request) -> Observed:
     """
     if not isinstance(target, (str, os.PathLike)):
         return observe_model(target, request)
-    from gnnstab.checkpoint import checkpoints_in
+    from gnnstab.checkpoint import files_in
 
     path = Path(target)
     folder = os.path.isdir(path)  # Unlike `Path.is_dir` it asks no leave.
@@ -37,9 +37,12 @@ def observe(target: Any, request: Request) -> Observed:
         raise LoadError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
     if trace_file:
         with Trace.open(path) as trace:
-            signals, notes, beside = from_trace(trace), trace.notes, checkpoints_in(path) if folder else []
+            signals, notes, beside = from_trace(trace), trace.notes, []
+            if folder:
+                found = files_in(path)
+                beside = [*(file.name for file in found.checkpoints), *found.others]
             if beside:
-                files = listed([file.name for file in beside], 2)
+                files = listed(beside, 2)
                 signals = replace(signals, context={**signals.context, "files_beside": files})
                 notes += (
                     f"{path}: read the trace as one run, and not {files} beside it; name a checkpoint to have it judged",

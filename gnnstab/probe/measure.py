@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.norms import graphs_in
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.batches.chosen import chosen
 from gnnstab.probe.batches.data import taken
+from gnnstab.probe.beside_the_loss import beside_the_loss
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import Place, survey, to_json
 from gnnstab.probe.pooling import sums_watched
@@ -20,12 +23,20 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating, in_mode
 from gnnstab.probe.replaying.marks import marked_targets
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked, whole_copy
+from gnnstab.probe.replaying.replica import (
+    Autocast,
+    ForwardInputs,
+    device_of,
+    eager,
+    on_device,
+    tracked,
+    whole_copy,
+)
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.probe.unit_input import AtUnitInput, at_unit_input
 from gnnstab.randomness import same_random_state
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, PLACE_CLAMPED_SHARE, PLACE_GRADIENT_STOPS
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, NOT_SEEN, PLACE_CLAMPED_SHARE, PLACE_GRADIENT_STOPS
 from gnnstab.trace import Trace, TraceWriter
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
@@ -57,23 +68,43 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
         twin = evaluating(whole_copy(model, NEEDS_COPY))
         device = device_of(twin)
         recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
-        batches = list(_batches(batch, model))
+        batches, position, unseen = chosen(list(_batches(batch, model)))
+        closest = batches[position]
         with same_random_state(), torch.enable_grad():
-            _look_at_places(twin, batches[0], device, loss, precision, writer)
+            _look_at_places(twin, closest, device, loss, precision, writer)
         with same_random_state():
-            unit = _at_unit_input(twin, batches[0][0], device, precision)
+            unit = _at_unit_input(twin, closest[0], device, precision)
         with same_random_state(), torch.enable_grad(), recorder:
             for layer in recorder.layers:
                 if layer.name in unit:
                     layer.maps = unit[layer.name].maps  # type: ignore[attr-defined]
                     recorder.state.queue(layer.name, "eval-grad", 0, unit[layer.name].numbers)
+            moves = False
             for arguments, original in batches:
                 # The batch may know more graphs than the forward takes: just then its normalisations mix them.
                 recorder.norms.graphs = graphs_in(original)
                 recorder.explainer.batch = original
                 recorder.explainer.objective = _repeated(original, loss, device)
                 _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
+                moves = moves or _moves(twin)
+        unseen += [] if moves else ["gradients, since the loss moves no parameter"]
+        if not recorder.detector.met:
+            with same_random_state():
+                args, kwargs = on_device(closest[0], device)
+                cast = Autocast.of(twin, precision)
+                event, more = beside_the_loss(twin, ForwardInputs(args, kwargs, autocast=cast, mode="train-nograd"))
+            unseen += more
+            if event is not None:
+                writer.event(event)
+        writer.meta(NOT_SEEN, json.dumps(unseen))
         return _handed_over(writer)
+
+
+def _moves(model: nn.Module) -> bool:
+    """True where the latest backward left a gradient other than 0, or where there is no parameter."""
+    parameters = list(model.parameters())
+    gradients = (p.grad for p in parameters if p.grad is not None)
+    return not parameters or any(g.layout is not torch.strided or bool(g.any()) for g in gradients)
 
 
 def _look_at_places(

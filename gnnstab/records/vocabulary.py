@@ -327,6 +327,7 @@ SIGNALS: dict[str, SignalKind] = {
         "upper end of the static log gain per layer (aligned nodes)", title="Log gain of the weights per layer", axis="linear"),
     (WEIGHT_NON_FINITE := "weight.non_finite"): SignalKind("entries", "NaN or Inf entries in a parameter", words="NaN or Inf entries",
         floor=1.0),
+    (WEIGHT_NON_FINITE_BESIDE := "weight.non_finite_beside"): SignalKind("entries", "NaN or Inf entries in a parameter, in another file of a folder than the newest"),
     # Precision.
     (PRECISION_ROUNDING := "precision.rounding"): SignalKind("",
         "u·max|s|: relative rounding of the logits in the dtype of the run", words="rounding of scores", spoken=("rounding",), floor=0.01,
@@ -344,6 +345,9 @@ SIGNALS: dict[str, SignalKind] = {
 
 UNGIVEN = "without_gradient_at_end"
 """Entry of a trace's metadata: the parameters that showed no gradient at the run's end, neither in their own nor in what an optimizer keeps."""
+
+NOT_SEEN = "not_seen"
+"""Entry of a trace's metadata (a list), and of the context of its signals: what the look at a model and a batch did not see, in words."""
 
 INVESTIGATION = "investigation"
 """Entry of a trace's metadata, and of the context of its signals: what undoing the suspects showed at the run's end."""

@@ -30,6 +30,7 @@ def render(diagnosis: Diagnosis) -> str:
         lines.append(f"gnnstab: {len(rules) - _MOST} more kinds of findings: {left}")
     if summary.state(diagnosis) == "not-evaluable":
         lines.append(f"::warning title=gnnstab::{_data(rest)}")
+    lines += [f"::error title=gnnstab::{_data(escape.sentence(why))}" for why in diagnosis.context.get("left_out", ())]
     lines.append(f"gnnstab: {word} {escape.name(diagnosis.target.path, 200)}: {rest}")
     return "\n".join(lines) + "\n"
 

@@ -1,7 +1,8 @@
 """The report for test dashboards: JUnit XML with one test case per rule and layer.
 
 A rule that fired fails the case of each layer it names; a rule that passed is one passed case; a rule without a
-verdict is a skipped case with its reason. A finding below ``fail_on`` stands in the case's output and fails nothing.
+verdict is a skipped case with its reason. A finding below ``fail_on`` stands in the case's output and fails nothing. A file that could not be read,
+and a target of which nothing could be judged, are cases with an error.
 """
 
 from __future__ import annotations
@@ -43,10 +44,13 @@ def _suite(diagnosis: Diagnosis, fail_on: str) -> ET.Element:
             suite.append(_case_without_finding(code, next((r for r in diagnosis.rules if r.code == code), None)))
         for layer in dict.fromkeys(finding.layer for finding in found):
             suite.append(_case(diagnosis, code, layer, [f for f in found if f.layer == layer], fail_on))
+    for why in summary.failures(diagnosis):
+        case = ET.SubElement(suite, "testcase", classname="gnnstab", name="could be judged", time="0")
+        ET.SubElement(case, "error", message=_text(why, 1000))
     cases = suite.findall("testcase")
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
-    suite.set("errors", "0")
+    suite.set("errors", str(sum(case.find("error") is not None for case in cases)))
     suite.set("skipped", str(sum(case.find("skipped") is not None for case in cases)))
     return suite
 

@@ -45,7 +45,7 @@ def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "", docs_url: str
         },
         "invocations": [
             {
-                "executionSuccessful": True,
+                "executionSuccessful": not any(summary.failures(d) for d in diagnoses),
                 "toolExecutionNotifications": [n for d in diagnoses for n in _notifications(d, position)],
             }
         ],
@@ -129,7 +129,10 @@ def _logical(finding: Finding) -> list[dict[str, Any]]:
 
 def _notifications(diagnosis: Diagnosis, position: dict[str, int]) -> list[dict[str, Any]]:
     """What was not seen and could not be judged: silence would read as health."""
-    notes = [
+    notes: list[dict[str, Any]] = [
+        {"level": "error", "message": {"text": message(why)}} for why in summary.failures(diagnosis)
+    ]
+    notes += [
         {"level": "warning", "message": {"text": message(f"Not observed: {b.layer}, {b.site}: {b.reason}")}}
         for b in diagnosis.coverage.blind
     ]

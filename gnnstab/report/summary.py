@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice, Signal
-from gnnstab.records.vocabulary import WEIGHT_NON_FINITE
 from gnnstab.report import escape
+from gnnstab.report._not_covered import not_covered as not_covered
 from gnnstab.report.numbers import count, number
 
 CAUSE_ORDER = ("root-cause", "contributing", "present", "not-evaluable", "absent")
@@ -64,39 +64,11 @@ def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
     return f"{_calm(diagnosis)} in {_layers(diagnosis, short)}"
 
 
-UNJUDGED = re.compile(
-    r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes|storages)|in lists and)"
-)
-"""How notes count tensors that may hold NaN and are not looked at."""
-
-
-def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
-    """What a calm verdict does not cover: layers, the user's own data, rules that were not asked, findings hidden."""
-    parts = []
-    if left_out := diagnosis.context.get("left_out"):
-        unread = [note.removeprefix("left out ").partition(": ")[0] for note in left_out]
-        parts.append(f"{escape.name(', '.join(unread), 40)}, which could not be read")
-    if beside := diagnosis.context.get("files_beside"):
-        parts.append(f"{escape.name(str(beside), 40)}, to be named by itself")
-    if missing := diagnosis.context.get("ranks_missing"):
-        parts.append(f"rank{'s' * (len(missing) > 1)} {escape.name(', '.join(map(str, missing)), 40)} of the run")
-    if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
-        parts.append(count(unjudged, "stored tensor"))
-    if (blind := diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed) > 0:
-        parts.append(count(blind, "attention layer"))
-    if not any(signal.source in ("batch", "training") for signal in diagnosis.signals):
-        parts.append("your data and the training")
-    if diagnosis.context.get("closed") is False:
-        parts.append("what came after the last step of a trace that was not closed")
-    if any("of use, your loss tells" in finding.message for finding in diagnosis.findings):
-        parts.append("whether its sharp attention is of use (pass the loss)")
-    if unasked := {rule.code for rule in diagnosis.rules if rule.reason == "not selected"}:
-        parts.append(f"{len(unasked)} of {count(len(diagnosis.rules), 'rule')}, not selected")
-        if "GS502" in unasked and any(s.name == WEIGHT_NON_FINITE and s.value > 0 for s in diagnosis.signals):
-            parts.append("the NaN or Inf in the weights (GS502)")
-    hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
-    parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
-    return tuple(parts)
+def failures(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Why a check of this target fails though no finding says so: files that could not be read, or nothing that could be judged."""
+    unread = tuple(str(note) for note in diagnosis.context.get("left_out", ()))
+    unjudged = diagnosis.nothing_evaluable and not diagnosis.at_least("warning")
+    return (*unread, _nothing_judged(diagnosis)) if unjudged else unread
 
 
 def severities(findings: Sequence[Finding]) -> str:

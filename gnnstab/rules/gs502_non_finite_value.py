@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from gnnstab.records import Event, Finding, Signal, Signals
+from gnnstab.records.vocabulary import WEIGHT_NON_FINITE_BESIDE
 from gnnstab.rules._event_cause import event_cause
 from gnnstab.rules.base import Rule, first_of_each_layer, rule
 from gnnstab.rules.queries import names
@@ -73,7 +74,10 @@ class NonFiniteValue(Rule):
             yield self.finding(
                 f"NaN or Inf in {names(files)}, which nothing shows to be an older state of the newest file: look at each by itself.",
                 limit=0.0,
-                signal=one,
+                name=WEIGHT_NON_FINITE_BESIDE,
+                value=one.value,
+                layer=one.layer,
+                unit="entries",
                 cause="",
             )
         if not signals.find("weight.non_finite") and not signals.attention_layers:

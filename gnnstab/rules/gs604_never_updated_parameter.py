@@ -248,6 +248,15 @@ class NeverUpdatedParameter(Rule):
                     limit=self.parameters,
                     signal=replace(signal, layer=None),
                 )
+            elif why == "no history":
+                if signal.source == "batch" and signals.context.get("loss_given"):
+                    yield self.finding(
+                        f"the loss depends on none of the {signal.value:.0f} trainable parameters that the model is called with, and backward() of it raises: "
+                        f"{_listed(signal)}. Look for detach(), .item(), .data, no_grad() or a loss that reads no output.",
+                        severity="error",
+                        limit=self.parameters,
+                        signal=replace(signal, layer=None),
+                    )
             elif why in NO_WAY:
                 yield self.finding(
                     f"{signal.value:.0f} trainable parameters have no gradient, {NO_WAY[why]}: {_listed(signal)}. Freeze them, or wire them "

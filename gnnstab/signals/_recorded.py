@@ -15,6 +15,7 @@ from gnnstab.records.vocabulary import (
     LOSS,
     LOSS_GENERALISATION_GAP,
     LOSS_GROWTH,
+    NOT_SEEN,
     OPTIMIZER_BELOW_EPS_SHARE,
     OPTIMIZER_UNDONE,
     UNGIVEN,
@@ -187,6 +188,7 @@ def _context(
     found = {
         "norm_without_batch": tuple(n for n in parsed(meta.get("norm_without_batch", ""), list) if isinstance(n, str)),
         "normalising": tuple(n for n in parsed(meta.get("normalising", ""), list) if isinstance(n, str)),
+        NOT_SEEN: [n for n in parsed(meta.get(NOT_SEEN, ""), list) if isinstance(n, str)],
         INVESTIGATION: parsed(meta.get(INVESTIGATION, ""), dict),
         "norm_smallest": {
             name: tuple(value)  # Class and number of nodes.

@@ -24,17 +24,20 @@ _MOST = 200
 def with_rows(trace: Trace, sites: Mapping[SeriesKey, NDArray[np.void]]) -> tuple[Event, ...]:
     """The events, and where none tells of a non-finite value the first one that the rows show.
 
-    Gradients are left out, since a GradScaler drops bad ones, and so are evaluations, where a NaN may stand on purpose: of
-    those only an event says that they mattered. Where an event tells of one that the code takes away again, others are like it.
+    Gradients are left out but for the norm of the last step, since a GradScaler drops bad ones, and so are evaluations, where a NaN may stand on
+    purpose: of those only an event says that they mattered. Weights count that began finite and did not end so. Where an event tells of one that the code takes away again, others are like it.
     """
     events = trace.events()
     if any(event.kind == "non-finite" or event.detail.get("taken_away") for event in events):
         return events
-    bad = [key for key, rows in sites.items() if _forward_of_training(key) and _broken(rows).any()]
+    bad = [key for key, rows in sites.items() if len(rows) and (_forward_of_training(key) or key.site == "weight")]
+    bad = [key for key in bad if (_went_bad if key.site == "weight" else _any_broken)(sites[key])]
     # Of a long run `sites` holds its old steps in buckets, whose first step need not be the one.
     found = [_of_rows(key, trace.sites(key.layer, key.site, key.mode, key.call)[key]) for key in bad[:_MOST]]
     if (step := trace.first_broken_loss) is not None:
         found.append(Event(step, "non-finite", mode="train", stage="loss", detail={"note": _NOTE}))
+    if (step := trace.broken_at_the_end) is not None:
+        found.append(Event(step, "non-finite", mode="train", stage="gradient", detail={"note": _NOTE}))
     return (*events, *sorted(found, key=_order)[:1])
 
 
@@ -45,6 +48,15 @@ def _forward_of_training(key: SeriesKey) -> bool:
 def _broken(rows: NDArray[np.void]) -> NDArray[np.bool_]:
     infinite = np.isinf(rows["minimum"]) | np.isinf(rows["maximum"])
     return np.asarray((rows["non_finite"] != 0) | infinite)
+
+
+def _any_broken(rows: NDArray[np.void]) -> bool:
+    return bool(_broken(rows).any())
+
+
+def _went_bad(rows: NDArray[np.void]) -> bool:
+    broken = _broken(rows)
+    return bool(broken[-1] and not broken[0])
 
 
 def _of_rows(key: SeriesKey, rows: NDArray[np.void]) -> Event:

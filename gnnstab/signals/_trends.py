@@ -41,9 +41,9 @@ class Trajectory:
         """The highest step so far; None before the first checkpoint."""
         return max(self._steps, default=None)
 
-    def add(self, step: int, signals: Signals) -> None:
-        """Take in one checkpoint; they may come in any order, and of several at the highest step the last one counts."""
-        if self._last is None or step >= max(self._steps):
+    def add(self, step: int, signals: Signals, *, last: bool | None = None) -> None:
+        """Take in one checkpoint; they may come in any order, and the last one of the highest step counts, unless ``last`` says which."""
+        if last or (last is None and (self._last is None or step >= max(self._steps))):
             self._last = signals
         self._steps.append(step)
         for line, value in _followed(signals):

@@ -24,6 +24,8 @@ _IMPOSSIBLE = f"span < 1 OR count < 0 OR non_finite < -1 OR rms < 0 OR ({_TURNED
 _BROKEN_LOSS = "loss IS NOT NULL AND (loss >= 9e999 OR loss <= -9e999)"
 """A text is larger than every number to SQLite, also the text that stands for NaN; NULL is a loss that is not known."""
 
+_BROKEN_NORM = _BROKEN_LOSS.replace("loss", "grad_norm")
+
 _FEWEST = 3
 """Steps that were all skipped, from which on a run counts as one that never trained."""
 
@@ -70,3 +72,9 @@ def first_broken_loss(connection: Connection) -> int | None:
     never = f"SELECT CASE WHEN {all_skipped} THEN min(step) END FROM step"
     found = [row[0] for query in (made, never) for row in connection.rows(query) if isinstance(row[0], int)]
     return found[0] if found else None
+
+
+def broken_at_the_end(connection: Connection) -> int | None:
+    """The last step, where it was made with a gradient of NaN or Inf: no forward comes after it that shows what became of the weights."""
+    query = f"SELECT step FROM step WHERE step = (SELECT max(step) FROM step) AND skipped = 0 AND {_BROKEN_NORM}"
+    return next((int(row[0]) for row in connection.rows(query) if isinstance(row[0], int)), None)

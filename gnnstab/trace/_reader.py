@@ -19,7 +19,7 @@ from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRo
 from gnnstab.trace import _codec as codec
 from gnnstab.trace._arrays import Peak, join_ranks, read_peaks, read_sites, read_steps
 from gnnstab.trace._connection import MOST_FACTS, MOST_ROWS, Connection
-from gnnstab.trace._doubtful import doubtful_rows, first_broken_loss, missing_tables
+from gnnstab.trace._doubtful import broken_at_the_end, doubtful_rows, first_broken_loss, missing_tables
 from gnnstab.trace._locate import Part, open_parts
 from gnnstab.trace._schema import EVENTS_LIMIT
 
@@ -251,6 +251,12 @@ class Trace:
     def first_broken_loss(self) -> int | None:
         """The first step that was made with a training loss of NaN or Inf."""
         found = [first_broken_loss(part.connection) for part in self._parts]
+        return min((step for step in found if step is not None), default=None)
+
+    @cached_property
+    def broken_at_the_end(self) -> int | None:
+        """The last step, where it was made with a gradient of NaN or Inf."""
+        found = [broken_at_the_end(part.connection) for part in self._parts]
         return min((step for step in found if step is not None), default=None)
 
     def close(self) -> None:

@@ -191,6 +191,16 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     own, (unseen, at_best) = loss_change(pairs), _kept(pairs)
     if own is None:
         return "inconclusive", "the signal crosses its threshold, but no short training was finished in both arms"
+    if all(map(stands, (*pairs.before, *pairs.after))):
+        return (
+            "inconclusive",
+            "the signal crosses its threshold, but no training changes the loss, with or without the fix",
+        )
+    if unseen is None and any(r.unseen is not None for r in pairs.after):
+        return "inconclusive", (
+            "the signal crosses its threshold, but with and without the fix the loss on what was kept from the training is no number: look at the "
+            "second half of the batches"
+        )
     (low, high), where = (own, "") if unseen is None else (unseen, f" on what it has not seen{at_best}")
     if unseen is None and high > TOLERANCE and _by_heart(pairs):
         return "inconclusive", (
@@ -259,6 +269,11 @@ def too_wide(pairs: Pairs) -> bool:
         return False
     low, high = own if unseen is None else unseen
     return (low + high) / 2 <= TOLERANCE < min(high, own[1])
+
+
+def stands(result: ArmResult) -> bool:
+    """True for a training that ends at exactly the loss that it began with: no update changes it."""
+    return result.start is not None and result.start == result.final
 
 
 def _learns(result: ArmResult) -> bool:

@@ -15,6 +15,7 @@ from torch_geometric.utils import scatter
 from gnnstab.errors import UsageError
 from gnnstab.fixes.model_structure import attention_layers
 from gnnstab.probe.batches.arguments import Arguments
+from gnnstab.probe.batches.chosen import MOST_RUN
 from gnnstab.probe.replaying.replica import eager
 from gnnstab.randomness import seed_torch
 
@@ -65,10 +66,11 @@ def _by_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any])
 
     said = f"your loss ({getattr(loss, '__name__', 'callable')})"
     trained = trained_on(len(calls))
-    kept = range(trained, len(calls))
-    if not kept:
+    left = len(calls) - trained
+    if not left:
         return Objective(None, compute, said)
-    last = "the last" if len(kept) == 1 else f"the last {len(kept)}"
+    kept = range(trained, len(calls))[:MOST_RUN]
+    last = "the last" if left == 1 else f"the last {left}"
     return Objective(
         None,
         compute,

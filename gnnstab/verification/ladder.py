@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gnnstab.errors import FixError, UsageError
+from gnnstab.errors import FixError, NothingEvaluable, UsageError
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.replaying.evaluating import in_mode
@@ -22,6 +22,7 @@ from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification._fresh_copies import Factory, seeded
 from gnnstab.verification._growth import bound, find_graph_call, grown, in_degrees
+from gnnstab.verification._judging import stands
 from gnnstab.verification._storing import stored
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
@@ -65,7 +66,7 @@ class Rung:
     """All fixes in force on this rung."""
 
     stable: bool
-    """No rule fires at warning or above and every training stays finite, in most seeds."""
+    """No rule fires at warning or above and every training stays finite, also on what is kept from it, in most seeds."""
 
     helped: bool | None
     """True when the signal moved towards health by a quarter of its way or the rung became stable; None on the first
@@ -75,7 +76,7 @@ class Rung:
     """The goal's signal, median over seeds."""
 
     loss: float
-    """Loss at the end of training, median over seeds; inf when it broke off."""
+    """Loss at the end of training, median over seeds; inf when it broke off, or is no number on what is kept from it."""
 
     codes: tuple[str, ...]
     """Codes that fire in most seeds."""
@@ -174,6 +175,9 @@ def run_ladder(
         workers: Processes.
         store: A file that keeps every finished rung and seed.
         progress: Called after every one.
+
+    Raises:
+        NothingEvaluable: No training changes the loss.
     """
     if not rungs:
         raise UsageError("a ladder needs at least one rung")
@@ -229,6 +233,11 @@ class _Trials:
             for seed in self.seeds
         }
         results = self.run(jobs)
+        if all(map(stands, results.values())):
+            raise NothingEvaluable(
+                f"the loss stays at {next(iter(results.values())).final:g} in every training, so that nothing can be told of any rung: pass one that "
+                "updates can lower"
+            )
         rungs: list[Rung] = []
         for name, fixes in stages:
             done = [results[f"{name}/{seed}"] for seed in self.seeds]
@@ -270,7 +279,8 @@ class _Trials:
     ) -> Rung:
         """One rung from what came of all seeds."""
         most = math.ceil(0.8 * len(done))
-        stable = sum(not r.codes and math.isfinite(r.final or 0.0) for r in done) >= most
+        ends = [math.inf if r.unseen == math.inf else r.final for r in done]
+        stable = sum(not r.codes and math.isfinite(end or 0.0) for r, end in zip(done, ends, strict=True)) >= most
         codes = {code for r in done for code in r.codes}
         value = float(np.median([r.value for r in done]))
         fixed = tuple(w.label for w in fixes)
@@ -278,7 +288,7 @@ class _Trials:
         if below is not None and fixed != below.fixes:
             moved = self.setting.goal.effect(below.value, value) if self.setting.goal else 0.0
             helped = (stable and not below.stable) or (moved >= 0.25 and not below.stable)
-        loss = float(np.median([math.inf if r.final is None else r.final for r in done]))
+        loss = float(np.median([math.inf if end is None else end for end in ends]))
         firing = tuple(sorted(c for c in codes if sum(c in r.codes for r in done) >= most))
         return Rung(name, fixed, stable, helped, value, loss, firing, error)
 
@@ -299,7 +309,7 @@ def _trained_by_user(
     broken = next((n for n, value in enumerate(losses, 1) if not math.isfinite(value)), len(losses))
     name = getattr(train, "__name__", "your training function")
     done = Run(tuple(losses[:broken]), 0.0, f"{name}, {len(losses)} losses")
-    return replace(result, final=done.final, objective=done.objective)
+    return replace(result, start=next(iter(losses), None), final=done.final, objective=done.objective)
 
 
 def _larger_job(setting: Setting, arm: Arm, size: float, factor: float, train: Train | None) -> ArmResult:

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from gnnstab.errors import FixError, UsageError
+from gnnstab.errors import FixError, NothingEvaluable, UsageError
 from gnnstab.fixes import find
 from gnnstab.observation import measured_signals
 from gnnstab.probe.operations.repeat import repeat
 from gnnstab.probe.operations.telling import sentence
 from gnnstab.probe.replaying.provenance import StageRow, locate_non_finite, walk
-from gnnstab.probe.replaying.replica import Autocast, ForwardInputs
+from gnnstab.probe.replaying.replica import Autocast, ForwardInputs, replica, run_replica, tensors_in
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event, Signals
 from gnnstab.verification.fix_spec import fix_specs
@@ -85,10 +85,12 @@ def replay_forward(model: nn.Module, inputs: ForwardInputs, fixes: Any) -> Repla
 
     Raises:
         UsageError: The forward fails for another reason, or a fix needs fresh weights and so says nothing here.
+        NothingEvaluable: The stages are finite, and no tensor is found in what the forward returns.
     """
     rows, event = walk(model, inputs)
     if event is None:
-        return Replay(None, tuple(rows), ())
+        event = _of_output(model, inputs)
+        return Replay(event, tuple(rows), ())
     chosen = fix_specs(fixes)
     for item in chosen:
         if find(item.fix).needs_fresh_weights:
@@ -110,6 +112,25 @@ def replay_forward(model: nn.Module, inputs: ForwardInputs, fixes: Any) -> Repla
     found = repeat(model, inputs._replace(mode="train-nograd"))
     operation = sentence(found.origin) if found.origin is not None else ""
     return Replay(event, tuple(rows), tuple(tried), operation=operation)
+
+
+def _of_output(model: nn.Module, inputs: ForwardInputs) -> Event | None:
+    """The event of an output that no stage is: complex numbers. None where all numbers of it are finite.
+
+    Raises `NothingEvaluable` for an object in which no tensor is found.
+    """
+    output = run_replica(replica(model), inputs)
+    tensors = [tensor for _, tensor in tensors_in(output)]
+    if not tensors and not isinstance(output, (int, float, complex, str, type(None))):
+        raise NothingEvaluable(
+            f"every stage that was seen is finite, but the forward of {type(model).__name__} returns a {type(output).__name__} in which no tensor is "
+            "found: whether its output is finite cannot be told"
+        )
+    bad = sum(int((~t.isfinite()).sum()) for t in tensors if t.is_complex() and t.layout is torch.strided)
+    if not bad:
+        return None
+    said = f"the output holds {bad} non-finite complex numbers, behind stages that are finite"
+    return Event(0, "non-finite", mode=inputs.mode, stage="output", message=said)
 
 
 def _compared(fix: str, event: Event, left: Event | None) -> Tried:

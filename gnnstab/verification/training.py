@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import Autocast
@@ -92,6 +93,7 @@ def micro_train(
     """Train ``model`` itself (a copy of the user's) with Adam, in train mode, reproducibly from ``seed``.
 
     The synthetic task and its read-out depend on the seed alone, so that arms with the same seed are paired.
+    Raises `UsageError` for a loss that depends on no parameter.
     """
     in_mode(model)
     with seeded(seed):
@@ -110,6 +112,8 @@ def micro_train(
             losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]):
                 break
+            if not value.requires_grad:
+                raise UsageError("the loss depends on no trainable parameter, so that nothing can be trained with it")
             value.backward()  # type: ignore[no-untyped-call]
             norm = float(nn.utils.clip_grad_norm_(parameters, _limit(settings, norms)))
             norms.append(norm)

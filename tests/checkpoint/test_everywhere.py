@@ -83,6 +83,11 @@ def closed(*shape: int) -> Tensor:
     return tensor
 
 
+def causal(n: int) -> Tensor:
+    """0, and −∞ where a column is beyond the row."""
+    return torch.full((n, n), -INF).triu(1)
+
+
 def under_a_mask() -> dict[str, Tensor]:
     state = {name: tensor.clone() for name, tensor in MODEL.items()}
     state["convs.0.lin_query.weight"][0] = -INF
@@ -100,6 +105,18 @@ FOUND |= {
     "a rate that is no number": (
         lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": NAN}]}),
         "o.param_groups.0.lr",
+    ),
+    "a share of a pair": (
+        lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": 1e-3, "betas": (0.9, NAN)}]}),
+        "o.param_groups.0.betas.1",
+    ),
+    "a rate in a tuple": (
+        lambda: beside(o={**adam(), "param_groups": ({"params": [0], "lr": NAN},)}),
+        "o.param_groups.0.lr",
+    ),
+    "a bound whose twin has seen numbers": (
+        lambda: {**MODEL, "out_min": torch.tensor([1.0, 2.0]), "out_max": bad(2, value=-INF)},
+        "out_max",
     ),
     "an endless rate": (
         lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": INF}]}),
@@ -126,6 +143,12 @@ FOUND |= {
         "ema.t.att_dst",
     ),
     "what an optimizer trains": (lambda: stepped("free_mask", closed(4, 4)), "free_mask"),
+    "a moment of 0 and Inf": (lambda: beside(o=adam(exp_avg=causal(3))), "o.0.exp_avg"),
+    "what an optimizer keeps of 0 and Inf": (lambda: beside(o=adam(old_mask=[causal(4)])), "o.state.0.old_mask.0"),
+    "zeros that broke": (lambda: {**MODEL, "lora_B": closed(8, 2)}, "lora_B"),
+    "zeros of as many rows as columns that broke": (lambda: {**MODEL, "proj": closed(8, 8)}, "proj"),
+    "averaged zeros that broke": (lambda: beside(ema={"net": MODEL | {"W_o": closed(8, 8)}}), "ema.net.W_o"),
+    "what stands in for a masked row": (lambda: {**MODEL, "mask_token": closed(2, 4)}, "mask_token"),
 }
 
 MEANT: dict[str, Callable[[], Any]] = {
@@ -135,8 +158,8 @@ MEANT: dict[str, Callable[[], Any]] = {
         "a.min_val": torch.tensor(INF),
         "a.max_val": torch.full((3,), -INF),
     },
-    "a causal mask": lambda: {**MODEL, "mask": torch.full((4, 4), -INF).triu(1)},
-    "ALiBi": lambda: {**MODEL, "alibi_bias": torch.full((4, 4), -INF).triu(1) + torch.arange(4.0)},
+    "a causal mask": lambda: {**MODEL, "mask": causal(4)},
+    "ALiBi": lambda: {**MODEL, "alibi_bias": causal(4) + torch.arange(4.0)},
     "a bound of an optimizer": lambda: beside(
         o={**adam(), "param_groups": [{"params": [0], "lr": 1e-3, "max_norm": INF}]}
     ),
@@ -150,7 +173,11 @@ MEANT: dict[str, Callable[[], Any]] = {
         "act_max": bad(3, value=-INF),
         "running_max": bad(1, value=-INF),
     },
-    "a mask in an attribute": lambda: whole(causal=torch.full((4, 4), -INF).triu(1)),
+    "a mask by no word": lambda: {**MODEL, "m": causal(3), "of_heads": causal(4).expand(2, 1, 4, 4).clone()},
+    "pairs that are far apart": lambda: {**MODEL, "adj": closed(6, 6), "padding": closed(2, 7), "future": closed(3, 9)},
+    "moments that are zero": lambda: beside(o=adam(exp_avg=torch.zeros(3, 3)), causal=causal(3)),
+    "zeros": lambda: {**MODEL, "lora_B": torch.zeros(8, 2), "proj": torch.zeros(8, 8)},
+    "a mask in an attribute": lambda: whole(causal=causal(4)),
     "state of an optimizer": lambda: beside(o=adam(al=[None, torch.tensor(1.0)], old=[torch.ones(3)])),
 }
 

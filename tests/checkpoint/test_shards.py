@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 import gnnstab
-from gnnstab.checkpoint import checkpoints_in, load
+from gnnstab.checkpoint import files_in, load
 from gnnstab.errors import LoadError
 
 State = dict[str, torch.Tensor]
@@ -45,7 +45,7 @@ def sharded(request: pytest.FixtureRequest, tmp_path: Path, state: State) -> Cal
 @pytest.mark.parametrize("index", [True, False])
 def test_healthy_shards_are_one_model(index: bool, sharded: Callable[..., Path], state: State) -> None:
     folder = sharded(index)
-    (first,) = checkpoints_in(folder)
+    (first,) = files_in(folder).checkpoints
     for path in (first, *(file for file in folder.iterdir())):
         checkpoint = load(path)
         assert set(checkpoint.tensors) == {*state, "embed.weight"}
@@ -108,6 +108,16 @@ def test_an_index_of_any_name_says_what_the_files_hold(files: tuple[str, ...], l
             load(index)
     else:
         assert len(load(index).tensors) == len(files)
+
+
+def test_an_index_that_leaves_out_a_part_is_none_of_the_model(tmp_path: Path) -> None:
+    shards(tmp_path, {"a": torch.ones(2, 2)}, {"b": torch.full((2, 2), math.nan)})
+    index = tmp_path / "m.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "m-00001-of-00002.bin"}}))
+    with pytest.raises(LoadError, match=r"and not m-00002-of-00002\.bin"):
+        load(index)
+    index.write_text(json.dumps({"weight_map": {"a": "m-00001-of-00002.bin", "b": "m-00002-of-00002.bin"}}))
+    assert len(load(index).tensors) == 2
 
 
 @pytest.mark.parametrize("name", ["../m.bin", "/etc/passwd", "a/b.bin"])

@@ -14,11 +14,13 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
-from gnnstab.errors import LoadError, UnsafeFileError, UsageError
+from gnnstab.errors import LoadError, NothingEvaluable, UnsafeFileError, UsageError
 from gnnstab.probe.batches.arguments import as_arguments, load_batch
 from gnnstab.probe.batches.data import MOST_BATCHES
 from gnnstab.probe.measure import measure, read_out
+from gnnstab.report.summary import not_covered
 from models.informarl import load_actor, policy_loss, reference, sample_batch
+from models.stacks import Stack, random_batch
 
 FIGURES = {
     # batch: layer: score std, min, max, output RMS, largest |output|, entropy, one-hot share (tests/data/README.md)
@@ -285,3 +287,30 @@ def test_batch_files_that_are_none(content: bytes, tmp_path: Path) -> None:
 def test_a_missing_batch_file(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="no such file"):
         load_batch(tmp_path / "batch.pt")
+
+
+@pytest.mark.parametrize(
+    ("loss", "moves"),
+    [
+        (lambda output, batch: output.square().mean(), True),
+        (lambda output, batch: output.square().mean() * 0, False),
+        (lambda output, batch: output.detach().square().mean(), False),
+        (lambda output, batch: torch.tensor(1.0), False),
+    ],
+)
+def test_a_loss_that_moves_no_parameter_shows_no_gradient(loss: Any, moves: bool) -> None:
+    torch.manual_seed(0)
+    diagnosis = gnnstab.diagnose(Stack(2), batch=random_batch(16, 5, 16), loss=loss)
+    assert any("moves no parameter" in part for part in not_covered(diagnosis)) != moves
+
+
+def test_a_batch_without_an_entry_shows_nothing() -> None:
+    torch.manual_seed(0)
+    model, full = Stack(2), random_batch(16, 5, 16)
+    empty = {name: value[..., :0] if name == "edge_index" else value[:0] for name, value in full.items()}
+    for batch in (empty, [empty, empty]):
+        with pytest.raises(NothingEvaluable, match="the batch is empty"):
+            gnnstab.diagnose(model, batch=batch)
+    for batch, told in (([full, empty], True), ([full, full], False)):
+        parts = not_covered(gnnstab.diagnose(model, batch=batch))
+        assert any("1 of 2 batches" in part for part in parts) is told

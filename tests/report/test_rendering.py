@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 
 import examples
 from gnnstab.errors import ConfigurationError, UsageError
+from gnnstab.records import Diagnosis
 from gnnstab.report import _rendering as rendering
 from gnnstab.report import format_names, render, supported
 from gnnstab.report.faces import spoken
@@ -71,3 +75,25 @@ def test_formats_are_loaded_when_asked_for_and_need_no_torch() -> None:
     )
     tests = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", program], cwd=tests, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("why", ["left out b.pt: is a text file", "nothing"])
+def test_a_target_that_failed_without_a_finding_fails_in_every_report_of_a_machine(why: str) -> None:
+    def told(diagnosis: Diagnosis) -> tuple[int, int, bool, bool]:
+        junit = ElementTree.fromstring(render(diagnosis, "junit").partition("\n")[2])
+        run = json.loads(render(diagnosis, "sarif"))["runs"][0]["invocations"][0]
+        github = render(diagnosis, "github")
+        return (
+            int(junit.get("errors", "")),
+            len(junit.findall(".//error")),
+            run["executionSuccessful"],
+            "::error" in github or "::warning" in github,
+        )
+
+    clean = examples.clean()
+    assert told(clean) == (0, 0, True, False)
+    if why == "nothing":
+        spoilt = replace(clean, coverage=replace(clean.coverage, layers_observed=0))
+    else:
+        spoilt = replace(clean, context={**clean.context, "left_out": [why]})
+    assert told(spoilt) == (1, 1, False, True)

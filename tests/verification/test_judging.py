@@ -59,6 +59,8 @@ VERDICTS = {
         "made-worse",
         "or more above",
     ),
+    "no number on what it has not seen, either way": ((1.0, INF), (0.5, INF), "inconclusive", "is no number"),
+    "no number there without the fix alone": ((1.0, INF), (0.5, 1.0), "confirmed", "is not worse"),
     "unclear and learnt less closely": ((0.1, 1.0), (0.3, UNCLEAR), "inconclusive", "may be worse"),
 }
 """Arms without and with the fix, each (losses of the training, losses on what is kept from it, the lowest of these) → verdict and part of its reason."""

@@ -77,6 +77,20 @@ def test_the_short_text_fits_a_screen_and_ends_with_the_summary(stable):
     assert "a synthetic task" in whole
 
 
+def test_a_batch_that_is_kept_from_the_training_makes_no_stable_rung_where_it_holds_a_nan():
+    torch.manual_seed(0)
+    batches = [random_batch(16, 5, 16) for _ in range(4)]
+
+    def of_output(output, batch):
+        return output.square().mean()
+
+    for _ in range(2):
+        (baseline,) = run_ladder(Stack(1), batch=batches, loss=of_output, rungs=RUNGS[1:2], seeds=1, steps=3, sizes=(1,)).rungs[:1]  # fmt: skip
+        assert math.isfinite(baseline.loss) == torch.isfinite(batches[3]["x"]).all()
+        assert baseline.stable <= math.isfinite(baseline.loss)
+        batches[3]["x"][0, 0] = math.nan
+
+
 def test_the_documents_order():
     assert [name for name, _ in DOCUMENT_ORDER] == [
         "+ dropout + beta",

@@ -6,14 +6,16 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError, printable
+from gnnstab.errors import NothingEvaluable, UsageError, printable
 from gnnstab.probe.batches.batch_file import load_batch as load_batch
 from gnnstab.probe.batches.data import fitting
 from gnnstab.probe.batches.named_tensors import forward_names
+from gnnstab.probe.replaying.replica import tensors_in
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one forward."""
@@ -30,7 +32,24 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
 
     Raises:
         UsageError: Nothing that a forward could take.
+        NothingEvaluable: Nothing but tensors without an entry.
     """
+    found = _calls(batch, model)
+    if all(map(is_empty, found)):
+        raise NothingEvaluable(
+            "the batch is empty: no tensor of real numbers in it has an entry, so that nothing can be measured; pass a batch with nodes"
+        )
+    return found
+
+
+def is_empty(arguments: Arguments) -> bool:
+    """True where there are tensors of real numbers, else any at all, and none has an entry, as in a graph without nodes."""
+    tensors = [tensor for _, tensor in tensors_in(arguments)]
+    numbers = [tensor for tensor in tensors if tensor.is_floating_point()] or tensors
+    return bool(numbers) and all(tensor.layout == torch.strided and tensor.numel() == 0 for tensor in numbers)
+
+
+def _calls(batch: Any, model: nn.Module) -> list[Arguments]:
     if isinstance(batch, BaseData):
         return [_from_data(batch, model)]
     if isinstance(batch, Tensor):
@@ -46,7 +65,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
             return [fitting((*args, *batch[1:]) if args else (), kwargs, model)]
         return [fitting(batch, {}, model)]
     if isinstance(batch, Iterable) and not isinstance(batch, (str, bytes)):
-        found = [arguments for item in batch for arguments in as_arguments(item, model)]
+        found = [arguments for item in batch for arguments in _calls(item, model)]
         if found:
             return found
     raise UsageError(

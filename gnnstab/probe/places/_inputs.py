@@ -50,7 +50,11 @@ def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, 
                     "place.non_finite",
                     name,
                     float(bad.sum()),
-                    {"rows": _rows(bad), "target": is_target(name), "minus_inf": bool(tensor[bad].isneginf().all())},
+                    {
+                        "rows": _rows(bad),
+                        "target": is_target(name) or name not in seen.arguments,
+                        "minus_inf": bool(tensor[bad].isneginf().all()),
+                    },
                 )
             yield from _scale(seen, name, tensor, entries, size, clocks)
 

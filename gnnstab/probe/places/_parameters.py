@@ -37,6 +37,9 @@ UNFED = "unfed"
 UNMATCHED = "unmatched"
 """The same as never called, of layers under a key that names nothing of the batch, beside a relation of it that nothing reads."""
 
+NO_HISTORY = "no history"
+"""The loss depends on no parameter at all, so that no backward of it can be taken."""
+
 OTHER_HEAD = "another head"
 """Why parameters have no gradient: they could stand where the model's last map stands, and this forward did not use them."""
 
@@ -72,6 +75,8 @@ def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tupl
                 if why == UNMATCHED:
                     detail |= {"key": strange[0].key, "relation": strange[0].relation}
                 yield "place.without_gradient", names[0], float(len(names)), detail
+    elif names := [name for part in without.values() for name in part]:
+        yield "place.without_gradient", names[0], float(len(names)), {"parameters": names[:200], "why": NO_HISTORY}
     idle = [name for name, _ in seen.model.named_parameters() if _left_out(seen, name)]
     idle += _without_effect(seen, reach) if leaves else []
     if idle:

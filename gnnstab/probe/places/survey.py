@@ -223,7 +223,7 @@ def _survey(
     else:
         found += [Place(*row) for row in alone.heard(twin, args, kwargs, named, lined_up, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
-    asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
+    asked = outputs[0].grad if roots and came_back is None and len(outputs) == 1 else came_back
     returned, value = (None, float(loss.detach())) if told is None else told
     if asked is not None and len(outputs) == 1:
         answer = outputs[0] if returned is None else returned
