@@ -19,7 +19,7 @@ from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings, static_signals
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
-from gnnstab.probe.events.non_finite_detector import bad_tensors, holds_non_finite
+from gnnstab.probe.events.non_finite_detector import bad_tensors
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS
 from gnnstab.probe.optimizer.marked import may_hold_marks
@@ -52,6 +52,7 @@ from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
 from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
 from gnnstab.sharding import WHY, waits_for_others
+from gnnstab.stored import is_finite, stored
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
 from gnnstab.verification.interventions import as_batch, investigated, kept
@@ -144,7 +145,7 @@ class Ending:
             return
         kept = [t for one in self._optimizers for state in one.state.values() for t in state.values()]
         bad = {*bad_tensors(model)} - detector.began
-        if not bad and not any(holds_non_finite(t) for t in kept if isinstance(t, Tensor)):
+        if not bad and all(is_finite(t) for t in kept if isinstance(t, Tensor)):
             return
         found = [static_signals(model, optimizer=one) for one in self._optimizers] or [static_signals(model)]
         non_finite = [s for signals in found for s in signals.find(WEIGHT_NON_FINITE) if s.value > 0]
@@ -211,7 +212,7 @@ class Ending:
                 lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
             )  # fmt: skip
             was = inputs.answer.output
-            if was is not None and was.isfinite().all() and any(t.isnan().any() for _, t in tensors_in(output)):
+            if was is not None and was.isfinite().all() and any(stored(t).isnan().any() for _, t in tensors_in(output)):
                 self._recorder.emit(self._recorder.detector.output(last, inputs))
 
     def prove(self, diagnosis: Diagnosis) -> Diagnosis:

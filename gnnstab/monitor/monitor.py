@@ -201,10 +201,7 @@ class Monitor:
             self._guarded("handing over failures", self._recorder.hand_over_failures)
 
     def step(self, loss: Tensor | float | None = None) -> None:
-        """Say that a step has ended, and with what loss.
-
-        Call it after the update. With an optimizer the step's end is already known, and this only adds the loss.
-        """
+        """Say, after the update, that a step has ended, and with what loss; with an optimizer this only adds the loss."""
         if not self._entered:
             self._warn_not_entered()
         if loss is not None:
@@ -228,7 +225,9 @@ class Monitor:
         if not self._entered:
             self._warn_not_entered()
         value, trouble = as_number(loss)
-        if value is not None:
+        if value is None:
+            self._recorder.state.unseen("", "loss", f"monitor.loss was given {trouble}")
+        else:
             self._recorder.loss(value)
         if trouble and not self._told_loss:
             self._told_loss = True

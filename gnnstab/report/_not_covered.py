@@ -11,7 +11,7 @@ from gnnstab.report import escape
 from gnnstab.report.numbers import count
 
 UNJUDGED = re.compile(
-    r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes|storages)|in lists and)"
+    r"(?:^|: )(\d+) tensors? (?:not judged, (?:meta|quantized|of several|attributes|storages)|in lists and)"
 )
 """How notes count tensors that may hold NaN and are not looked at."""
 

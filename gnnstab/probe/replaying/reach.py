@@ -26,6 +26,7 @@ from gnnstab.finalisers import refuse_finalisers, slots_of
 from gnnstab.own_draws import own_draws
 from gnnstab.probe.replaying._named import QUIET, Steps, is_sealed, may_count, names_of
 from gnnstab.randomness import deep_copy
+from gnnstab.stored import bytes_of
 from gnnstab.torch_private import functions_of_operator, operators_named, tree_leaves
 
 SHARED = "with the run, through a function, a class or a global that deepcopy keeps as it is: a replay would change the training"
@@ -152,11 +153,6 @@ def held_tensors(value: Any) -> list[Tensor]:
 
 _KEPT = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, weakref.ref)
 """What `copy.deepcopy` keeps as it is."""
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes that copies of the tensors take, at most."""
-    return sum(t.element_size() * t.numel() for t in tensors)
 
 
 _UNCHANGING = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, range, slice, Enum, np.generic)  # fmt: skip
