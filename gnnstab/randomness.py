@@ -16,6 +16,7 @@ import numpy as np
 from gnnstab.errors import is_thrown
 from gnnstab.finalisers import refuse_finalisers
 from gnnstab.left_out import left_out
+from gnnstab.numpy_state import drawn_from_numpy, numpy_state
 from gnnstab.other_threads import may_draw
 from gnnstab.sharding import WHY, waits_for_others
 from gnnstab.trials import trial
@@ -48,16 +49,16 @@ def same_random_state() -> Iterator[None]:
         UsageError: Nobody asked for what would run here, and it would disturb the run: hooks or modes of the user's are
             active without which copies compute something else.
     """
+    within = _same.get()
     with _undisturbed(), trial(), _within():
-        # Of what nobody has loaded nobody has drawn: asking would load it.
         shared = not _draws_apart()
-        numbers = np.random.get_state(legacy=False) if shared and "numpy.random" in sys.modules else None
+        put_numbers_back = numpy_state(within) if shared else None
         python, generators = random.getstate() if shared else None, _torch_states()
         try:
             yield
         finally:
-            if numbers is not None:
-                np.random.set_state(numbers)
+            if put_numbers_back is not None:
+                put_numbers_back()
             if python is not None:
                 random.setstate(python)
             for generator, state in generators:
@@ -102,9 +103,7 @@ def _own_draws() -> Any:
 
 def drawn_state() -> tuple[Any, ...]:
     """What tells whether a number was drawn in between: equal before and after where none was."""
-    numbers = np.random.get_state(legacy=False) if "numpy.random" in sys.modules else {}
-    drawn = [v.tobytes() if isinstance(v, np.ndarray) else v for v in numbers.get("state", {}).values()]
-    return random.getstate(), drawn, tuple(state.numpy().tobytes() for _, state in _torch_states())
+    return random.getstate(), drawn_from_numpy(), tuple(state.numpy().tobytes() for _, state in _torch_states())
 
 
 @contextmanager

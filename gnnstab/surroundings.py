@@ -6,7 +6,7 @@ import decimal
 import gc
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from typing import Any
@@ -25,9 +25,10 @@ def surroundings() -> Callable[[], None]:
     held, shown, settings, path, modules = number.copy(), _shown(), _settings(), list(sys.path), len(sys.modules)
 
     def put_back() -> None:
-        for (put, value), (_, now) in zip(settings, _settings(), strict=False):
-            if value != now:
-                put(*value)
+        if (present := _settings()) != settings:
+            for value, now, put in zip(settings, present, _setters(), strict=False):
+                if value != now:
+                    put(*value)
         if sys.path != path and len(sys.modules) == modules:  # Else what was imported may have added to it for good.
             sys.path[:] = path
         if shown != _shown():
@@ -48,30 +49,34 @@ def surroundings() -> Callable[[], None]:
     return put_back
 
 
-def _settings() -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """(function that sets it, what it is given to set what holds by now) of the settings of the process."""
-    own: list[tuple[Callable[..., Any], tuple[Any, ...]]] = [
-        (gc.set_threshold, gc.get_threshold()),
-        (sys.setrecursionlimit, (sys.getrecursionlimit(),)),
-        (lambda enabled: gc.enable() if enabled else gc.disable(), (gc.isenabled(),)),
-    ]
+def _settings() -> tuple[tuple[Any, ...], ...]:
+    """What the functions of `_setters` are given to set what holds by now."""
+    own = gc.get_threshold(), (sys.getrecursionlimit(),), (gc.isenabled(),)
     torch = sys.modules.get("torch")
     if torch is None:
         return own
     cudnn = torch.backends.cudnn
-    return [
+    return (
         *own,
-        (torch.set_default_dtype, (torch.get_default_dtype(),)),
-        (torch.set_num_threads, (torch.get_num_threads(),)),
-        (
-            lambda enabled, warn: torch.use_deterministic_algorithms(enabled, warn_only=warn),
-            (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
-        ),
-        (torch.set_float32_matmul_precision, (torch.get_float32_matmul_precision(),)),
-        (torch.autograd.set_detect_anomaly, (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled())),
-        (torch.set_flush_denormal, (_flushes_denormal(),)),
-        *((partial(setattr, cudnn, name), (getattr(cudnn, name),)) for name in ("benchmark", "deterministic")),
-    ]
+        (torch.get_default_dtype(),),
+        (torch.get_num_threads(),),
+        (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        (torch.get_float32_matmul_precision(),),
+        (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        (_flushes_denormal(),),
+        (cudnn.benchmark,),
+        (cudnn.deterministic,),
+    )
+
+
+def _setters() -> Iterator[Callable[..., Any]]:
+    """The functions that set the settings of the process; those of torch come last."""
+    yield from (gc.set_threshold, sys.setrecursionlimit, lambda enabled: gc.enable() if enabled else gc.disable())
+    torch = sys.modules["torch"]
+    yield from (torch.set_default_dtype, torch.set_num_threads)
+    yield lambda enabled, warn: torch.use_deterministic_algorithms(enabled, warn_only=warn)
+    yield from (torch.set_float32_matmul_precision, torch.autograd.set_detect_anomaly, torch.set_flush_denormal)
+    yield from (partial(setattr, torch.backends.cudnn, name) for name in ("benchmark", "deterministic"))
 
 
 def _flushes_denormal() -> bool:

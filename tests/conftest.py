@@ -1,8 +1,9 @@
 """Shared by all tests."""
 
+import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -10,6 +11,23 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A command that takes all cores would start processes of its own beside the workers of pytest.
 os.environ.setdefault("LOKY_MAX_CPU_COUNT", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is loaded and collected, a million objects and more, stays until the end: looking for garbage among it again and again would take a third of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary() -> None:
+    """Plugins that are loaded for it ask the collector who holds an object of theirs."""
+    gc.unfreeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

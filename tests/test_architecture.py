@@ -18,7 +18,7 @@ ORDER = [
     {"characters", "rich_loaded"},
     {"errors"},
     {"left_out", "sharding", "stored", "unheard"},
-    {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},
+    {"archive", "finalisers", "hook_code", "numpy_state", "other_threads", "plugins", "torch_private"},
     {"own_draws", "surroundings"},
     {"trials", "undisturbed"},
     {"randomness"},

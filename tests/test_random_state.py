@@ -17,7 +17,7 @@ import gnnstab
 from gnnstab import fixes
 from gnnstab.compare import compare
 from gnnstab.errors import GnnstabError, UsageError
-from gnnstab.randomness import same_random_state
+from gnnstab.randomness import drawn_state, same_random_state
 from gnnstab.testing import assert_stable
 from gnnstab.verification import clamping
 from gnnstab.verification.ladder import run_ladder
@@ -200,3 +200,60 @@ def test_a_weight_that_is_computed_is_read_on_a_copy(parametrise):
     after = parts.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert model.lin_key.parametrizations is parts
+
+
+@pytest.fixture
+def own_generator():
+    """NumPy's global generator is its first again afterwards, whatever a test sets in its place."""
+    first, state = np.random.get_bit_generator(), np.random.get_state()
+    yield
+    np.random.set_bit_generator(first)
+    np.random.set_state(state)
+
+
+@pytest.mark.parametrize("before", [np.random.rand, np.random.randn], ids=["nothing kept", "a number kept"])
+@pytest.mark.parametrize(
+    "draw", [np.random.rand, np.random.randn, lambda: np.random.seed(7)], ids=["rand", "randn", "seed"]
+)
+def test_what_is_drawn_from_numpy_within_is_told_and_given_back(draw, before, own_generator):
+    before()
+    with same_random_state():
+        for _ in range(2):
+            state, mark = states(), drawn_state()
+            with same_random_state():
+                assert drawn_state() == mark
+                draw()
+                np.random.rand()
+                assert drawn_state() != mark
+            assert states() == state
+            assert drawn_state() == mark
+
+
+def test_a_kept_number_that_is_used_up_within_is_kept_again():
+    np.random.randn()
+    with same_random_state():
+        state = np.random.get_state()
+        for _ in range(2):
+            assert state[3] == 1
+            with same_random_state():
+                np.random.randn()
+            assert np.random.get_state()[3:] == state[3:]
+
+
+def test_a_generator_whose_memory_tells_nothing_is_asked(own_generator):
+    np.random.set_bit_generator(np.random.PCG64(3))
+    with same_random_state(), same_random_state():
+        mark, number = drawn_state(), np.random.rand()
+        assert drawn_state() != mark
+    assert np.random.rand() == number
+
+
+def test_numpy_is_asked_once_while_nothing_is_drawn(monkeypatch, own_generator):
+    np.random.seed(0)  # No number is kept.
+    own, asked = np.random.get_state, []
+    monkeypatch.setattr(np.random, "get_state", lambda **how: asked.append(how) or own(**how))
+    with same_random_state():
+        for _ in range(3):
+            with same_random_state():
+                drawn_state()
+    assert len(asked) == 1

@@ -53,20 +53,26 @@ def loss(output: Tensor, data: Data) -> Tensor:
     return F.mse_loss(output, data.y)
 
 
-@pytest.mark.parametrize("own", [Scheduled, Scheduling, None])
+FACTORS: list[tuple[Callable[[int], float], bool]] = [
+    (lambda step: max(0.0, 1 - step / 12), True),
+    (lambda step: max(0.0, 1 - step / STEPS), False),
+    (lambda step: min(1.0, (step + 1) / 20_000), True),  # The warm-up of a pretraining.
+    (lambda step: min(1.0, (step + 1) / 20), False),
+    (lambda step: 0.5**step, True),
+    (lambda step: 0.1 ** (step // 30), False),
+    (lambda step: RATE * (1 - step / 100), True),  # The rate once more, where a factor was meant.
+    (lambda step: 1 - step / 100, False),
+    (lambda step: min(1.0, (step + 1) / 4_000), True),
+    (lambda step: min(1.0, (step + 1) / 200), False),  # Longer than the run, which learns on its way.
+]
+"""Factors of the rate, and whether a warning is right."""
+
+
 @pytest.mark.parametrize(
-    ("factor", "told"),
+    ("own", "factor", "told"),
     [
-        (lambda step: max(0.0, 1 - step / 12), True),
-        (lambda step: 0.5**step, True),
-        (lambda step: max(0.0, 1 - step / STEPS), False),
-        (lambda step: 0.1 ** (step // 30), False),
-        (lambda step: RATE * (1 - step / 100), True),  # The rate once more, where a factor was meant.
-        (lambda step: 1 - step / 100, False),
-        (lambda step: min(1.0, (step + 1) / 20_000), True),  # The warm-up of a pretraining.
-        (lambda step: min(1.0, (step + 1) / 4_000), True),
-        (lambda step: min(1.0, (step + 1) / 200), False),  # Longer than the run, which learns on its way.
-        (lambda step: min(1.0, (step + 1) / 20), False),
+        *((None, *one) for one in FACTORS),
+        *((own, *one) for own in (Scheduled, Scheduling) for one in FACTORS[:4]),  # Who sets the rate, not to what.
     ],
 )
 def test_a_schedule_that_is_spent_before_anything_is_learned_or_never_comes_up(

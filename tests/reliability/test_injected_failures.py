@@ -198,10 +198,12 @@ def called(make: Callable[[], nn.Module]) -> dict[str, FunctionType]:
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
+    gc.unfreeze()  # Where what was collected with the tests is among the objects.
     # Functions within functions are made anew by every call; the one that makes them stands for them.
     named = {
         f"{f.__module__.removeprefix('gnnstab.')}:{f.__qualname__}": f for f in gc.get_objects() if plain_function(f)
     }
+    gc.freeze()
     return {name: function for name, function in named.items() if function.__code__ in seen}
 
 

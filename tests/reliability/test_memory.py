@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,12 +109,10 @@ WINDOW = 40
 
 
 @pytest.fixture
-def frozen(brief: None) -> Iterator[None]:
+def frozen(brief: None) -> None:
     """What was there before the test is not gone through again and again."""
     gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def objects() -> int:
