@@ -136,7 +136,8 @@ def hooks_of(model: nn.Module) -> list[str]:
             vars(module).get(kind)
             for kind in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
         )
-        if hooked or any(callable(getattr(type(module), key, None)) for key in vars(module)):
+        scripted = isinstance(module, torch.jit.ScriptModule)  # It keeps its methods so.
+        if hooked or (not scripted and any(callable(getattr(type(module), key, None)) for key in vars(module))):
             found.append(name or type(module).__name__)
     return found
 

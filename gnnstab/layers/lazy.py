@@ -1,4 +1,4 @@
-"""Parameters without numbers: of layers that have not been given their shapes yet, and on the meta device."""
+"""Parameters and buffers without numbers: of layers that have not been given their shapes yet, and on the meta device."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ if TYPE_CHECKING:
 
 
 def unwritten(model: nn.Module) -> frozenset[str]:
-    """Names of all parameters of modules of which one is still lazy, as for a node type that no batch has had so far, and of what lies on meta.
+    """Names of all parameters and buffers of modules of which one is still lazy, as for a node type that no batch has had so far, and of what lies on meta.
 
     What such a module holds beside it, a bias, is memory that nobody has written: there are no numbers to judge.
     """
     from torch.nn.parameter import is_lazy
 
-    return frozenset(
-        f"{path}.{name}".lstrip(".")
-        for path, module in model.named_modules()
-        if any(is_lazy(parameter) for parameter in module.parameters(recurse=False))
-        for name, _ in module.named_parameters(recurse=False)
-    ) | {*on_meta(model)}
+    own = ((path, {**module._parameters, **module._buffers}) for path, module in model.named_modules())
+    lazy = {
+        f"{path}.{name}".lstrip(".") for path, tensors in own if any(map(is_lazy, tensors.values())) for name in tensors
+    }
+    return frozenset(lazy.union(on_meta(model)))
 
 
 def on_meta(model: nn.Module) -> list[str]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.probe.replaying.replica import eager
 from gnnstab.verification._objective import is_edges
@@ -84,7 +85,7 @@ def find_graph_call(model: nn.Module, call: Arguments) -> GraphCall:
         if not found and (whole or (any(map(is_edges, values)) and any(map(_is_features, values)))):
             found.append(GraphCall(name, args, dict(kwargs)))
 
-    handles = [m.register_forward_pre_hook(partial(look, n), with_kwargs=True) for n, m in model.named_modules()]
+    handles = [m.register_forward_pre_hook(partial(look, n), with_kwargs=True) for n, m in hookable(model)]
     try:
         with torch.no_grad():
             eager(model)(*call[0], **call[1])

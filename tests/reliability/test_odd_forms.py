@@ -16,7 +16,7 @@ from torch_geometric.nn import GATv2Conv, HypergraphConv, TransformerConv
 
 import gnnstab
 from gnnstab.errors import UsageError
-from side_by_side import Net, graph
+from side_by_side import Net, Run, graph, unnoticed
 
 X, EDGES = graph()
 
@@ -165,3 +165,51 @@ class Single(Net):
 def test_a_checkpoint_whose_contexts_can_be_entered_once() -> None:
     found = trained(Single(), 20)
     assert "GS902" not in {f.code for f in found.findings}
+
+
+class Behind(Net):
+    """With ``part`` behind the read-out."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.part(super().forward(x, edge_index))
+        return out
+
+
+PARTS = {
+    "lazy": lambda: nn.LazyBatchNorm1d(),
+    "scripted": lambda: torch.jit.script(nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.2), nn.BatchNorm1d(1))),
+    "traced": lambda: torch.jit.trace(nn.Linear(1, 1), torch.ones(2, 1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Lazy modules")
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize("kind", PARTS)
+def test_parts_without_shapes_yet_and_parts_that_take_no_hooks(kind: str, broken: bool) -> None:
+    """At a rate at which nothing is learned, so that suspects are undone at the end; broken, the last step leaves NaN in the part."""
+
+    def loop(run: Run) -> None:
+        model = Behind(PARTS[kind]())
+        optimizer = torch.optim.SGD([{"params": model.first.parameters()}], lr=1e-6)
+        with run.watching(model, optimizer=optimizer, loss=loss) as monitor:
+            for number in range(12):
+                optimizer.zero_grad()
+                value = loss(model(X, EDGES))
+                if not number:
+                    optimizer.add_param_group({"params": [p for n, p in model.named_parameters() if "first" not in n]})
+                value.backward()
+                optimizer.step()
+                if monitor is not None:
+                    monitor.loss(value)
+            if broken:
+                tensors = [*model.part.buffers(), *model.part.parameters()]
+                next(t for t in tensors if t.is_floating_point()).data[0] = torch.nan
+        run.keep(*model.parameters(), *model.buffers())
+
+    found = unnoticed(loop, on_finding="ignore").monitor.diagnose()
+    codes = {f.code for f in found.findings}
+    assert "GS902" not in codes and ("GS502" in codes) == broken, found

@@ -71,3 +71,38 @@ def test_skipped_steps_are_no_finding(told: bool) -> None:
     if told:
         skipped = [row.step for row in rows if row.skipped]
         assert skipped == list(range(len(skipped))) and 0 < len(skipped) < STEPS == len(rows)
+
+
+@pytest.mark.parametrize("schedule", [50, "every step"])
+@pytest.mark.parametrize("way", ["loss", "overflow", "overflow untold", "scale", "scale untold"])
+def test_of_a_scaler_that_was_not_given_only_gradients_are_excused(way: str, schedule: int | str) -> None:
+    """In step 5 the loss is NaN, the forward overflows, or the loss overflows its gradients alone and is finite."""
+    untold = way.endswith("untold")
+
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+        with run.watching(model, optimizer=optimizer, schedule=schedule) as monitor:
+            for step in range(STEPS):
+                optimizer.zero_grad()
+                x, edge_index = graph(step)
+                broken = step == 5
+                with torch.autocast("cpu", dtype=torch.float16):
+                    output = model(x * 1e6 if broken and way.startswith("overflow") else x, edge_index)
+                loss = output.float().square().mean()
+                if broken and way == "loss":
+                    loss = loss * torch.nan
+                elif broken and way.startswith("scale"):
+                    loss = loss * 1e36
+                scaler.scale(loss).backward()
+                if monitor is not None and not untold:
+                    monitor.loss(loss)
+                scaler.step(optimizer)
+                scaler.update()
+            run.keep(*model.parameters(), torch.tensor(scaler.get_scale()))
+
+    run = unnoticed(loop, on_finding="ignore")
+    assert float(run.kept[-2]) == 2.0**15  # type: ignore[arg-type]
+    with run.monitor.trace as trace:
+        assert [event.step for event in trace.events("non-finite")] == ([] if way.startswith("scale") else [5])

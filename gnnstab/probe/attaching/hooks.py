@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from time import perf_counter
 from typing import Any
 
-from torch import is_grad_enabled, nn
+from torch import is_grad_enabled, jit, nn
 from torch.compiler import is_compiling, is_dynamo_compiling
 from torch.utils.hooks import RemovableHandle
 
@@ -29,6 +29,11 @@ from gnnstab.undisturbed import without_modes
 
 def ignore(*args: Any, **kwargs: Any) -> None:
     """Do nothing; this is what a hook becomes after a failure."""
+
+
+def hookable(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Path and module of all modules but scripted and traced ones, which run no Python code and refuse hooks."""
+    return ((name, m) for name, m in model.named_modules() if not isinstance(m, jit.ScriptModule))
 
 
 _NOTHING: Callable[..., None] = nullcontext().__exit__

@@ -254,7 +254,7 @@ class NonFiniteDetector:
     def output(self, step: int, inputs: ForwardInputs) -> Event | None:
         """The event of an output that the loss does not show, where an operation of the forward makes what is not finite in it."""
         event = Event(step, "non-finite", mode="train", message="the output holds NaN")
-        return self._looked_at("output", event, inputs, self._explainer.of_output)
+        return self._looked_at("forward", event, inputs, self._explainer.of_output)
 
     def cleaned(self, inputs: ForwardInputs) -> Event | None:
         """The event of gradients that a loop makes finite before its update, in every step and so in that of ``inputs``."""

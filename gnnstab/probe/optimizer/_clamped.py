@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.optimizer._suspects import Suspect, listed
 
 _CLAMPS = (torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
@@ -50,7 +51,7 @@ class _Lifted(TorchFunctionMode):
         """Have a copy tell when it runs, and which of its modules with weights returned last."""
         model.register_forward_pre_hook(self._enter)
         model.register_forward_hook(self._leave, always_call=True)
-        for name, module in model.named_modules():
+        for name, module in hookable(model):
             if name and next(module.parameters(), None) is not None:
                 module.register_forward_hook(partial(self._returned, name))
 

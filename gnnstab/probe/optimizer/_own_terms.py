@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import let_through
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.optimizer._suspects import Suspect, listed
 from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import mapped, tensors_in
@@ -25,7 +26,7 @@ _SAME = 1e-6
 def without_own_terms(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect]:
     """The layers over one graph of ``model``, a copy, whose output says nothing of a node's own input where it has one neighbour."""
     given: dict[str, tuple[Any, Any]] = {}
-    layers = {name: module for name, module in model.named_modules() if name}
+    layers = {name: module for name, module in hookable(model) if name}
     handles = [m.register_forward_pre_hook(partial(_keep, given, n), with_kwargs=True) for n, m in layers.items()]
     try:
         forward()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.attaching.identity_path import leads_to, ways
 from gnnstab.probe.optimizer._suspects import Suspect, listed
 from gnnstab.probe.replaying.replica import tensors_in
@@ -56,7 +57,7 @@ class _Call(NamedTuple):
 def stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Suspect]:
     """The stacks that ``forward``, which calls ``model`` with gradients, runs through."""
     calls: list[_Call] = []
-    handles = [m.register_forward_hook(partial(_keep, calls, name)) for name, m in model.named_modules() if name]
+    handles = [m.register_forward_hook(partial(_keep, calls, name)) for name, m in hookable(model) if name]
     try:
         output = forward()
     finally:

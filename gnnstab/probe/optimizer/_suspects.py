@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from gnnstab.errors import let_through
 from gnnstab.layers.lazy import unwritten
 from gnnstab.layers.multihead_attention import score_rows
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.optimizer._sums import Divided
 from gnnstab.probe.optimizer.softening import Softened, Spreads
 
@@ -193,7 +194,7 @@ class _Closed(TorchFunctionMode):
 
     def watch(self, model: nn.Module) -> None:
         """Have a copy tell which of its modules with weights returned last."""
-        for name, module in model.named_modules():
+        for name, module in hookable(model):
             if name and next(module.parameters(), None) is not None:
                 module.register_forward_hook(partial(self._returned, name))
 

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 from torch_geometric.utils import softmax
 
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.optimizer._halved import BY_HEART, halved
 from gnnstab.probe.optimizer._zeros import of_constants, of_zeros
 from gnnstab.records import Signal
@@ -148,7 +149,7 @@ class Softened(TorchFunctionMode):
 
     def watch(self, model: nn.Module) -> None:
         """Have a copy tell which of the layers runs."""
-        for name, module in {type(model).__name__: model, **dict(model.named_modules())}.items():
+        for name, module in {type(model).__name__: model, **dict(hookable(model))}.items():
             if name in self._layers:
                 self._handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
                 self._handles.append(module.register_forward_hook(self._leave, always_call=True))

@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch_geometric.nn import LayerNorm as GraphLayerNorm
 from torch_geometric.nn.aggr import Aggregation
 
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.stored import is_dense
 
@@ -106,7 +107,7 @@ def watched(model: nn.Module) -> Iterator[Calls]:
         return keep
 
     try:
-        for name, module in model.named_modules():
+        for name, module in hookable(model):
             if name:
                 handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
         yield calls

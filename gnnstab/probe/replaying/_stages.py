@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers import Layer, layer_of
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers import multihead_attention, multihead_scores
@@ -97,7 +98,7 @@ def instrument(model: nn.Module, observe: Observer, prefix: str = "") -> None:
         if kind is not None and kind.stages and kind.own_forward(model.get_submodule(name))
     }
     passing = [name for name, m in model.named_modules() if isinstance(m, MessagePassing)]
-    for name, module in model.named_modules():
+    for name, module in hookable(model):
         if name in attention:
             _Attention((prefix + name).rstrip("."), module, attention[name], observe)
         elif (kind := kinds[name]) is not None and kind.fused:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.batches.roles import LARGE
 from gnnstab.probe.operations.source_lines import Modules, caller_place
@@ -97,7 +98,7 @@ class _Factors(TorchFunctionMode):
         self._modules = Modules(model)
         self._names = {p.data_ptr(): name for name, p in model.named_parameters()}
         self._kept: list[Tensor] = []
-        self._handles = [m.register_forward_hook(self._named(name)) for name, m in model.named_modules() if name]
+        self._handles = [m.register_forward_hook(self._named(name)) for name, m in hookable(model) if name]
 
     def cause(self, product: Product) -> str:
         """What a factor on scores, on weights and states, or on the batch is called."""

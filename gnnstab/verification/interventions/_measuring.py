@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
+from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.measure import read_out
 from gnnstab.probe.optimizer.softening import homes
@@ -166,7 +167,7 @@ class _Watched:
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Hooks on the layers, and a wrapper where their modules say ``softmax``; all gone afterwards."""
         # A model that is itself a layer is recorded under the name of its class.
-        modules = {type(model).__name__: model, **dict(model.named_modules())}
+        modules = {type(model).__name__: model, **dict(hookable(model))}
         handles = []
         known: dict[int, Any] = {}
         for name in self._facts:
