@@ -20,7 +20,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating, in_mode
 from gnnstab.probe.replaying.marks import marked_targets
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tensors_in, tracked, whole_copy
+from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked, whole_copy
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.probe.unit_input import AtUnitInput, at_unit_input
@@ -61,7 +61,7 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
         if empty := sum(is_empty(arguments) for arguments, _ in batches):
             writer.meta("batches_empty", str(empty))
         with same_random_state(), torch.enable_grad():
-            _look_at_places(twin, _farthest(batches), device, loss, precision, writer)
+            _look_at_places(twin, batches[0], device, loss, precision, writer)
         with same_random_state():
             unit = _at_unit_input(twin, batches[0][0], device, precision)
         with same_random_state(), torch.enable_grad(), recorder:
@@ -82,47 +82,20 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
         return _handed_over(writer)
 
 
-FAR_OFF = 10.0
-"""Times the usual RMS of a tensor of several batches from which one of them is looked at in the place of the first: such features make logits × 100."""
-
-
-def _farthest(batches: list[tuple[Arguments, Any]]) -> tuple[Arguments, Any]:
-    """The batch whose places are looked at: one that holds NaN or Inf where others hold none, else one with a tensor that is far larger
-    than in the others, else the first; so that the order of the batches decides nothing."""
-    if len(batches) == 1:
-        return batches[0]
-    sizes = [
-        {name: _size(t) for name, t in tensors_in((call, whole)) if t.is_floating_point()} for call, whole in batches
-    ]
-    usual = {name: sorted(own[name] for own in sizes if name in own) for own in sizes for name in own}
-    middle = {name: values[(len(values) - 1) // 2] for name, values in usual.items()}
-    ratios = [max((v / middle[n] for n, v in own.items() if v > middle[n] > 0), default=1.0) for own in sizes]
-    worst = max(range(len(batches)), key=ratios.__getitem__)
-    return batches[worst if ratios[worst] > FAR_OFF else 0]
-
-
-def _size(tensor: Tensor) -> float:
-    """RMS, inf where an entry is not finite, 0 of no entry or of an unusual layout."""
-    if tensor.layout != torch.strided or tensor.numel() == 0:
-        return 0.0
-    found = float(tensor.detach().double().square().mean().sqrt())
-    return found if math.isfinite(found) else math.inf
-
-
 def _any(gradient: Tensor) -> bool:
     return gradient.layout != torch.strided or bool(gradient.any())
 
 
 def _look_at_places(
     twin: nn.Module,
-    chosen: tuple[Arguments, Any],
+    first: tuple[Arguments, Any],
     device: torch.device,
     loss: Loss | None,
     precision: str,
     writer: TraceWriter,
 ) -> None:
-    """Survey one batch; where the forward or the loss fails, the recording below says so."""
-    (args, kwargs), original = on_device(chosen[0], device), chosen[1]
+    """Survey the first batch; where the forward or the loss fails, the recording below says so."""
+    (args, kwargs), original = on_device(first[0], device), first[1]
 
     def look() -> list[Place]:
         return survey(

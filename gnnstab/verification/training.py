@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.replica import Autocast
@@ -93,8 +92,6 @@ def micro_train(
     """Train ``model`` itself (a copy of the user's) with Adam, in train mode, reproducibly from ``seed``.
 
     The synthetic task and its read-out depend on the seed alone, so that arms with the same seed are paired.
-
-    Raises `UsageError` for a loss on which nothing can be trained.
     """
     in_mode(model)
     with seeded(seed):
@@ -113,16 +110,8 @@ def micro_train(
             losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]):
                 break
-            if not value.requires_grad:
-                raise UsageError(
-                    f"{objective.description} depends on no parameter of the model, so that nothing can be trained on it"
-                )
             value.backward()  # type: ignore[no-untyped-call]
             norm = float(nn.utils.clip_grad_norm_(parameters, _limit(settings, norms)))
-            if step == 0 and norm == losses[0] == 0:
-                raise UsageError(
-                    f"{objective.description} is 0 without any gradient, so that nothing can be trained on it"
-                )
             norms.append(norm)
             if math.isfinite(norm):
                 optimizer.step()

@@ -244,14 +244,3 @@ def test_what_is_no_regular_file(name: str, tmp_path: Path) -> None:
     with pytest.raises(GnnstabError) as caught:
         load_batch(tmp_path / name)
     assert str(caught.value).isprintable()
-
-
-def test_a_batch_that_is_listed_without_end(tmp_path: Path) -> None:
-    path = tmp_path / "batch.pt"
-    one = Data(**plain())
-    torch.save([one] * 3000, path)
-    with pytest.raises(LoadError, match="lists the same batch more than 16 times"):
-        load_batch(path)
-    for several in ([one] * 16, [Data(**plain()) for _ in range(40)]):
-        torch.save(several, path)
-        assert len(load_batch(path)) == len(several)

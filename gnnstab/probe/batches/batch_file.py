@@ -31,9 +31,6 @@ DEEPEST = 50
 MOST_EXPANSION, SMALLEST_EXPANSION = 8, 2**20
 """Times the file's size, or bytes, that tensors which repeat their entries may declare."""
 
-MOST_REPEATED = 16
-"""Times that batches of a list are listed again: work is in proportion to the file."""
-
 MOST_ITEMS = 1_000_000
 """Things in a batch."""
 
@@ -50,23 +47,7 @@ def load_batch(path: str | Path, *, unsafe: bool = False) -> Any:
         raise LoadError(
             f"batch {printable(str(path), 500)}: is a checkpoint, since it holds the weights of a model; pass it as the target"
         )
-    if (
-        isinstance(batch, list)
-        and len(batch) > MOST_REPEATED
-        and len(batch) - len(set(map(_views, batch))) > MOST_REPEATED
-    ):
-        raise LoadError(
-            f"batch {printable(str(path), 500)}: lists the same batch more than {MOST_REPEATED} times, each of which takes its time; list it once"
-        )
     return batch
-
-
-def _views(item: Any) -> tuple[Any, ...]:
-    """What tells a batch from one that is listed again: where its tensors lie."""
-    from gnnstab.probe.replaying.replica import tensors_in
-
-    found = [(name, t.data_ptr(), tuple(t.shape)) for name, t in tensors_in(item) if t.layout == torch.strided]
-    return tuple(found) or (id(item),)
 
 
 def _weights(value: Any) -> bool:
