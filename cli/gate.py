@@ -69,7 +69,8 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     known = None if request.update_baseline or chosen.baseline is None else baseline.read(Path(chosen.baseline))
     if request.update_baseline:
         _check_replaceable(_baseline_path(chosen))
-    diagnoses, failed = _diagnose_all(targets, chosen, observe)
+    diagnoses, lost = _diagnose_all(targets, chosen, observe)
+    failed = [code for code, _ in lost]
     accepted = accept(diagnoses, chosen.suppressions, date.today())
     for complaint in accepted.complaints:
         output.complain(complaint)
@@ -79,7 +80,7 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
         failed.append(ERROR)
     judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
     if judged:
-        _report(judged, request)
+        _report(judged, request, [stub for _, stub in lost])
     if request.update_baseline and not failed:
         output.write(_baseline_path(chosen), baseline.dump(judged))
         output.told(f"wrote {sum(len(d.findings) for d in judged)} findings to {chosen.baseline}")
@@ -146,12 +147,12 @@ def _check_replaceable(path: Path) -> None:
 
 def _diagnose_all(
     targets: Sequence[str], chosen: Settings, options: dict[str, Any]
-) -> tuple[list[Diagnosis], list[int]]:
-    """The diagnoses, and the exit codes of the targets that have none; one target raises as it is."""
+) -> tuple[list[Diagnosis], list[tuple[int, Diagnosis]]]:
+    """The diagnoses, and of the targets that have none the exit code and what reports for machines say; one target raises as it is."""
     from gnnstab.diagnosis import diagnose
 
     diagnoses: list[Diagnosis] = []
-    failed: list[int] = []
+    failed: list[tuple[int, Diagnosis]] = []
     with progress() as tell:
         for target in targets:
             try:
@@ -169,20 +170,39 @@ def _diagnose_all(
             except GnnstabError as error:
                 if len(targets) == 1:
                     raise
-                output.complain(" ".join(str(error).split()), "error")
-                failed.append(NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR)
+                why, code = (
+                    " ".join(str(error).split()),
+                    NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR,
+                )
+                output.complain(why, "error")
+                failed.append((code, _undiagnosed(target, why)))
             except Exception as error:
                 if len(targets) == 1:
                     raise
                 let_through(error)
                 why = f"{type(error).__name__}: {printable(str(error), 200)}"
-                output.complain(f"{printable(target, 200)}: cannot be diagnosed ({why}, unexpected)", "error")
-                failed.append(ERROR)
+                why = f"{printable(target, 200)}: cannot be diagnosed ({why}, unexpected)"
+                output.complain(why, "error")
+                failed.append((ERROR, _undiagnosed(target, why)))
     return diagnoses, failed
 
 
-def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
+def _undiagnosed(target: str, why: str) -> Diagnosis:
+    """A target of which nothing is known but that it could not be diagnosed."""
+    from gnnstab.records import Coverage, Diagnosis, Target
+
+    return Diagnosis(
+        Target("checkpoint", target), Coverage(0, 0), (), (), (), context={"left_out": [f"left out {why}"]}
+    )
+
+
+def _report(diagnoses: Sequence[Diagnosis], request: Request, lost: Sequence[Diagnosis]) -> None:
+    """``lost`` stand in the reports that dashboards read, which must not be calm where the command fails; people are told on standard error."""
     from gnnstab.report import render, supported
+
+    def shown(format: str) -> Diagnosis | Sequence[Diagnosis]:
+        several = [*diagnoses, *(lost if format in ("junit", "sarif") else ())]
+        return several[0] if len(several) == 1 else several
 
     options = {
         "root": str(Path.cwd()),
@@ -190,9 +210,8 @@ def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
         "verbose": request.verbose,
         "docs_url": request.chosen.docs_url,
     }
-    one_or_all = diagnoses[0] if len(diagnoses) == 1 else diagnoses
     for format, path in request.outputs:
-        output.write(path, render(one_or_all, format, face="cli", **supported(format, options)))
+        output.write(path, render(shown(format), format, face="cli", **supported(format, options)))
         if not request.quiet:
             output.told(f"wrote {path}")
     if request.plots is not None:
@@ -202,7 +221,7 @@ def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
             write_all(diagnosis, request.plots if len(diagnoses) == 1 else request.plots / str(position))
     format = request.chosen.format
     on_screen = {**options, **output.terminal(), "quiet": request.quiet, "brief": request.brief}
-    output.show(render(one_or_all, format, face="cli", **supported(format, on_screen)), format)
+    output.show(render(shown(format), format, face="cli", **supported(format, on_screen)), format)
 
 
 @contextmanager

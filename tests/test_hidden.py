@@ -131,6 +131,9 @@ def test_what_holds_a_checkpoint_under_another_name_is_named(tmp_path: Path, nam
     (run / "notes").mkdir()
     (run / "notes" / "text.md").write_text("a note")
     assert not any("itself" in part for part in not_covered(gnnstab.diagnose(run, heads=1)))
+    put(run, bundle_in_weights__pt=BAD)
+    (run / "bundle" / "event.json").write_text("{}")
+    assert not any("itself" in part for part in not_covered(gnnstab.diagnose(run, heads=1))), "it is of a trace"
     put(run, **{name: BAD})
     shown = "run-5/" if "_in_" in name else name.replace("__", ".")
     diagnosis = gnnstab.diagnose(run, heads=1)

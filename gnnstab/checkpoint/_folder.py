@@ -80,8 +80,8 @@ def _in_order(networks: Iterable[Path]) -> list[Path]:
 
 
 def _has_checkpoints(folder: Path) -> bool:
-    """True where a folder below holds one, or a trace; hidden folders belong to programs."""
-    if folder.name.startswith("."):
+    """True where a folder below holds one, or a trace; hidden folders belong to programs, and bundles to the trace beside them."""
+    if folder.name.startswith(".") or os.path.exists(folder / "event.json"):
         return False
     try:
         paths = sorted(folder.iterdir())[: MOST_LOOKED_INTO // 10]

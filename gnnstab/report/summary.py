@@ -67,7 +67,7 @@ def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
 def failures(diagnosis: Diagnosis) -> tuple[str, ...]:
     """Why a check of this target fails though no finding says so: files that could not be read, or nothing that could be judged."""
     unread = tuple(str(note) for note in diagnosis.context.get("left_out", ()))
-    unjudged = diagnosis.nothing_evaluable and not diagnosis.at_least("warning")
+    unjudged = diagnosis.nothing_evaluable and not diagnosis.at_least("warning") and diagnosis.rules
     return (*unread, _nothing_judged(diagnosis)) if unjudged else unread
 
 

@@ -106,6 +106,16 @@ def test_one_bad_target_does_not_hide_the_others(cli) -> None:
     assert "missing.pt: no such file" in ran.err
 
 
+def test_a_target_without_a_diagnosis_is_an_error_in_the_reports_of_machines(cli) -> None:
+    for target, errors in (("missing.pt", 1), ("clean.pt", 0)):
+        junit = cli("check", target, "one.pt", "--format", "junit").out
+        assert f'name="{target}"' in junit or not errors
+        assert f'errors="{errors}"' in junit.splitlines()[1]
+        (run,) = json.loads(cli("check", target, "one.pt", "--format", "sarif").out)["runs"]
+        assert run["invocations"][0]["executionSuccessful"] is not bool(errors)
+        assert ("missing.pt: no such file" in json.dumps(run)) is bool(errors)
+
+
 def test_usage_errors_exit_2(cli) -> None:
     for arguments in (["check"], ["check", "one.pt", "--nope"], ["nope"], ["check", "one.pt", "--fail-on", "fatal"]):
         ran = cli(*arguments)
