@@ -14,6 +14,8 @@ from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Finding, SeriesKey, StepRow
+from gnnstab.rules._beginning import Climb
+from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs610_stale_gradients import StaleGradients as KeptRule
 from gnnstab.rules.live import LiveEngine
@@ -51,6 +53,7 @@ class LiveWatch:
         self._recorder, self._writer, self._feed = recorder, writer, feed
         self._updates, self._slopes, self._stale = updates, slopes, stale
         self._engine = LiveEngine()
+        self._climb = Climb(LearningRateTooHigh(), slopes.usual)
         self._precision = ""
         self._checked = -1
         self._usual, self._rate, self._heard = 0.0, math.inf, -1
@@ -117,6 +120,8 @@ class LiveWatch:
         if self._slopes.settings:
             found = [*found, *(RateJump().beyond(row.step, one) for one in self._slopes.settings)]
             self._slopes.settings.clear()
+        if row.loss is not None:
+            found = [*found, *self._climb.loss(row.step, row.loss, row.lr)]
         return found + self._engine.update(
             row.step,
             self._keys if len(rows) else (),
@@ -134,7 +139,8 @@ class LiveWatch:
         row = self._recorder.row
         if row is None or row.step != self._checked or row.loss is None or self._recorder.state.open:
             return []
-        return self._engine.loss(row.step, row.loss, row.lr, row.skipped)
+        climbed = self._climb.loss(row.step, row.loss, row.lr)
+        return [*climbed, *self._engine.loss(row.step, row.loss, row.lr, row.skipped)]
 
     def _lay_out(self, layout: Layout) -> None:
         self._layout = layout

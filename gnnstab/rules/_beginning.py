@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.rises import OF, Overshoot, lasting_level, rise_of_run
 from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_OVERSHOOT
+from gnnstab.rules._tracks import median
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh, calm_rate, lower
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.signals.optimisation import FIRST, NEIGHBOURS, WARM_START
@@ -108,3 +109,52 @@ class Overshoots:
         detail = {"lasting": True, "lr": lr, "adaptive": update.adaptive}
         level = lasting_level(list(self._updates))
         yield from self._rule.overshot(Signal(OPTIMIZER_OVERSHOOT, level, None, None, step, "training", detail))
+
+
+class Climb:
+    """Asks GS601 about a rate that goes on rising far above what its optimizer usually has, while the loss has left its best behind.
+
+    Under optimizers whose updates have the size of the rate, curvature is near its limit at every rate that works, and says nothing of the next.
+
+    Args:
+        rule: GS601 with the thresholds of the run.
+        usual: The rate that the class of the optimizer has by default; 0 where there is none to compare with.
+    """
+
+    def __init__(self, rule: LearningRateTooHigh, usual: float) -> None:
+        self._rule, self._usual = rule, usual
+        self._rate, self._rose = math.inf, -math.inf
+        self._losses: deque[float] = deque(maxlen=2 * BLOCK)
+        self._rates: deque[float] = deque(maxlen=2 * BLOCK)
+        self._best, self._best_rate = math.inf, math.inf
+
+    def loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
+        """The loss and the rate of one step, in order of steps; most runs end here at the second line."""
+        if not self._usual or lr is None:
+            return
+        before, self._rate = self._rate, lr
+        if lr > before:
+            self._rose = step
+        if lr < before or step - self._rose > 2 * BLOCK:
+            self._losses.clear()
+            self._rates.clear()
+            self._best = math.inf
+            return
+        self._losses.append(loss)
+        self._rates.append(lr)
+        if len(self._losses) < 2 * BLOCK:
+            return
+        earlier, latest = (median(part) for part in (list(self._losses)[:BLOCK], list(self._losses)[BLOCK:]))
+        if latest < self._best:
+            self._best, self._best_rate = latest, lr
+        far = lr >= self._rule.far_above * self._usual and lr >= ABOVE * max(self._rates[0], self._best_rate)
+        if far and self._best > 0 and min(earlier, latest) >= self._rule.left_behind * self._best:
+            self._usual = 0.0
+            yield self._rule.climbed(step, lr, latest, self._best, self._best_rate)
+
+
+BLOCK = 10
+"""Losses whose median counts."""
+
+ABOVE = 1.05
+"""× the rate of `BLOCK` losses before, and of the best, from which on it rises."""

@@ -141,6 +141,16 @@ class LearningRateTooHigh(Rule):
 
     loss_rise: float = threshold(10.0, unit="× best loss", source="heuristic: a run that has lost what it had learned")
 
+    far_above: float = threshold(
+        10.0,
+        unit="× the default rate",
+        source="as for trial steps: what ten times a usual rate does is the rate's doing",
+    )
+    left_behind: float = threshold(
+        3.0,
+        unit="× best loss",
+        source="measured: 16 to 27 steps before three ramps blew up, in none of 21 healthy schedules",
+    )
     run: float = threshold(20, unit="steps", source="heuristic: the losses of fewer are those of single batches")
     """Losses from which on the end of a run can be compared with its beginning."""
 
@@ -228,6 +238,18 @@ class LearningRateTooHigh(Rule):
         grew = above >= self.building and (peak >= 3 or bool(rise.detail.get("broke")))
         lost = float(rise.detail.get("lost", 1.0)) > self.loss_rise  # it had fallen, and went beyond its start
         return not rise.value <= self.error_rise or above >= self.lasting or grew or lost
+
+    def climbed(self, step: int, lr: float, loss: float, best: float, best_rate: float) -> Finding:
+        """Of a run whose rate goes on rising beyond the one at which its loss was at its best."""
+        return self.finding(
+            f"at step {step} the learning rate ({lr:.3g}) goes on rising, far above what its optimizer has by default, and the loss has left its best "
+            f"behind: {best:.3g} at a rate of {best_rate:.3g}, {loss:.3g} now (medians). End the rise there; a schedule may count steps where epochs are meant.",
+            severity="warning",
+            limit=self.left_behind * best,
+            name=LOSS,
+            value=loss,
+            step=step,
+        )
 
     def _lost(self, loss: Signal, signals: Signals) -> Iterator[Finding]:
         best, start = loss.detail.get("best"), loss.detail.get("start")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -45,6 +47,19 @@ def without_decay(optimizer: torch.optim.Optimizer) -> None:
     for group in optimizer.param_groups:
         if "weight_decay" in group:
             group["weight_decay"] = 0.0
+
+
+def usual_rate(optimizer: torch.optim.Optimizer) -> float:
+    """`default_rate` of an optimizer whose updates have the size of the rate whatever the gradient, as Adam's; 0 for any other: SGD has no usual one."""
+    return default_rate(optimizer) if any("betas" in group for group in optimizer.param_groups) else 0.0
+
+
+def default_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate that the class of an optimizer takes where none is given, 0 where it has none."""
+    with suppress(TypeError, ValueError):
+        told = inspect.signature(type(optimizer)).parameters.get("lr")
+        return float(told.default) if told is not None and isinstance(told.default, (int, float)) else 0.0
+    return 0.0
 
 
 def _number(value: Any) -> float:

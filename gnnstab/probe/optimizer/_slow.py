@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from gnnstab.probe.optimizer._copies import hold_rates
+from gnnstab.probe.optimizer._settings import default_rate, usual_rate
 from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_SLOW
@@ -84,7 +83,7 @@ def unclipped(bench: Bench, clip: float) -> Iterator[Signal]:
 def far_below_usual(bench: Bench) -> Iterator[Signal]:
     """What the default rate of the optimizer's class makes of a few steps, where the one in use, and the highest that its schedule has in store, is a hundredth of it or less; nothing where those are not calm."""
     told = [float(group.get(name, 0.0)) for group in bench.optimizer.param_groups for name in ("lr", *_IN_STORE)]
-    now, usual = max(told), _usual(bench.optimizer)
+    now, usual = max(told), default_rate(bench.optimizer)
     if not 0 < now <= usual / HUNDRED:
         return
     own, better = (bench.trial(STEPS, factor=f, setting=hold_rates) for f in (1.0, usual / now))
@@ -96,7 +95,7 @@ def far_below_usual(bench: Bench) -> Iterator[Signal]:
 def far_above_usual(optimizer: torch.optim.Optimizer) -> bool:
     """True for a rate of `FACTORS[0]` times the default of its class or more, where updates have the size of the rate whatever the gradient: SGD's has no usual one."""
     rates = [float(group["lr"]) for group in optimizer.param_groups if "betas" in group]
-    return max(rates, default=0.0) >= FACTORS[0] * _usual(optimizer) > 0
+    return max(rates, default=0.0) >= FACTORS[0] * usual_rate(optimizer) > 0
 
 
 def _beside(bench: Bench, own: Trial, better: Trial) -> dict[str, Any]:
@@ -107,14 +106,6 @@ def _beside(bench: Bench, own: Trial, better: Trial) -> dict[str, Any]:
         "over_zeros": own.losses[0] / of_zeros(bench),
         "optimizer": type(bench.optimizer).__name__,
     }
-
-
-def _usual(optimizer: torch.optim.Optimizer) -> float:
-    """The rate that the class of an optimizer takes where none is given, 0 where it has none."""
-    with suppress(TypeError, ValueError):
-        told = inspect.signature(type(optimizer)).parameters.get("lr")
-        return float(told.default) if told is not None and isinstance(told.default, (int, float)) else 0.0
-    return 0.0
 
 
 def _barely(bench: Bench, largest: float) -> Bench:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.buffering.step_writer import Writer
-from gnnstab.probe.optimizer._settings import beyond_limits
+from gnnstab.probe.optimizer._settings import beyond_limits, usual_rate
 from gnnstab.records import Measure
 from gnnstab.records.rises import Overshoot
 from gnnstab.records.settings import Setting
@@ -55,6 +55,9 @@ class SlopeWatch:
 
         self._last: tuple[Any, Any, Any] | None = None
         """Rate, momentum and decay of the first group at the last update."""
+
+        self.usual = usual_rate(optimizers[0]) if len(optimizers) == 1 else 0.0
+        """Default rate of an optimizer whose updates have the size of the rate; 0 for none."""
 
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
         self._writer = writer
