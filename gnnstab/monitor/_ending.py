@@ -6,12 +6,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnnstab.errors import GnnstabError, TraceError, UsageError
+from gnnstab.errors import GnnstabError, TraceError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.layers import FAMILY
 from gnnstab.left_out import left_out, taken
@@ -31,7 +32,7 @@ from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.replaying.skipped_step import last_look
 from gnnstab.probe.unit_input import unit_input_rows
-from gnnstab.records import Diagnosis, Measure, Signals
+from gnnstab.records import Diagnosis, Event, Measure, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -104,6 +105,10 @@ class Ending:
         self._updates = updates
         self._hooks = _computing(recorder.model)
         self._left_out: dict[str, None] = {}
+        self.late: list[Event] = []
+        """What was given after the end of the run and is not finite."""
+
+        self._told_late = False
         self._over = False
         taken()  # What another run has left out.
 
@@ -120,6 +125,24 @@ class Ending:
         if fresh.keys() - self._left_out.keys():
             self._left_out |= fresh
             self._writer.meta("left_out", "\n".join(self._left_out))
+
+    def loss(self, loss: Tensor | float) -> None:
+        """Take a loss that is given when nothing is recorded any longer, as that of a test after the training."""
+        self._take_late("loss", float(loss))
+
+    def validation(self, loss: float) -> None:
+        """Take a validation loss likewise."""
+        self._take_late("validation", loss)
+
+    def _take_late(self, what: str, loss: float) -> None:
+        event = self._recorder.detector.evaluation(self._recorder.step, loss)
+        if event is not None:
+            said = f"monitor.{what} was given {loss} after the run"
+            self.late.append(replace(event, message=said, detail={**event.detail, "said": said}))
+        if not self._told_late:
+            self._told_late = True
+            words = f"monitor.{what} was given {loss:.3g} after the monitor's block had ended, and the trace does not keep it"
+            warn(f"gnnstab: {words}; call it inside the block")
 
     def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or

@@ -201,10 +201,7 @@ class Monitor:
             self._guarded("handing over failures", self._recorder.hand_over_failures)
 
     def step(self, loss: Tensor | float | None = None) -> None:
-        """Say that a step has ended, and with what loss.
-
-        Call it after the update. With an optimizer the step's end is already known, and this only adds the loss.
-        """
+        """Say, after the update, that a step has ended, and with what loss; with an optimizer this only adds the loss."""
         if not self._entered:
             self._warn_not_entered()
         if loss is not None:
@@ -229,7 +226,7 @@ class Monitor:
             self._warn_not_entered()
         value, trouble = as_number(loss)
         if value is not None:
-            self._recorder.loss(value)
+            (self._ending if self._ended else self._recorder).loss(value)
         if trouble and not self._told_loss:
             self._told_loss = True
             warn(f"gnnstab: monitor.loss was given {trouble}")
@@ -239,7 +236,8 @@ class Monitor:
 
         A tensor is read at once, which waits for the device.
         """
-        self._guarded("the validation loss", lambda: self._recorder.validation(float(loss)))
+        taker = self._ending if self._ended else self._recorder
+        self._guarded("the validation loss", lambda: taker.validation(float(loss)))
 
     def diagnose(self, *, verify: bool = False, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`.
@@ -252,7 +250,7 @@ class Monitor:
             notes = nothing_yet(self._recorder, self._begun, self._has_optimizer) or trace.notes
             path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
             options.setdefault("target", Target("trace", path, notes))
-            found = self._in_own_lines(diagnose_trace(trace, **options))
+            found = self._in_own_lines(diagnose_trace(trace, late=self._ending.late, **options))
         return self._ending.prove(found) if verify else found
 
     def _read(self) -> Trace:
