@@ -28,8 +28,7 @@ from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
-from gnnstab.probe.replaying.replica import tensors_in
-from gnnstab.probe.replaying.skipped_step import last_look
+from gnnstab.probe.replaying.skipped_step import answers_in, last_look
 from gnnstab.probe.unit_input import unit_input_rows
 from gnnstab.records import Diagnosis, Measure, Signals
 from gnnstab.records.vocabulary import (
@@ -208,7 +207,7 @@ class Ending:
                 lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
             )  # fmt: skip
             was = inputs.answer.output
-            if was is not None and was.isfinite().all() and any(stored(t).isnan().any() for _, t in tensors_in(output)):
+            if was is not None and was.isfinite().all() and any(stored(t).isnan().any() for t in answers_in(output)):
                 self._recorder.emit(self._recorder.detector.output(last, inputs))
 
     def prove(self, diagnosis: Diagnosis) -> Diagnosis:
