@@ -15,6 +15,7 @@ from gnnstab.errors import GnnstabError, TraceError, UsageError
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.layers import FAMILY
 from gnnstab.left_out import left_out, taken
+from gnnstab.monitor._arguments import is_nan
 from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings, static_signals
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
@@ -52,6 +53,7 @@ from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
 from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
 from gnnstab.sharding import WHY, waits_for_others
 from gnnstab.stored import is_finite, stored
+from gnnstab.torch_private import tree_leaves
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
 from gnnstab.verification.interventions import as_batch, investigated, kept
@@ -139,14 +141,19 @@ class Ending:
         if detector.met or recorder.row is None or waits_for_others(model):
             return
         kept = [t for one in self._optimizers for state in one.state.values() for t in state.values()]
+        within = {
+            f"{type(one).__name__}.state.{key}": None
+            for one in self._optimizers for state in one.state.values() for key, value in state.items()
+            if not isinstance(value, Tensor) and any(map(is_nan, tree_leaves(value)))
+        }  # fmt: skip
         bad = {*bad_tensors(model)} - detector.began
-        if not bad and all(is_finite(t) for t in kept if isinstance(t, Tensor)):
+        if not (bad or within) and all(is_finite(t) for t in kept if isinstance(t, Tensor)):
             return
         found = [static_signals(model, optimizer=one) for one in self._optimizers] or [static_signals(model)]
         non_finite = [s for signals in found for s in signals.find(WEIGHT_NON_FINITE) if s.value > 0]
         own = f"{type(model).__name__}."
         held = {str(s.detail.get("parameter", s.layer)).removeprefix(own): s for s in non_finite}
-        names = [name for name in held if name not in detector.began]
+        names = [*(name for name in held if name not in detector.began), *within]
         if names:
             layer = held[names[0]].layer if names[0] in bad else None
             recorder.emit(detector.state(recorder.row.step, names, layer))
