@@ -17,7 +17,7 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"characters", "rich_loaded"},
     {"errors"},
-    {"left_out", "sharding", "unheard"},
+    {"left_out", "sharding", "stored", "unheard"},
     {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},
     {"own_draws", "surroundings"},
     {"trials", "undisturbed"},
@@ -59,6 +59,7 @@ MAY_IMPORT_TORCH = {
     "demo_files",
     "torch_private",
     "own_draws",
+    "stored",
     "undisturbed",
 }
 

@@ -358,6 +358,7 @@ def test_every_step_is_recorded_whatever_its_loss_and_optimizer(
     assert len(told) == bool(says) and all(re.search(says, message) for message in told)
     diagnosis = monitor.diagnose()
     assert "GS902" not in {f.code for f in diagnosis.findings}
+    assert (says.endswith("number")) == any(b.site == "loss" for b in diagnosis.coverage.blind)
     with monitor.trace as trace:
         assert [(row.step, row.loss is not None) for row in trace.steps()] == [(i, kept) for i in range(4)]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.checkpoint._memory import MappedFiles
+from gnnstab.stored import stored
 
 PIECE = 2**17
 """Entries looked at at a time: 1 MiB in float64, which stays in the processor's cache."""
@@ -34,8 +35,9 @@ class Statistics:
 def scan(tensor: Tensor, mapped: MappedFiles | None = None) -> Statistics:
     """Statistics of a dense real or complex tensor; with ``mapped``, pages that were read are given back."""
     non_finite, squares, low, high = 0, 0.0, math.inf, -math.inf
-    stored = _stored(tensor)
-    for block in _pieces(stored, BLOCK):
+    tensor = stored(tensor)
+    kept = _stored(tensor)
+    for block in _pieces(kept, BLOCK):
         for wide in _wide(block):
             smallest, largest = (float(x) for x in torch.aminmax(wide))
             if math.isfinite(smallest) and math.isfinite(largest):
@@ -45,11 +47,11 @@ def scan(tensor: Tensor, mapped: MappedFiles | None = None) -> Statistics:
                 non_finite += int(wide.numel() - torch.isfinite(wide).sum())
         if mapped is not None and block.is_contiguous():
             mapped.release(block)
-    count, total = stored.numel(), tensor.numel() * (2 if tensor.is_complex() else 1)
+    count, total = kept.numel(), tensor.numel() * (2 if tensor.is_complex() else 1)
     rms = math.sqrt(squares / count) if count and not non_finite else math.nan
     if math.isinf(rms):  # The squares of float64 overflow; the root of their mean does not.
         size = max(-low, high)
-        rms = size * math.sqrt(sum(float((part / size).square().sum()) for part in _wide(stored)) / count)
+        rms = size * math.sqrt(sum(float((part / size).square().sum()) for part in _wide(kept)) / count)
     return Statistics(total, non_finite * (total // max(1, count)), rms, low, high)
 
 
@@ -68,8 +70,8 @@ def _wide(tensor: Tensor) -> Iterator[Tensor]:
 
 
 def _stored(tensor: Tensor) -> Tensor:
-    """What an expanded tensor repeats, with real and imaginary parts as entries of their own."""
-    tensor = tensor.detach()
+    """What an expanded tensor repeats and a sparse one keeps, with real and imaginary parts as entries of their own."""
+    tensor = stored(tensor).detach()
     for axis, step in enumerate(tensor.stride()):
         if step == 0 and tensor.shape[axis] > 1:
             tensor = tensor.narrow(axis, 0, 1)

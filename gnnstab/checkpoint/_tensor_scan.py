@@ -31,6 +31,10 @@ LARGEST_SQUARED = 1e75
 """Entries up to which float64 holds the square of a product of two matrices, as a norm of scores takes it."""
 
 
+_LOOKED_AT = ("", "complex", "nested", "sparse")
+"""Of these the entries are looked at, see `unreadable`; of sparse tensors those that they keep."""
+
+
 @dataclass(slots=True)
 class TensorScan:
     """What the pass over all tensors found."""
@@ -65,7 +69,7 @@ def scan_tensors(checkpoint: Checkpoint, parameters: Container[str] = ()) -> Ten
     masks: dict[tuple[object, ...], tuple[str, str]] = {}
     for name, tensor in checkpoint.tensors.items():
         why = unreadable(tensor)
-        if why not in ("", "complex"):
+        if why not in _LOOKED_AT:
             if why in ("integer", "boolean") and is_statistic(name):
                 statistics.append(name)
             else:
@@ -98,9 +102,9 @@ def scan_tensors(checkpoint: Checkpoint, parameters: Container[str] = ()) -> Ten
     once: dict[tuple[object, ...], int] = {}
     for name, tensor in _beside(checkpoint).items():
         why = unreadable(tensor)
-        if why not in ("", "complex", "integer", "boolean", "uninitialised"):
+        if why not in (*_LOOKED_AT, "integer", "boolean", "uninitialised"):
             unread[why].append(name)
-        elif why in ("", "complex"):
+        elif why in _LOOKED_AT:
             view = identity(tensor)
             if view not in once:
                 once[view] = scan(tensor, mapped).non_finite

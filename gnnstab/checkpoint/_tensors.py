@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+from gnnstab.stored import stored
+
 _PACKED = frozenset(filter(None, [getattr(torch, "float4_e2m1fn_x2", None)]))
 
 
@@ -41,7 +43,8 @@ def has_shape(tensor: Tensor) -> bool:
 
 
 def identity(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for two dense tensors exactly when they are the same view of the same storage."""
+    """Equal for two tensors exactly when they are the same view of the same storage."""
+    tensor = stored(tensor)
     return (
         tensor.untyped_storage().data_ptr(),
         tensor.storage_offset(),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,6 +18,8 @@ from gnnstab.errors import UsageError, hint, let_through, warn
 from gnnstab.left_out import left_out
 from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.records import Finding
+from gnnstab.stored import stored
+from gnnstab.torch_private import tree_leaves
 from gnnstab.trace import rank_path
 
 OnFinding = str | Callable[[Finding], None]
@@ -111,23 +115,34 @@ def steps_between(schedule: int | str) -> int:
 
 
 def as_number(loss: Any) -> tuple[Tensor | float | None, str]:
-    """The loss of a step, and what is wrong with it: several numbers become their mean, what is no number None."""
+    """The loss of a step, and what is wrong with it: several numbers become their mean, what is no real number None, or NaN where it holds one."""
     try:
+        if isinstance(loss, np.ndarray):
+            loss = torch.as_tensor(loss)
         if not isinstance(loss, Tensor):
             return float(loss), ""
         if loss.is_meta or loss.is_complex() or not loss.numel():
-            return None, _no_number(f"a {loss.dtype} tensor of shape {tuple(loss.shape)} on {loss.device}")
+            return _no_number(loss, f"a {loss.dtype} tensor of shape {tuple(loss.shape)} on {loss.device}")
         if loss.numel() == 1 and loss.layout is torch.strided:
             return loss, ""
         return loss.detach().to_dense().double().mean(), (
             f"a tensor of shape {tuple(loss.shape)}; its mean is recorded: give the scalar that backward is called on"
         )
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        return None, _no_number(f"a {type(loss).__name__}")
+        return _no_number(loss, f"a {type(loss).__name__}")
 
 
-def _no_number(given: str) -> str:
-    return f"{given}, which is not one real number; the steps are recorded without a loss"
+def _no_number(loss: Any, given: str) -> tuple[float | None, str]:
+    if any(map(is_nan, tree_leaves(loss))):
+        return math.nan, f"{given}, in which a number is NaN: give the scalar that backward is called on"
+    return None, f"{given}, which is not one real number; the steps are recorded without a loss"
+
+
+def is_nan(value: Any) -> bool:
+    """True of a number, or a tensor at hand, that is or holds NaN; what lies on a device is not waited for."""
+    if isinstance(value, Tensor):
+        return value.device.type == "cpu" and bool(stored(value.detach()).isnan().any())
+    return isinstance(value, (float, complex, np.generic)) and bool(value != value)
 
 
 def path_of(trace: str | os.PathLike[str] | None) -> Path | None:

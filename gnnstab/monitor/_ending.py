@@ -16,11 +16,12 @@ from gnnstab.errors import GnnstabError, TraceError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.layers import FAMILY
 from gnnstab.left_out import left_out, taken
+from gnnstab.monitor._arguments import is_nan
 from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings, static_signals
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
-from gnnstab.probe.events.non_finite_detector import bad_tensors, holds_non_finite
+from gnnstab.probe.events.non_finite_detector import bad_tensors
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS
 from gnnstab.probe.optimizer.marked import may_hold_marks
@@ -29,8 +30,7 @@ from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
-from gnnstab.probe.replaying.replica import tensors_in
-from gnnstab.probe.replaying.skipped_step import last_look
+from gnnstab.probe.replaying.skipped_step import answers_in, last_look
 from gnnstab.probe.unit_input import unit_input_rows
 from gnnstab.records import Diagnosis, Event, Measure, Signals
 from gnnstab.records.vocabulary import (
@@ -53,6 +53,8 @@ from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
 from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
 from gnnstab.sharding import WHY, waits_for_others
+from gnnstab.stored import is_finite, stored
+from gnnstab.torch_private import tree_leaves
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
 from gnnstab.verification.interventions import as_batch, investigated, kept
@@ -162,14 +164,19 @@ class Ending:
         if detector.met or recorder.row is None or waits_for_others(model):
             return
         kept = [t for one in self._optimizers for state in one.state.values() for t in state.values()]
+        within = {
+            f"{type(one).__name__}.state.{key}": None
+            for one in self._optimizers for state in one.state.values() for key, value in state.items()
+            if not isinstance(value, Tensor) and any(map(is_nan, tree_leaves(value)))
+        }  # fmt: skip
         bad = {*bad_tensors(model)} - detector.began
-        if not bad and not any(holds_non_finite(t) for t in kept if isinstance(t, Tensor)):
+        if not (bad or within) and all(is_finite(t) for t in kept if isinstance(t, Tensor)):
             return
         found = [static_signals(model, optimizer=one) for one in self._optimizers] or [static_signals(model)]
         non_finite = [s for signals in found for s in signals.find(WEIGHT_NON_FINITE) if s.value > 0]
         own = f"{type(model).__name__}."
         held = {str(s.detail.get("parameter", s.layer)).removeprefix(own): s for s in non_finite}
-        names = [name for name in held if name not in detector.began]
+        names = [*(name for name in held if name not in detector.began), *within]
         if names:
             layer = held[names[0]].layer if names[0] in bad else None
             recorder.emit(detector.state(recorder.row.step, names, layer))
@@ -230,7 +237,7 @@ class Ending:
                 lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
             )  # fmt: skip
             was = inputs.answer.output
-            if was is not None and was.isfinite().all() and any(t.isnan().any() for _, t in tensors_in(output)):
+            if was is not None and was.isfinite().all() and any(stored(t).isnan().any() for t in answers_in(output)):
                 self._recorder.emit(self._recorder.detector.output(last, inputs))
 
     def prove(self, diagnosis: Diagnosis) -> Diagnosis:

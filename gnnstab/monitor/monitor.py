@@ -225,7 +225,9 @@ class Monitor:
         if not self._entered:
             self._warn_not_entered()
         value, trouble = as_number(loss)
-        if value is not None:
+        if value is None:
+            self._recorder.state.unseen("", "loss", f"monitor.loss was given {trouble}")
+        else:
             (self._ending if self._ended else self._recorder).loss(value)
         if trouble and not self._told_loss:
             self._told_loss = True

@@ -143,7 +143,11 @@ class State:
         Within a backward pass any thread is right: on a device it has threads of its own. Forward-mode differentiation
         (`torch.autograd.forward_ad`, `torch.func.jvp`) evaluates the model beside the training; few operations take its tensors.
         """
-        return (get_ident() != self.thread and graph_task() == -1) or forward_ad._current_level >= 0
+        return (get_ident() != self.thread and graph_task() == -1 and self._beside()) or forward_ad._current_level >= 0
+
+    def _beside(self) -> bool:
+        self.unseen("", "other threads", "what the model is asked there, beside the training, is not looked at")
+        return True
 
     def gradient_arrived(self) -> None:
         """A backward has reached the model."""

@@ -65,7 +65,7 @@ def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
 
 
 UNJUDGED = re.compile(
-    r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several|attributes|storages)|in lists and)"
+    r"(?:^|: )(\d+) tensors? (?:not judged, (?:meta|quantized|of several|attributes|storages)|in lists and)"
 )
 """How notes count tensors that may hold NaN and are not looked at."""
 

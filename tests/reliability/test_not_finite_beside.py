@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,6 +109,36 @@ def test_of_two_losses_the_one_that_is_not_finite_is_kept(before: Any) -> None:
         assert kept is (later if math.isfinite(before) else before)
 
 
+@pytest.mark.parametrize("number", [math.nan, 1.0])
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda n: [1.0, n],
+        lambda n: {"main": n, "steps": 3},
+        lambda n: (torch.tensor(n), "named"),
+        lambda n: np.array([n, 1.0]),
+        lambda n: complex(1.0, n),
+        lambda n: torch.tensor(complex(1.0, n)),
+        lambda n: torch.tensor([n, 1.0]).to_sparse(),
+        lambda n: {"best": math.inf, "main": n},
+    ],
+)
+def test_a_loss_of_several_numbers(form: Callable[[float], Any], number: float) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for step in range(9):
+            optimizer.zero_grad()
+            loss = mse_loss(model(X, EDGES), Y)
+            loss.backward()
+            with pytest.warns(gnnstab.errors.GnnstabWarning) if step == BAD else nullcontext():
+                monitor.loss(form(number) if step == BAD else loss)
+            optimizer.step()
+    told = [f.message for f in monitor.diagnose().findings if f.code in ("GS502", "GS902")]
+    assert ["stage loss" in text for text in told] == ([] if number == 1.0 else [True])
+
+
 class Stateful(Net):
     """With a BatchNorm, a frozen parameter, a mask and a placeholder that the output does not depend on."""
 
@@ -141,6 +173,25 @@ def frozen(step: int, model: Stateful, optimizer: torch.optim.Optimizer) -> None
 def momentum(step: int, model: Stateful, optimizer: torch.optim.Optimizer) -> None:
     if step == 7:
         optimizer.state[model.out.bias]["momentum_buffer"] = torch.full((1,), math.nan)
+
+
+@pytest.mark.parametrize("number", [math.nan, 1.0])
+@pytest.mark.parametrize(
+    "form", [lambda n: n, lambda n: [torch.tensor(n), None], lambda n: {"m": (torch.tensor([n]),)}]
+)
+def test_what_an_optimizer_keeps_in_other_forms(form: Callable[[float], Any], number: float) -> None:
+    """L-BFGS keeps lists of tensors."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(6):
+            optimizer.zero_grad()
+            mse_loss(model(X, EDGES), Y).backward()
+            optimizer.step()
+        optimizer.state[model.out.bias]["history"] = form(number)
+    told = [f.message for f in monitor.diagnose().findings if f.code in ("GS502", "GS902")]
+    assert ["SGD.state.history" in text for text in told] == ([] if number == 1.0 else [True])
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,51 @@ def test_steps_of_which_nothing_is_seen_are_counted() -> None:
     assert {f.value for f in found if f.code == "GS903"} == {STEPS - 3}
 
 
+@pytest.mark.filterwarnings("ignore::gnnstab.errors.GnnstabWarning")
+@pytest.mark.parametrize(
+    ("grad", "follows", "said"),
+    [(True, False, "not-evaluable"), (True, True, "stable"), (False, False, "stable")],
+)
+def test_a_loop_that_leaves_out_every_step(grad: bool, follows: bool, said: str) -> None:
+    """Where the loss is never finite, say; evaluations alone are nothing of the kind."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for i in range(4):
+            with torch.set_grad_enabled(grad):
+                loss = model(*graph(i)).square().mean()
+            if follows and i == 3:
+                loss.backward()
+                optimizer.step()
+    assert state(monitor.diagnose()) == said
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_evaluations_in_another_thread_are_named_as_not_seen(beside: bool) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            model(*graph(3))
+
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for i in range(4):
+            optimizer.zero_grad()
+            model(*graph(i)).square().mean().backward()
+            optimizer.step()
+            if beside:
+                thread = Thread(target=evaluate)
+                thread.start()
+                thread.join()
+            else:
+                evaluate()
+    found = monitor.diagnose()
+    assert [b.site for b in found.coverage.blind] == (["other threads"] if beside else [])
+    assert state(found) == "stable"
+
+
 class WarmedUp(torch.optim.SGD):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         return super().step(closure)

@@ -93,7 +93,15 @@ class Boundary:
             self._update = self._update.resume()
 
     def detach(self) -> None:
-        """Remove the hooks."""
+        """Remove the hooks; a loop that has left out every step leaves no training to judge."""
+        recorder, state = self._recorder, self._recorder.state
+        if (
+            self._optimizers
+            and not (recorder.step or state.backward)
+            and state.epoch > 1
+            and "train" in recorder.inputs
+        ):
+            state.unseen("", "all", f"{state.epoch} forwards, and no backward or step of an optimizer followed them")
         take_off("the hooks of the optimizer", self._handles, self._hooks, self._recorder.state.error_guard)
         self.stale.detach()
         if self._update is not None:

@@ -19,11 +19,12 @@ from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import TAKEN_AWAY, Explainer
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.evaluating import in_mode
-from gnnstab.probe.replaying.replica import replica, run_replica, tensors_in
-from gnnstab.probe.replaying.skipped_step import SkippedForward
+from gnnstab.probe.replaying.replica import replica, run_replica
+from gnnstab.probe.replaying.skipped_step import SkippedForward, answers_in
 from gnnstab.probe.state import State
 from gnnstab.records import Event, LayerFacts
 from gnnstab.sharding import sharded
+from gnnstab.stored import is_finite, stored
 
 _BUNDLES = 3
 """Bundles of one run: the first tells the cause, the others whether it comes again in another way."""
@@ -229,7 +230,7 @@ class NonFiniteDetector:
         if inputs is not None and inputs.rng is not None:
             try:
                 output = run_replica(in_mode(replica(self._model)), self._forwards.kept or inputs)
-                if any(bool(t.isnan().any()) for _, t in tensors_in(output)):
+                if any(bool(stored(t).isnan().any()) for t in answers_in(output)):
                     return None
                 twin = in_mode(replica(self._model), inputs.mode.startswith("train"))
             except (UsageError, *_OF_VALUES) as error:
@@ -359,21 +360,11 @@ class NonFiniteDetector:
 
 def bad_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters of a model that hold a NaN or an Inf."""
-    return [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]
+    return [name for name, p in model.named_parameters() if p.requires_grad and not is_finite(p)]
 
 
 def bad_tensors(model: nn.Module) -> list[str]:
     """Names of the parameters and buffers of a model that hold a NaN or an Inf; those that cannot be read are left out."""
     unseen = unwritten(model) | sharded(model)
     named = [*model.named_parameters(), *model.named_buffers()]
-    return [name for name, tensor in named if name not in unseen and holds_non_finite(tensor)]
-
-
-def holds_non_finite(tensor: torch.Tensor) -> bool:
-    """True where an entry is NaN or Inf; False for tensors of no numbers at hand."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.is_meta or tensor.is_nested:
-        return False
-    # torch asks no format of a byte whether it is finite.
-    return (
-        tensor.layout is torch.strided and not torch.isfinite(tensor if tensor.itemsize > 1 else tensor.float()).all()
-    )
+    return [name for name, tensor in named if name not in unseen and not is_finite(tensor)]

@@ -18,6 +18,7 @@ from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
 from gnnstab.probe.replaying.replica import replica
 from gnnstab.sharding import sharded
+from gnnstab.stored import bytes_of, is_finite
 from gnnstab.torch_private import foreach_copy, foreach_norm, foreach_subtract
 
 _CHUNK = 15
@@ -113,7 +114,7 @@ class Parameters:
     def save(self) -> bool:
         """Keep the weights as they are until the next call; False, and nothing kept, when they are larger than `LARGEST_SAVED`."""
         weights = [p.detach() for p in self._parameters]
-        if sum(w.nbytes for w in weights) > LARGEST_SAVED:
+        if bytes_of(weights) > LARGEST_SAVED:
             return False
         if [w.shape for w in self._saved] != [w.shape for w in weights]:
             self._saved = [torch.empty_like(w) for w in weights]
@@ -187,7 +188,7 @@ class Parameters:
 
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold a NaN or an Inf."""
-        return [n for n, p in zip(self.names, self._parameters, strict=True) if not torch.isfinite(p).all()]
+        return [n for n, p in zip(self.names, self._parameters, strict=True) if not is_finite(p)]
 
     def saved_copy(self) -> nn.Module | None:
         """A copy of the model with the weights that the last `save` found; None where the model cannot be copied."""

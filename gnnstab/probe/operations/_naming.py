@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.stored import is_finite, readable
 
 SHOWN = 16
 """Rows of one tensor that are told at most."""
@@ -120,6 +121,7 @@ class TensorNames:
         return self._named(name, "local" if name else "unknown", tensor)
 
     def _named(self, name: str, owner: str, tensor: Tensor) -> Named:
+        tensor = readable(tensor)
         rows = bad_rows(tensor)
         bias = bool(((tensor == -torch.inf) | torch.isfinite(tensor)).all())
         return Named(
@@ -166,18 +168,6 @@ def memory(tensor: Tensor) -> int:
         return tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError, ValueError):
         return 0
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """True for a tensor without NaN and Inf, and for one of integers."""
-    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
-        return True
-    if tensor.is_meta or not tensor.numel():
-        return True
-    # One pass without a copy; only a sum may overflow although every entry is finite.
-    if bool(torch.isfinite(tensor.detach().sum())):
-        return True
-    return bool(torch.isfinite(tensor.detach()).all())
 
 
 def kinds(tensor: Tensor) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import columns, is_target, standardised, value_columns
-from gnnstab.probe.operations._naming import is_finite
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, ForwardInputs
+from gnnstab.stored import is_finite
 from gnnstab.torch_private import TorchDispatchMode
 
 BAD_RMS = 10.0

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import let_through
-from gnnstab.probe.operations._naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
+from gnnstab.probe.operations._naming import Named, TensorNames, bad_rows, kinds, memory
 from gnnstab.probe.operations._operands import Sizes, display_name, emptied, masks_all, sizes, writes_in_place
 from gnnstab.probe.operations._tape import LossTape
 from gnnstab.probe.operations.source_lines import Modules, Place, begins_backward, caller_place
 from gnnstab.probe.own_operations import is_own
+from gnnstab.stored import is_finite, stored
 from gnnstab.torch_private import TorchDispatchMode, autograd_node, next_sequence_number, tree_leaves, tree_map
 
 _MOST = 4000
@@ -372,7 +373,8 @@ def _before_handing_on(source: Operation | Named) -> Operation | Named:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    return (t for t in tree_leaves(value) if isinstance(t, Tensor))
+    """Those inside ``value``; of one that is not dense the numbers that it keeps, in which what is bad lies."""
+    return (stored(t) for t in tree_leaves(value) if isinstance(t, Tensor))
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.operations._naming import TensorNames, is_finite
+from gnnstab.probe.operations._naming import TensorNames
 from gnnstab.probe.operations._tape import LossTape
 from gnnstab.probe.operations._watch import OperationMode
 from gnnstab.probe.operations.repeat import Found, repeat
 from gnnstab.probe.replaying.replica import ForwardInputs, copied, replica, unwrap
 from gnnstab.records import Event
+from gnnstab.stored import is_finite
 from gnnstab.torch_private import dispatch_modes, dispatch_stack
 
 

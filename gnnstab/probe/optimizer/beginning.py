@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._copies import optimizer_twin
 from gnnstab.probe.replaying.replica import replica
+from gnnstab.stored import bytes_of
 
 LARGEST = 2**24
 """Bytes of parameters and buffers up to which they are kept: four million numbers in fp32."""
@@ -48,7 +49,7 @@ class Beginning(NamedTuple):
 def beginning(model: nn.Module, optimizer: torch.optim.Optimizer) -> Beginning | None:
     """What the run begins with; None of a large model, and of a run that goes on from a checkpoint."""
     named = dict(_named(model))
-    if optimizer.state or any(is_lazy(t) for t in named.values()) or sum(t.nbytes for t in named.values()) > LARGEST:
+    if optimizer.state or any(is_lazy(t) for t in named.values()) or bytes_of(named.values()) > LARGEST:
         return None
     return Beginning({name: tensor.detach().clone() for name, tensor in named.items()})
 

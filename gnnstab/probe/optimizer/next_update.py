@@ -37,6 +37,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_LOST_SHARE,
     OPTIMIZER_OUTPUT_MOVE,
 )
+from gnnstab.stored import is_dense
 
 FIRST_AGAIN = 100
 """Step of the second measurement; the steps double from there on, so that their share of the run's time falls."""
@@ -185,7 +186,7 @@ def _flat(tensors: list[Tensor]) -> Tensor:
 
 def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:
     output = run_replica(twin, inputs)
-    return [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
+    return [t.detach().float() for _, t in tensors_in(output) if is_dense(t)]
 
 
 class UpdateWatch:

@@ -35,6 +35,7 @@ from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
 from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.stored import is_dense
 from gnnstab.trials import trial
 
 Loss = Callable[[Any, Any], Tensor]
@@ -215,7 +216,7 @@ class Bench:
                 with torch.set_grad_enabled(number == following):
                     output, loss = self.forward(model, number)
                 ahead = loss if number == following else ahead
-                outputs += [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
+                outputs += [t.detach().float() for _, t in tensors_in(output) if is_dense(t)]
                 losses.append(float(loss.detach()))
             same = drawn_state() == start
         return outputs, sum(losses) / len(losses), ahead if same else None

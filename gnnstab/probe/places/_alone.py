@@ -16,6 +16,7 @@ from gnnstab.probe.places._padding import Filled, filled_rows, padding_mask, say
 from gnnstab.probe.replaying.evaluating import by_running_statistics
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, mapped, tensors_in
 from gnnstab.records.vocabulary import PLACE_FILLED_DIFFERENCE
+from gnnstab.stored import is_dense
 
 FILLED = 1e4
 """Times the median size from which on an entry of an output is a constant that stands for −∞, and says nothing."""
@@ -165,7 +166,7 @@ class Passes:
             for buffer, value in self._buffers.items():
                 buffer.copy_(value)
             output = eager(self._model)(*copied(tuple(args)), **copied(dict(kwargs)))
-        return [t.detach() for _, t in tensors_in([output]) if t.is_floating_point()]
+        return [t.detach() for _, t in tensors_in([output]) if is_dense(t)]
 
 
 def _heard(run: Passes, args: tuple[Any, ...], kwargs: Mapping[str, Any], company: Company) -> float:

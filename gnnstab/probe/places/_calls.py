@@ -14,6 +14,7 @@ from torch_geometric.nn.aggr import Aggregation
 
 from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.stored import is_dense
 
 MOST_CALLS = 4
 """Calls of one module that are kept; a shared module may be called many times."""
@@ -96,8 +97,8 @@ def watched(model: nn.Module) -> Iterator[Calls]:
             count[name] = count.get(name, 0) + 1
             if count[name] > MOST_CALLS:
                 return
-            entering = [t for _, t in tensors_in([*args, *kwargs.values()]) if t.is_floating_point()]
-            leaving = [t for _, t in tensors_in([output]) if t.is_floating_point()]
+            entering = [t for _, t in tensors_in([*args, *kwargs.values()]) if is_dense(t)]
+            leaving = [t for _, t in tensors_in([output]) if is_dense(t)]
             calls.all.append(Call(name, module, entering, leaving))
             for tensor in leaving:
                 if tensor.grad_fn is not None:

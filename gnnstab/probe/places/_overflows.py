@@ -14,6 +14,7 @@ from gnnstab.probe.operations.source_lines import Modules, caller_place
 from gnnstab.probe.places._alone import Row
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.records.vocabulary import PLACE_OVERFLOW
+from gnnstab.stored import is_dense
 from gnnstab.torch_private import without_torch_function
 
 _BY_HAND = ("fill", "where", "full", "triu", "tril", "scatter", "setitem", "copy")
@@ -53,7 +54,7 @@ class Overflows(TorchFunctionMode):
         count = int(output.isinf().sum())
         if not count or any(part in name for part in _BY_HAND):
             return
-        if all(bool(t.isfinite().all()) for _, t in tensors_in(given) if t.is_floating_point()):
+        if all(bool(t.isfinite().all()) for _, t in tensors_in(given) if is_dense(t)):
             place = caller_place(self._modules, "model")[0]
             self._found.setdefault(
                 place.module or "the model", (count, {"operation": name, "line": place.words, "text": place.text})

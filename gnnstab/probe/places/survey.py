@@ -47,6 +47,7 @@ from gnnstab.probe.places._untold import untold
 from gnnstab.probe.replaying.recovered_loss import is_squared_error_of
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
+from gnnstab.stored import is_dense
 
 MOST_PLACES = 2000
 """Rows of one survey that are handed on."""
@@ -182,7 +183,7 @@ def _survey(
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         with _told("forward"), casts, overflows, scores:
             output = eager(twin)(*args, **kwargs)
-        outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
+        outputs = [t for _, t in tensors_in([output]) if is_dense(t)]
         made = parameters.made(model, twin)
         nodes = _nodes(given, calls)
         calls.name_beginnings(twin, named)

@@ -29,6 +29,7 @@ from gnnstab.records.vocabulary import (
     PLACE_UNREACHED_TARGETS,
     PLACE_ZERO_WEIGHTS,
 )
+from gnnstab.stored import bytes_of, is_finite
 
 if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
@@ -81,7 +82,7 @@ class Surveys:
         self._asked += 1
         if self._asked & (self._asked - 1):
             return False
-        size = sum(t.nbytes for t in (*self._model.parameters(), *self._model.buffers()) if not is_lazy(t))
+        size = bytes_of(t for t in (*self._model.parameters(), *self._model.buffers()) if not is_lazy(t))
         if (
             self._patient
             and self._asked == 1
@@ -119,7 +120,7 @@ class Surveys:
 
     def _has_finite_weights(self) -> bool:
         lazy = unwritten(self._model)
-        return all(bool(p.isfinite().all()) for name, p in self._model.named_parameters() if name not in lazy)
+        return all(is_finite(p) for name, p in self._model.named_parameters() if name not in lazy)
 
     def _look(self, model: nn.Module, forward: ForwardInputs, answer: Any) -> bool:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

@@ -15,6 +15,7 @@ from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers import multihead_attention, multihead_scores
 from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.stored import is_dense
 from gnnstab.undisturbed import modes_aside
 
 
@@ -63,14 +64,14 @@ Observer = Callable[[StageTensor], None]
 def floats(value: Any) -> list[tuple[str, Tensor]]:
     """The named dense floating-point tensors inside ``value``."""
     named = tensors_in(value)
-    return [(name, t) for name, t in named if t.is_floating_point() and t.layout is torch.strided]
+    return [(name, t) for name, t in named if is_dense(t)]
 
 
 def observe_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], observe: Observer) -> None:
     """Report the model's own inputs under the names that its forward has for them."""
     named = named_tensors(tuple(args), kwargs, model)
     for name, tensor in named.items():
-        if tensor.is_floating_point() and tensor.layout is torch.strided:
+        if is_dense(tensor):
             ends = _ends(name, tensor, named)
             rows = "edges" if "edge" in name or ends is not None else "nodes"
             observe(StageTensor(None, 0, "input", tensor, rows=rows, ends=ends, note=name, detailed=True))

@@ -15,6 +15,7 @@ from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.replaying._stages import Observer, StageTensor, instrument, observe_inputs
 from gnnstab.probe.replaying.replica import ForwardInputs, replica, run_replica, unwrap
 from gnnstab.records import Event
+from gnnstab.stored import is_finite
 
 SHOWN = 16
 """At most this many node ids, edge positions and parameter names go into an event."""
@@ -156,7 +157,7 @@ def _event(seen: StageTensor, model: nn.Module, previous: StageTensor | None, st
 def non_finite_state(module: nn.Module) -> list[str]:
     """Names of the parameters and buffers of ``module`` that hold a NaN or an Inf."""
     named, lazy = [*module.named_parameters(), *module.named_buffers()], unwritten(module)
-    return [name for name, t in named if name not in lazy and t.is_floating_point() and not torch.isfinite(t).all()]
+    return [name for name, t in named if name not in lazy and not is_finite(t)]
 
 
 def _where(seen: StageTensor, bad: Tensor) -> dict[str, Any]:

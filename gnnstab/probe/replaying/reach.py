@@ -12,7 +12,7 @@ import sys
 import threading
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from gnnstab.finalisers import refuse_finalisers, slots_of
 from gnnstab.own_draws import own_draws
 from gnnstab.probe.replaying._named import QUIET, Steps, is_sealed, may_count, names_of
 from gnnstab.randomness import deep_copy
+from gnnstab.stored import bytes_of
 from gnnstab.torch_private import functions_of_operator, operators_named, tree_leaves
 
 SHARED = "with the run, through a function, a class or a global that deepcopy keeps as it is: a replay would change the training"
@@ -132,31 +133,28 @@ LARGEST_COPIED = 64 * 2**20
 """Bytes of the tensors of one argument of a user's own class up to which they are copied for each look."""
 
 
-def held_tensors(value: Any) -> list[Tensor]:
-    """Every tensor that a deep copy of ``value`` would copy: in containers, and in attributes of whatever class."""
+def held_tensors(value: Any, but: tuple[type, ...] = ()) -> list[Tensor]:
+    """Every tensor that a deep copy of ``value`` would copy: in containers, and in attributes of whatever class, ``but`` of some."""
     found: list[Tensor] = []
     waiting, seen = [value], {}
     while waiting:
         one = waiting.pop()
-        if holds_nothing(one) or id(one) in seen or isinstance(one, _KEPT):
+        if holds_nothing(one) or id(one) in seen or isinstance(one, (*_KEPT, *but)):
             continue
         seen[id(one)] = one  # An id is used again once its object is gone.
         if isinstance(one, Tensor):
             found.append(one)
         elif isinstance(one, dict):  # A mapping of another kind may make what it is asked for.
             waiting += dict.values(one)
+        elif isinstance(one, types.MappingProxyType):
+            waiting += one.values()
         else:
-            waiting += one if isinstance(one, (list, tuple, set, frozenset)) else [v for _, v in vars_of(one)]
+            waiting += one if isinstance(one, (list, tuple, set, frozenset, deque)) else [v for _, v in vars_of(one)]
     return found
 
 
 _KEPT = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, weakref.ref)
 """What `copy.deepcopy` keeps as it is."""
-
-
-def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Bytes that copies of the tensors take, at most."""
-    return sum(t.element_size() * t.numel() for t in tensors)
 
 
 _UNCHANGING = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, range, slice, Enum, np.generic)  # fmt: skip
