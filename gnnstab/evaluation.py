@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gnnstab.fixes import recommend
-from gnnstab.records import Coverage, Diagnosis, Signals, Target
+from gnnstab.records import Coverage, Diagnosis, Event, Signals, Target
 from gnnstab.rules import advice, causes, modest, run
 from gnnstab.rules.queries import left_out
 from gnnstab.signals import from_trace
@@ -14,9 +15,14 @@ from gnnstab.trace import Trace
 from gnnstab.verification.interventions import recalled
 
 
-def diagnose_trace(trace: Trace, *, target: Target | None = None, **options: Any) -> Diagnosis:
-    """Diagnose an open trace; ``options`` as for `evaluate`."""
-    return evaluate(target or Target(kind="trace", path=str(trace.path or "in memory")), from_trace(trace), **options)
+def diagnose_trace(
+    trace: Trace, *, target: Target | None = None, late: Sequence[Event] = (), **options: Any
+) -> Diagnosis:
+    """Diagnose an open trace; ``options`` as for `evaluate`, ``late`` are events that came when nothing was recorded any longer."""
+    signals = from_trace(trace)
+    if late:
+        signals = replace(signals, events=(*signals.events, *late))
+    return evaluate(target or Target(kind="trace", path=str(trace.path or "in memory")), signals, **options)
 
 
 def evaluate(

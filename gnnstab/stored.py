@@ -12,10 +12,12 @@ _INDICES = 16
 
 
 def stored(tensor: Tensor) -> Tensor:
-    """The entries that are kept, as a dense tensor: of a sparse one without the zeros that it leaves out, of a nested one all together.
+    """The entries that are kept, as a dense tensor: of a sparse one without the zeros that it leaves out, of a nested one all together, of a quantised one integers.
 
     A dense tensor is returned as it is, with its history; of another one the numbers alone.
     """
+    if tensor.is_quantized:
+        return tensor.int_repr()
     if tensor.layout is torch.strided and not tensor.is_nested:
         return tensor
     tensor = tensor.detach()
@@ -27,7 +29,9 @@ def stored(tensor: Tensor) -> Tensor:
 
 
 def readable(tensor: Tensor) -> Tensor:
-    """The tensor, in float32 where its format has a byte: torch neither adds up such formats nor asks whether they are finite."""
+    """The tensor, in float32 where its format has a byte, in complex64 where it has two halves: torch neither adds up such formats nor asks whether they are finite."""
+    if tensor.dtype is torch.complex32:
+        return tensor.to(torch.complex64)
     return tensor.float() if tensor.itemsize == 1 and tensor.is_floating_point() else tensor
 
 

@@ -133,12 +133,12 @@ def as_number(loss: Any) -> tuple[Tensor | float | None, str]:
 
 
 def _no_number(loss: Any, given: str) -> tuple[float | None, str]:
-    if any(map(_is_nan, tree_leaves(loss))):
+    if any(map(is_nan, tree_leaves(loss))):
         return math.nan, f"{given}, in which a number is NaN: give the scalar that backward is called on"
     return None, f"{given}, which is not one real number; the steps are recorded without a loss"
 
 
-def _is_nan(value: Any) -> bool:
+def is_nan(value: Any) -> bool:
     """True of a number, or a tensor at hand, that is or holds NaN; what lies on a device is not waited for."""
     if isinstance(value, Tensor):
         return value.device.type == "cpu" and bool(stored(value.detach()).isnan().any())

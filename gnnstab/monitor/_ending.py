@@ -6,15 +6,17 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnnstab.errors import GnnstabError, TraceError, UsageError
+from gnnstab.errors import GnnstabError, TraceError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.layers import FAMILY
 from gnnstab.left_out import left_out, taken
+from gnnstab.monitor._arguments import is_nan
 from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings, static_signals
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
@@ -28,10 +30,9 @@ from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
-from gnnstab.probe.replaying.replica import tensors_in
-from gnnstab.probe.replaying.skipped_step import last_look
+from gnnstab.probe.replaying.skipped_step import answers_in, last_look
 from gnnstab.probe.unit_input import unit_input_rows
-from gnnstab.records import Diagnosis, Measure, Signals
+from gnnstab.records import Diagnosis, Event, Measure, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -53,6 +54,7 @@ from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
 from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
 from gnnstab.sharding import WHY, waits_for_others
 from gnnstab.stored import is_finite, stored
+from gnnstab.torch_private import tree_leaves
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
 from gnnstab.verification.interventions import as_batch, investigated, kept
@@ -105,6 +107,10 @@ class Ending:
         self._updates = updates
         self._hooks = _computing(recorder.model)
         self._left_out: dict[str, None] = {}
+        self.late: list[Event] = []
+        """What was given after the end of the run and is not finite."""
+
+        self._told_late = False
         self._over = False
         taken()  # What another run has left out.
 
@@ -121,6 +127,24 @@ class Ending:
         if fresh.keys() - self._left_out.keys():
             self._left_out |= fresh
             self._writer.meta("left_out", "\n".join(self._left_out))
+
+    def loss(self, loss: Tensor | float) -> None:
+        """Take a loss that is given when nothing is recorded any longer, as that of a test after the training."""
+        self._take_late("loss", float(loss))
+
+    def validation(self, loss: float) -> None:
+        """Take a validation loss likewise."""
+        self._take_late("validation", loss)
+
+    def _take_late(self, what: str, loss: float) -> None:
+        event = self._recorder.detector.evaluation(self._recorder.step, loss)
+        if event is not None:
+            said = f"monitor.{what} was given {loss} after the run"
+            self.late.append(replace(event, message=said, detail={**event.detail, "said": said}))
+        if not self._told_late:
+            self._told_late = True
+            words = f"monitor.{what} was given {loss:.3g} after the monitor's block had ended, and the trace does not keep it"
+            warn(f"gnnstab: {words}; call it inside the block")
 
     def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
@@ -144,14 +168,19 @@ class Ending:
         if detector.met or recorder.row is None or waits_for_others(model):
             return
         kept = [t for one in self._optimizers for state in one.state.values() for t in state.values()]
+        within = {
+            f"{type(one).__name__}.state.{key}": None
+            for one in self._optimizers for state in one.state.values() for key, value in state.items()
+            if not isinstance(value, Tensor) and any(map(is_nan, tree_leaves(value)))
+        }  # fmt: skip
         bad = {*bad_tensors(model)} - detector.began
-        if not bad and all(is_finite(t) for t in kept if isinstance(t, Tensor)):
+        if not (bad or within) and all(is_finite(t) for t in kept if isinstance(t, Tensor)):
             return
         found = [static_signals(model, optimizer=one) for one in self._optimizers] or [static_signals(model)]
         non_finite = [s for signals in found for s in signals.find(WEIGHT_NON_FINITE) if s.value > 0]
         own = f"{type(model).__name__}."
         held = {str(s.detail.get("parameter", s.layer)).removeprefix(own): s for s in non_finite}
-        names = [name for name in held if name not in detector.began]
+        names = [*(name for name in held if name not in detector.began), *within]
         if names:
             layer = held[names[0]].layer if names[0] in bad else None
             recorder.emit(detector.state(recorder.row.step, names, layer))
@@ -212,7 +241,7 @@ class Ending:
                 lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
             )  # fmt: skip
             was = inputs.answer.output
-            if was is not None and was.isfinite().all() and any(stored(t).isnan().any() for _, t in tensors_in(output)):
+            if was is not None and was.isfinite().all() and any(stored(t).isnan().any() for t in answers_in(output)):
                 self._recorder.emit(self._recorder.detector.output(last, inputs))
 
     def prove(self, diagnosis: Diagnosis) -> Diagnosis:

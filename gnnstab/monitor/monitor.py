@@ -228,7 +228,7 @@ class Monitor:
         if value is None:
             self._recorder.state.unseen("", "loss", f"monitor.loss was given {trouble}")
         else:
-            self._recorder.loss(value)
+            (self._ending if self._ended else self._recorder).loss(value)
         if trouble and not self._told_loss:
             self._told_loss = True
             warn(f"gnnstab: monitor.loss was given {trouble}")
@@ -238,7 +238,8 @@ class Monitor:
 
         A tensor is read at once, which waits for the device.
         """
-        self._guarded("the validation loss", lambda: self._recorder.validation(float(loss)))
+        taker = self._ending if self._ended else self._recorder
+        self._guarded("the validation loss", lambda: taker.validation(float(loss)))
 
     def diagnose(self, *, verify: bool = False, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`.
@@ -251,7 +252,7 @@ class Monitor:
             notes = nothing_yet(self._recorder, self._begun, self._has_optimizer) or trace.notes
             path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
             options.setdefault("target", Target("trace", path, notes))
-            found = self._in_own_lines(diagnose_trace(trace, **options))
+            found = self._in_own_lines(diagnose_trace(trace, late=self._ending.late, **options))
         return self._ending.prove(found) if verify else found
 
     def _read(self) -> Trace:

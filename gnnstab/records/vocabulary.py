@@ -217,7 +217,7 @@ SIGNALS: dict[str, SignalKind] = {
     (OPTIMIZER_OVERSHOOT := "optimizer.overshoot"): SignalKind("",
         "1 − (slope after)/(slope before) along an update: the rate times the curvature, 2 where it ends as high on the other side"),
     (OPTIMIZER_MOMENTUM := "optimizer.momentum"): SignalKind("", "momentum of the optimizer, where it is 1 or more"),
-    (OPTIMIZER_NEGATIVE_RATE := "optimizer.negative_rate"): SignalKind("", "learning rate of the optimizer, where it is below 0"),
+    (OPTIMIZER_NEGATIVE_RATE := "optimizer.negative_rate"): SignalKind("", "learning rate of the optimizer, where it is below 0 or not finite"),
     (OPTIMIZER_DECAY := "optimizer.decay"): SignalKind("share per step",
         "learning rate times weight decay: what a step takes off every weight, where it is 0.02 or more"),
     (OPTIMIZER_LR_JUMP := "optimizer.lr_jump"): SignalKind("× the step before",

@@ -28,7 +28,7 @@ class RateJump(Rule):
 
     ## How it is measured
     The largest factor between the rates of two recorded steps in a row that leads beyond every rate before; while a run
-    goes on, of every parameter group, momentum, sign of the rate, and rate times weight decay (under SGD, and under AdamW
+    goes on, of every parameter group, momentum, sign and finiteness of the rate, and rate times weight decay (under SGD, and under AdamW
     where 1/decay, the size that it leaves to weights, is at most .1).
 
     ## When it is silent
@@ -56,29 +56,30 @@ class RateJump(Rule):
     def beyond(self, step: int | None, setting: Setting) -> Finding:
         """The finding of an update under a setting that is beyond its limit; ``step`` is None before any."""
         value, group = setting.value, f" of parameter group {setting.group}" if setting.group else ""
-        if setting.signal == OPTIMIZER_MOMENTUM:
-            limit = self.most
+        limits = {OPTIMIZER_MOMENTUM: ("momentum", self.most), OPTIMIZER_DECAY: ("weight decay", self.decay)}
+        name, limit = limits.get(setting.signal, ("learning rate", 0.0))
+        if not math.isfinite(value):
+            said = f"the {name}{group} is {value}: an update leaves NaN or Inf in every weight that has a gradient. Correct its schedule."
+        elif setting.signal == OPTIMIZER_MOMENTUM:
             said = (
                 f"the momentum{group} is {value:.4g}: no gradient leaves the update again, and from 1 on updates grow by themselves, whatever "
                 "the loss is. Correct its schedule: it must stay below 1."
             )
         elif setting.signal == OPTIMIZER_DECAY:
-            limit = self.decay
             said = (
                 f"the weight decay{group} takes {value:.2g} of every weight away in each step (rate × decay), so that weights halve in {_halving(value)}, "
                 "whatever they have learned. Lower the decay, or correct its schedule."
             )
         else:
-            limit = 0.0
             said = f"the learning rate{group} is {value:.3g}: updates go uphill. Correct its schedule: it must not fall below 0."
         at = "" if step is None else f"at step {step} "
         return self.finding(f"{at}{said}", limit=limit, name=setting.signal, value=value, step=step)
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per setting of an optimizer that is at hand, and one for the run: the largest jump."""
-        beyond = [s for s in signals.find(OPTIMIZER_MOMENTUM) if self.most <= s.value < math.inf]
-        beyond += [s for s in signals.find(OPTIMIZER_NEGATIVE_RATE) if s.value < 0]
-        beyond += [s for s in signals.find(OPTIMIZER_DECAY) if self.decay <= s.value < math.inf]
+        beyond = [s for s in signals.find(OPTIMIZER_MOMENTUM) if not s.value < self.most]
+        beyond += [s for s in signals.find(OPTIMIZER_NEGATIVE_RATE) if not 0 <= s.value < math.inf]
+        beyond += [s for s in signals.find(OPTIMIZER_DECAY) if not s.value < self.decay]
         for s in beyond:
             group = s.detail.get("group")
             yield self.beyond(s.step, Setting(s.name, s.value, group if isinstance(group, int) else 0))

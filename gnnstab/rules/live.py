@@ -293,7 +293,8 @@ class LiveEngine:
             return
         # What begins at zero grows in any case, by no number of times.
         if track.start > 0 and rms >= track.before and rms > self._steady.grown(track.start):
-            growth = 0.0 if self._learning() or self._falling() else track.lasting_growth()
+            stands = "loss" in self._tracks and not (self._learning() or self._falling())
+            growth = track.lasting_growth() if stands else 0.0
             yield from self._steady.output(key.layer, step, rms / track.start, math.expm1(min(growth, 50.0)))
         if self._jumped(track, rms):
             yield self._rate.finding(

@@ -140,6 +140,10 @@ SETTINGS = [
     (torch.optim.Adam, decay(1e4), "decay", None),  # Its decay is part of the gradient, whose size Adam takes away.
     (torch.optim.SGD, rate(-1e-5), "negative_rate", 101),
     (torch.optim.SGD, rate(0.0), "negative_rate", None),
+    (torch.optim.SGD, lambda step: {"lr": math.nan if step == 100 else 1e-4}, "negative_rate", 100),
+    (torch.optim.Adam, lambda step: {"lr": math.inf if step == 100 else 1e-4}, "negative_rate", 100),
+    (torch.optim.SGD, lambda step: {"momentum": math.nan if step >= 100 else 0.9}, "momentum", 100),
+    (torch.optim.SGD, lambda step: {"weight_decay": math.nan if step >= 100 else 0.0}, "decay", 100),
 ]
 
 

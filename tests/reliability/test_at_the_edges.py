@@ -179,3 +179,19 @@ def test_a_backward_that_anomaly_mode_ends(eps: float, told: list[str]) -> None:
             loss.backward()
             optimizer.step()
     assert codes(monitor, "error") == told
+
+
+@pytest.mark.parametrize("number", [torch.nan, 1.0])
+@pytest.mark.parametrize("what", ["loss", "step", "validation"])
+def test_a_loss_that_is_given_after_the_block(what: str, number: float) -> None:
+    """It is said that nothing keeps it; one that is not finite is an error of the report, and no number of the trace changes."""
+    monitor = trained(Net(), lambda step, model, optimizer, monitor: monitor.loss(0.5))
+    with pytest.warns(gnnstab.errors.GnnstabWarning, match="after the monitor's block had ended") as caught:
+        getattr(monitor, what)(number)
+    assert len(caught) == 1
+    getattr(monitor, what)(number)  # A second warning would be an error.
+    found = monitor.diagnose()
+    told = [f.message for f in found.findings if f.code == "GS502"]
+    assert ["after the run" in text for text in told] == ([] if number == 1.0 else [True])
+    with monitor.trace as trace:
+        assert {row.loss for row in trace.steps()} == {0.5}

@@ -1,14 +1,17 @@
-"""Tensors that are not dense, in buffers, parameters and beside the output: healthy ones bring no failure, NaN in them is told."""
+"""Tensors that are not dense or that objects hold, in buffers, parameters and beside the output: healthy ones are no failure, NaN in them is told."""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn.functional import mse_loss
 
 import gnnstab
@@ -39,6 +42,15 @@ def byte(tensor: Tensor) -> Tensor:
     return tensor.to(torch.float8_e4m3fn)
 
 
+def halves(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.complex32)
+
+
+def quantised(tensor: Tensor) -> Tensor:
+    """It has no code for NaN."""
+    return torch.quantize_per_tensor(tensor.nan_to_num(), 0.1, 0, torch.qint8)
+
+
 def compressed(tensor: Tensor) -> Tensor:
     return tensor.to_sparse_csr()
 
@@ -47,9 +59,11 @@ def coordinates(tensor: Tensor) -> Tensor:
     return tensor.to_sparse()
 
 
-LAYOUTS = [coordinates, compressed, Tensor.to_sparse_csc, twice, jagged, nested, Tensor.to_mkldnn, byte]
+LAYOUTS = [coordinates, compressed, Tensor.to_sparse_csc, twice, jagged, nested, Tensor.to_mkldnn, byte, halves]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
+    pytest.mark.filterwarnings("ignore:ComplexHalf support"),
     pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta"),
 ]
 
@@ -84,13 +98,13 @@ def codes(
         for step in range(12):
             optimizer.zero_grad()
             out = model(X, EDGES)
-            mse_loss(out[0] if isinstance(out, tuple) else out, Y).backward()
+            mse_loss(main_of(out), Y).backward()
             optimizer.step()
             after(step)
     return {f.code for f in monitor.diagnose().findings} & {"GS502", "GS902"}
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, quantised])
 @pytest.mark.parametrize("begins", [1.0, math.nan])
 def test_a_buffer_that_stays_as_it_is(layout: Callable[[Tensor], Tensor], begins: float) -> None:
     assert codes(Kept(layout(torch.eye(4) * begins))) == set()
@@ -108,11 +122,73 @@ def test_a_buffer_that_becomes_nan(layout: Callable[[Tensor], Tensor]) -> None:
 
 
 @pytest.mark.parametrize("schedule", [None, "every step"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, quantised])
 def test_beside_the_output(layout: Callable[[Tensor], Tensor], schedule: str | None) -> None:
     assert codes(Beside(layout), schedule=schedule) == set()
-    if layout is not byte:
+    if layout not in (byte, halves, quantised):
         assert codes(Beside(lambda out: layout((out - 1e9).sqrt())), schedule=schedule) == {"GS502"}
+
+
+class Plain:
+    def __init__(self, main: Tensor, aux: Tensor) -> None:
+        self.main, self.aux = main, aux
+
+
+class Slots:
+    __slots__ = ("aux", "main")
+
+    def __init__(self, main: Tensor, aux: Tensor) -> None:
+        self.main, self.aux = main, aux
+
+
+class Held(Net):
+    """Answers with an object, which holds the model as well, with its placeholder."""
+
+    def __init__(self, kind: str, size: float = 0.0) -> None:
+        super().__init__()
+        self.kind, self.size = kind, size
+        self.register_buffer("placeholder", torch.full((3,), math.nan))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Any:
+        out = super().forward(x, edge_index)
+        aux = (out - self.size).abs() if self.size == 0 else (out - self.size).sqrt()
+        answers: dict[str, Callable[[], Any]] = {
+            "plain": lambda: Plain(out, aux),
+            "slots": lambda: Slots(out, aux),
+            "namespace": lambda: SimpleNamespace(main=out, aux=aux, model=self),
+            "mapping": lambda: MappingProxyType({"main": out, "aux": aux}),
+            "deque": lambda: deque([out, aux]),
+            "within": lambda: {"main": out, "more": [Plain(out, aux)]},
+            "complex": lambda: {"main": out, "aux": torch.complex(out, aux)},
+            "distribution": lambda: {"main": out, "aux": Normal(aux, 1.0, validate_args=False)},
+        }
+        return answers[self.kind]()
+
+
+def main_of(out: Any) -> Tensor:
+    main: Tensor = out[0] if isinstance(out, (tuple, deque)) else getattr(out, "main", None)
+    return out if isinstance(out, Tensor) else out["main"] if main is None else main
+
+
+@pytest.mark.parametrize(
+    "kind", ["plain", "slots", "namespace", "mapping", "deque", "within", "complex", "distribution"]
+)
+def test_an_output_in_an_object(kind: str) -> None:
+    assert codes(Held(kind)) == set()
+    assert codes(Held(kind, 1e9)) == {"GS502"}
+
+
+@pytest.mark.parametrize("kind", ["plain", "slots", "namespace"])
+@pytest.mark.parametrize("broken", [True, False])
+def test_an_evaluation_that_answers_with_an_object(kind: str, broken: bool) -> None:
+    model = Held(kind)
+
+    def after(step: int) -> None:
+        with torch.no_grad():
+            model.eval()(X * math.nan if broken and step == 7 else X, EDGES)
+        model.train()
+
+    assert codes(model, after) == ({"GS502"} if broken else set())
 
 
 class Weighted(Net):

@@ -175,6 +175,25 @@ def momentum(step: int, model: Stateful, optimizer: torch.optim.Optimizer) -> No
         optimizer.state[model.out.bias]["momentum_buffer"] = torch.full((1,), math.nan)
 
 
+@pytest.mark.parametrize("number", [math.nan, 1.0])
+@pytest.mark.parametrize(
+    "form", [lambda n: n, lambda n: [torch.tensor(n), None], lambda n: {"m": (torch.tensor([n]),)}]
+)
+def test_what_an_optimizer_keeps_in_other_forms(form: Callable[[float], Any], number: float) -> None:
+    """L-BFGS keeps lists of tensors."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(6):
+            optimizer.zero_grad()
+            mse_loss(model(X, EDGES), Y).backward()
+            optimizer.step()
+        optimizer.state[model.out.bias]["history"] = form(number)
+    told = [f.message for f in monitor.diagnose().findings if f.code in ("GS502", "GS902")]
+    assert ["SGD.state.history" in text for text in told] == ([] if number == 1.0 else [True])
+
+
 @pytest.mark.parametrize(
     ("size", "between", "said"),
     [

@@ -364,6 +364,7 @@ def test_outputs_that_grow_and_go_on_are_told_while_the_loss_is_no_better() -> N
     assert told(lambda i: min(1.02**i, 3.9), lambda i: 1.0) == []
     assert told(lambda i: min(0.1 * 1.02**i, 0.9), lambda i: 1.0) == [], "up to a usual size"
     assert told(lambda i: 1 + 9 * (1 - math.exp(-i / 8)), lambda i: 1.0) == []
+    assert follow(LiveEngine(), range(150), output=lambda i: 1.02**i) == [], "no loss, so none that stands"
 
 
 def test_gradients_that_scatter_while_the_loss_falls_are_no_spikes() -> None:

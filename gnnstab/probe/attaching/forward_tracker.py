@@ -23,7 +23,7 @@ from gnnstab.probe.replaying.computing_hooks import changes_input
 from gnnstab.probe.replaying.reach import held_tensors
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
-from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
+from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, answers_in, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
 from gnnstab.stored import bytes_of, stored
@@ -223,7 +223,7 @@ class ForwardTracker:
 
     def _look_at_evaluation(self, mode: str, output: Any) -> None:
         """No loss and no gradient follows an evaluation, or a forward that a loop throws away, in which a NaN would show."""
-        for _, tensor in () if transforms() else tensors_in(output):
+        for tensor in () if transforms() else [t for _, t in tensors_in(output)] or answers_in(output):
             if not tensor.is_floating_point():
                 continue
             bad = stored(tensor.detach()).isnan().any()
@@ -234,7 +234,7 @@ class ForwardTracker:
 
     def _look_for_nothing(self, output: Any) -> None:
         """A loss that leaves a tensor of the output out does not show what became of it."""
-        made = [stored(t.detach()) for _, t in tensors_in(output) if t.is_floating_point() or t.is_complex()]
+        made = [stored(t.detach()) for t in answers_in(output) if t.is_floating_point() or t.is_complex()]
         found = [t.isnan().all() for t in made if t.numel()]
         if found:
             self.nothing = torch.stack([one.to(found[0].device) for one in found]).any()

@@ -19,8 +19,8 @@ from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import TAKEN_AWAY, Explainer
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.evaluating import in_mode
-from gnnstab.probe.replaying.replica import replica, run_replica, tensors_in
-from gnnstab.probe.replaying.skipped_step import SkippedForward
+from gnnstab.probe.replaying.replica import replica, run_replica
+from gnnstab.probe.replaying.skipped_step import SkippedForward, answers_in
 from gnnstab.probe.state import State
 from gnnstab.records import Event, LayerFacts
 from gnnstab.sharding import sharded
@@ -230,7 +230,7 @@ class NonFiniteDetector:
         if inputs is not None and inputs.rng is not None:
             try:
                 output = run_replica(in_mode(replica(self._model)), self._forwards.kept or inputs)
-                if any(bool(stored(t).isnan().any()) for _, t in tensors_in(output)):
+                if any(bool(stored(t).isnan().any()) for t in answers_in(output)):
                     return None
                 twin = in_mode(replica(self._model), inputs.mode.startswith("train"))
             except (UsageError, *_OF_VALUES) as error:

@@ -15,6 +15,7 @@ from gnnstab.probe.operations._naming import Named, TensorNames
 from gnnstab.probe.operations._undo import scale_to_blame, widened, wider
 from gnnstab.probe.operations._watch import OperationMode, Origin
 from gnnstab.probe.replaying.replica import ForwardInputs, copied, eager, forked_rng, replica, tensors_in, unwrap
+from gnnstab.probe.replaying.skipped_step import answers_in
 from gnnstab.stored import is_finite, readable, stored
 
 Objective = Callable[[Any, tuple[Any, ...], dict[str, Any], OperationMode], Tensor]
@@ -138,7 +139,7 @@ class _State:
 
 def _judged(watch: OperationMode, twin: nn.Module, state: _State, held: tuple[Named, ...]) -> Found:
     """What is not finite at the end decides which of all bad values counts: others were dealt with on the way."""
-    outputs = [readable(stored(t.detach())) for _, t in tensors_in(state.output)]
+    outputs = [readable(stored(t.detach())) for t in answers_in(state.output)]
     finite = [t[torch.isfinite(t)].abs() for t in outputs if t.is_floating_point()]
     largest = max((float(t.max()) for t in finite if t.numel()), default=0.0)
     if state.loss is not None and not is_finite(state.loss):
@@ -149,7 +150,8 @@ def _judged(watch: OperationMode, twin: nn.Module, state: _State, held: tuple[Na
     bad = [t for t in outputs if not is_finite(t)]
     made = [watch.made(t) for t in bad]
     if bad and state.loss is None and not all(one is not None and one.written for one in made):
-        return Found(watch.origin(bad[0]) or watch.origin(), "output", largest, held, state.note)
+        found = [watch.origin(t) for t, one in zip(bad, made, strict=True) if one is not None and not one.written]
+        return Found(next(iter(found), None), "output", largest, held, state.note)
     if state.note and state.ran != "output":
         return Found(watch.origin(), "exception", largest, held, state.note)
     # The loss that nobody called decides whether infinities that the model writes, as a masked policy does, are dealt with.

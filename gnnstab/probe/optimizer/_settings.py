@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -15,18 +16,18 @@ from gnnstab.records.vocabulary import OPTIMIZER_DECAY, OPTIMIZER_MOMENTUM, OPTI
 
 
 def beyond_limits(optimizer: torch.optim.Optimizer) -> Iterator[Setting]:
-    """A momentum of 1 or more, a rate below 0, and a decay that takes `LARGEST_DECAY` or more off every weight in a step.
+    """A momentum of 1 or more, a rate below 0, one of these that is no finite number, and a decay that takes `LARGEST_DECAY` or more off every weight in a step.
 
     A decay is judged where rate × decay is what a step takes: under SGD, and where it is decoupled from the gradient. There a step also adds
     about its rate, so that weights of a size up to 1/decay stay: it is judged from `SMALL_ENOUGH` down.
     """
     for place, group in enumerate(optimizer.param_groups):
         lr, momentum, decay = (_number(group.get(name)) for name in ("lr", "momentum", "weight_decay"))
-        if momentum >= MOST_MOMENTUM:
+        if not momentum < MOST_MOMENTUM:  # NaN is no less.
             yield Setting(OPTIMIZER_MOMENTUM, momentum, place)
-        if lr < 0:
+        if not 0 <= lr < math.inf:
             yield Setting(OPTIMIZER_NEGATIVE_RATE, lr, place)
-        elif lr * decay >= LARGEST_DECAY and (
+        elif not lr * decay < LARGEST_DECAY and (
             isinstance(optimizer, torch.optim.SGD) or (_decoupled(optimizer, group) and 1 / decay <= SMALL_ENOUGH)
         ):
             yield Setting(OPTIMIZER_DECAY, lr * decay, place)

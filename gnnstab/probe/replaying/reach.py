@@ -12,7 +12,7 @@ import sys
 import threading
 import types
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -133,21 +133,23 @@ LARGEST_COPIED = 64 * 2**20
 """Bytes of the tensors of one argument of a user's own class up to which they are copied for each look."""
 
 
-def held_tensors(value: Any) -> list[Tensor]:
-    """Every tensor that a deep copy of ``value`` would copy: in containers, and in attributes of whatever class."""
+def held_tensors(value: Any, but: tuple[type, ...] = ()) -> list[Tensor]:
+    """Every tensor that a deep copy of ``value`` would copy: in containers, and in attributes of whatever class, ``but`` of some."""
     found: list[Tensor] = []
     waiting, seen = [value], {}
     while waiting:
         one = waiting.pop()
-        if holds_nothing(one) or id(one) in seen or isinstance(one, _KEPT):
+        if holds_nothing(one) or id(one) in seen or isinstance(one, (*_KEPT, *but)):
             continue
         seen[id(one)] = one  # An id is used again once its object is gone.
         if isinstance(one, Tensor):
             found.append(one)
         elif isinstance(one, dict):  # A mapping of another kind may make what it is asked for.
             waiting += dict.values(one)
+        elif isinstance(one, types.MappingProxyType):
+            waiting += one.values()
         else:
-            waiting += one if isinstance(one, (list, tuple, set, frozenset)) else [v for _, v in vars_of(one)]
+            waiting += one if isinstance(one, (list, tuple, set, frozenset, deque)) else [v for _, v in vars_of(one)]
     return found
 
 

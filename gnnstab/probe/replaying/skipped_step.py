@@ -12,6 +12,7 @@ from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.hooks import Hook, ignore
 from gnnstab.probe.buffering.step_writer import StepRows, Writer
 from gnnstab.probe.replaying.evaluating import in_mode
+from gnnstab.probe.replaying.reach import held_tensors
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
 from gnnstab.records import SeriesKey
 
@@ -55,6 +56,12 @@ def histories(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
         return [output] if output.grad_fn is not None else []
     return [tensor for _, tensor in tensors_in(output) if tensor.grad_fn is not None]
+
+
+def answers_in(output: Any) -> list[Tensor]:
+    """Every tensor in what a model returned, whatever holds it; a module that hangs there, as the model itself may, is no answer."""
+    named = [tensor for _, tensor in tensors_in(output)]
+    return [*named, *(t for t in held_tensors(output, (nn.Module,)) if all(t is not one for one in named))]
 
 
 def keep_gradients(
