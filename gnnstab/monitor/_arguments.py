@@ -117,8 +117,6 @@ def steps_between(schedule: int | str) -> int:
 def as_number(loss: Any) -> tuple[Tensor | float | None, str]:
     """The loss of a step, and what is wrong with it: several numbers become their mean, what is no real number None, or NaN where it holds one."""
     try:
-        if isinstance(loss, np.ndarray):
-            loss = torch.as_tensor(loss)
         if not isinstance(loss, Tensor):
             return float(loss), ""
         if loss.is_meta or loss.is_complex() or not loss.numel():
@@ -129,6 +127,8 @@ def as_number(loss: Any) -> tuple[Tensor | float | None, str]:
             f"a tensor of shape {tuple(loss.shape)}; its mean is recorded: give the scalar that backward is called on"
         )
     except (TypeError, ValueError, OverflowError, RuntimeError):
+        if isinstance(loss, np.ndarray) and loss.dtype.kind in "fiubc":
+            return as_number(torch.as_tensor(loss))
         return _no_number(loss, f"a {type(loss).__name__}")
 
 
