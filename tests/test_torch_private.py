@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -54,15 +55,21 @@ def defined(tree: ast.AST) -> set[str]:
     return found
 
 
-TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
-DEFINED = {path: defined(tree) for path, tree in TREES.items()}
+@functools.cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+
+
+@functools.cache
+def names_defined() -> dict[Path, set[str]]:
+    return {path: defined(tree) for path, tree in trees().items()}
 
 
 def attributes(path: Path) -> set[str]:
     """Private attributes that a file reads from objects of others, also by `getattr`."""
-    found, own = set(), DEFINED[path]
-    inherited = set().union(*(names for other, names in DEFINED.items() if other != path))
-    for node in ast.walk(TREES[path]):
+    found, own = set(), names_defined()[path]
+    inherited = set().union(*(names for other, names in names_defined().items() if other != path))
+    for node in ast.walk(trees()[path]):
         if isinstance(node, ast.Attribute) and hidden(node.attr) and not chain(node).startswith("torch."):
             base = ast.unparse(node.value)
             mine = inherited if base == "super()" else own | inherited if base in ("self", "cls") else own
@@ -81,7 +88,7 @@ def test_the_search_can_find() -> None:
 
 
 def test_no_other_file_reaches_into_torch() -> None:
-    for path, tree in TREES.items():
+    for path, tree in trees().items():
         assert not torch_names(tree), f"{path}: bind the name in gnnstab/torch_private.py"
 
 
@@ -112,7 +119,7 @@ def test_every_bound_name_is_used() -> None:
     bound -= {"ATTRIBUTES", "annotations", "torch"}
     names = {
         name
-        for tree in TREES.values()
+        for tree in trees().values()
         for node in ast.walk(tree)
         for name in (
             [alias.name for alias in node.names]
