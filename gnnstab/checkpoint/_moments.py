@@ -18,7 +18,13 @@ from gnnstab.checkpoint._scan import Statistics, entries, finite
 from gnnstab.checkpoint._tensors import readable
 from gnnstab.layers import plays
 from gnnstab.records import Signal
-from gnnstab.records.vocabulary import OPTIMIZER_LR_TO_RMS, OPTIMIZER_NEVER_UPDATED
+from gnnstab.records.settings import MOST_MOMENTUM
+from gnnstab.records.vocabulary import (
+    OPTIMIZER_LR_TO_RMS,
+    OPTIMIZER_MOMENTUM,
+    OPTIMIZER_NEGATIVE_RATE,
+    OPTIMIZER_NEVER_UPDATED,
+)
 
 WIDEST = 5 / 3
 """Gain RMS·√fan_in of the widest initialisation in use."""
@@ -51,6 +57,23 @@ def optimizer_signals(
         detail = {"parameters": silent[:MOST_NAMES], "optimizer": optimizer.path, "of": len(names)}
         signals.append(Signal(OPTIMIZER_NEVER_UPDATED, float(len(silent)), None, source="optimizer", detail=detail))
     return signals
+
+
+def settings_beyond(optimizer: OptimizerState) -> list[Signal]:
+    """A rate below 0 and a momentum of 1 or more, of every group."""
+    found: dict[tuple[str, int], Signal] = {}
+    for entry in optimizer.entries:
+        lr, momentum = (entry.settings.get(name) for name in ("lr", "momentum"))
+        detail = {"group": entry.group, "optimizer": optimizer.path}
+        if lr is not None and lr < 0:
+            found[OPTIMIZER_NEGATIVE_RATE, entry.group] = Signal(
+                OPTIMIZER_NEGATIVE_RATE, lr, source="optimizer", detail=detail
+            )
+        if momentum is not None and momentum >= MOST_MOMENTUM:
+            found[OPTIMIZER_MOMENTUM, entry.group] = Signal(
+                OPTIMIZER_MOMENTUM, momentum, source="optimizer", detail=detail
+            )
+    return list(found.values())
 
 
 def gradient_slope(signals: Sequence[Signal], layers: Sequence[str]) -> list[Signal]:

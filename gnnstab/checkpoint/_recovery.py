@@ -13,7 +13,7 @@ from gnnstab.checkpoint._fingerprint import Fingerprint, fingerprint, is_judged,
 from gnnstab.checkpoint._heads import Heads, heads_of
 from gnnstab.checkpoint._layers import find_layers, own_attention
 from gnnstab.checkpoint._loading import Checkpoint
-from gnnstab.checkpoint._moments import gradient_slope, optimizer_signals
+from gnnstab.checkpoint._moments import gradient_slope, optimizer_signals, settings_beyond
 from gnnstab.checkpoint._naming import is_statistic, listed
 from gnnstab.checkpoint._numbers import SLOPE_SQUARED, layer_signals
 from gnnstab.checkpoint._optimizer import OptimizerState
@@ -246,6 +246,7 @@ def _optimizer_values(
     known: set[tuple[object, ...]] = set()
     tied: set[str] = set()
     for optimizer in checkpoint.optimizers:
+        values += settings_beyond(optimizer)
         if _shares_state(optimizer, known):
             lines.append(f"{optimizer.path}: one state stands for several parameters or optimizers; not judged")
             continue

@@ -80,7 +80,8 @@ class RateJump(Rule):
         beyond = [s for s in signals.find(OPTIMIZER_MOMENTUM) if not s.value < self.most]
         beyond += [s for s in signals.find(OPTIMIZER_NEGATIVE_RATE) if not 0 <= s.value < math.inf]
         beyond += [s for s in signals.find(OPTIMIZER_DECAY) if not s.value < self.decay]
-        for s in beyond:
+        # Of an optimizer at hand, its state tells what its settings do.
+        for s in {(s.name, repr(s.value), s.detail.get("group")): s for s in beyond}.values():
             group = s.detail.get("group")
             yield self.beyond(s.step, Setting(s.name, s.value, group if isinstance(group, int) else 0))
         if beyond and not signals.find(OPTIMIZER_LR_JUMP):

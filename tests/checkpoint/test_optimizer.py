@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch_geometric.nn import TransformerConv
 
+import gnnstab
 from gnnstab.checkpoint import load, recover
 from gnnstab.checkpoint._optimizer import plain_number
 from gnnstab.checkpoint.facts import CheckpointFacts
@@ -224,3 +225,17 @@ def test_nan_in_a_moment_is_found(saved: Save) -> None:
 
 def test_a_step_that_is_a_parameter_is_read_without_a_warning() -> None:
     assert plain_number(torch.nn.Parameter(torch.tensor(3.0))) == 3.0
+
+
+@pytest.mark.parametrize(("name", "bad", "good"), [("lr", -0.1, 0.1), ("momentum", 1.0, 0.9)])
+def test_a_setting_that_leaves_its_range_is_told_of_a_file(name: str, bad: float, good: float, saved: Save) -> None:
+    net = Net()
+    optimizer = torch.optim.SGD(
+        [{"params": net.embed.parameters()}, {"params": net.convs.parameters()}], lr=0.1, momentum=0.9
+    )
+    for value, codes in ((good, []), (bad, ["GS606"])):
+        optimizer.param_groups[1][name] = value
+        diagnosis = gnnstab.diagnose(saved({"model": net.state_dict(), "optimizer": optimizer.state_dict()}), heads=2)
+        assert [f.code for f in diagnosis.at_least("warning")] == codes
+        assert all("parameter group 1" in f.message for f in diagnosis.at_least("warning"))
+    assert len([f for f in gnnstab.diagnose(net, optimizer=optimizer).findings if f.code == "GS606"]) == 1
