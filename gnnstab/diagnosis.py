@@ -43,7 +43,7 @@ def diagnose(
             checkpoints of one run, or an ``nn.Module``.
         model: For a checkpoint, or to ``verify`` the fixes of a trace: the module it belongs to, a factory without arguments, or ``"pkg.mod:factory"``.
         batch: A ``Data``, ``Batch`` or ``HeteroData``, a tuple of positional or dict of keyword arguments, a list or a
-            ``DataLoader`` of those (its first 16), or the path of a file holding one. Labels beside the inputs, as in
+            ``DataLoader`` of those (the first 128 of a list, 16 of a loader), or the path of a file holding one. Labels beside the inputs, as in
             ``(data, y)``, are for the loss. Makes attention, activations and gradients visible.
         loss: ``callable(output, batch) -> scalar tensor`` or ``"pkg.mod:function"``; a random linear read-out of the
             output when omitted, which the diagnosis states.

@@ -30,7 +30,9 @@ class NonFiniteValue(Rule):
     there. The step is repeated with every operation watched, which gives the operation, the line of your code, the
     sizes of its operands and the tensor of the batch that carried the value in. Where the events of a run were lost,
     the first row of a layer or loss; in a checkpoint, parameters with NaN or Inf. When a run ends, its buffers, frozen
-    parameters and the optimizer's state are looked at once: those that were finite before it. The cause is what is seen:
+    parameters and the optimizer's state are looked at once: those that were finite before it. Of a model and a batch,
+    an output that is NaN throughout beside what the loss reads, and one that is NaN in training mode alone, count too.
+    The cause is what is seen:
 
     - NaN in a tensor of the batch: `non-finite-data`;
     - an operation that is undefined for its finite operands (log 0, 0/0, ∞ − ∞, exp without a shift, the derivative of

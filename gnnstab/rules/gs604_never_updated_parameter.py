@@ -37,10 +37,10 @@ class NeverUpdatedParameter(Rule):
       parameter, and at the run's end (their own, or what the optimizer keeps of it).
       Or no weight that the optimizer holds has moved from some step to the end, since none has a gradient when the
       optimizer steps.
-    - Model and batch: parameters without a gradient after a backward, and why (the module was not called, no path leads
-      to it, or it stands in a reentrant checkpoint none of whose inputs has a gradient); weights that the loss depends
-      on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or sigmoid of a plain tensor of
-      a module.
+    - Model and batch: a loss that depends on no parameter; parameters without a gradient after a backward, and why (the
+      module was not called, no path leads to it, or it stands in a reentrant checkpoint none of whose inputs has a
+      gradient); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list;
+      a softmax or sigmoid of a plain tensor of a module.
     - The optimizer: parameters that it does not hold, as those that the forward makes when it first runs.
     - Gradients that are 0 for every parameter (`round`, `argmax`), or for those in front of an operation that hands
       none on: a clamp that cuts every entry, a step function, a draw (`torch.normal`), a softmax over one entry.

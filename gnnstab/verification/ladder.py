@@ -233,7 +233,7 @@ class _Trials:
             for seed in self.seeds
         }
         results = self.run(jobs)
-        if all(map(stands, results.values())):
+        if self.setting.training.steps > 1 and all(map(stands, results.values())):
             raise NothingEvaluable(
                 f"the loss stays at {next(iter(results.values())).final:g} in every training, so that nothing can be told of any rung: pass one that "
                 "updates can lower"
@@ -309,7 +309,7 @@ def _trained_by_user(
     broken = next((n for n, value in enumerate(losses, 1) if not math.isfinite(value)), len(losses))
     name = getattr(train, "__name__", "your training function")
     done = Run(tuple(losses[:broken]), 0.0, f"{name}, {len(losses)} losses")
-    return replace(result, start=next(iter(losses), None), final=done.final, objective=done.objective)
+    return replace(result, final=done.final, objective=done.objective)
 
 
 def _larger_job(setting: Setting, arm: Arm, size: float, factor: float, train: Train | None) -> ArmResult:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 MOST_BATCHES = 16
-"""Of a loader, which may have no end; a list is taken whole."""
+"""Of a loader, which may have no end; a list is taken whole, and run in part where it is long (`chosen`)."""
 
 _ONE = (BaseData, Tensor, Mapping, tuple, str, bytes)
 
