@@ -14,7 +14,7 @@ from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Finding, SeriesKey, StepRow
-from gnnstab.rules._beginning import Climb
+from gnnstab.rules.beginning import Climb
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs610_stale_gradients import StaleGradients as KeptRule

@@ -18,9 +18,9 @@ import numpy as np
 from gnnstab.records import Finding, SeriesKey, Signal, Signals
 from gnnstab.records.rises import Nearing, Overshoot, falling
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
-from gnnstab.rules._beginning import Beginning, Overshoots, Rates
 from gnnstab.rules._tracks import WARM_UP, WINDOW, Blocks, Quiet, Track, median
 from gnnstab.rules.base import threshold
+from gnnstab.rules.beginning import Beginning, Overshoots, Rates
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh

@@ -12,7 +12,7 @@ from torch import nn
 import gnnstab
 from gnnstab.probe.optimizer._settings import usual_rate
 from gnnstab.records import Finding
-from gnnstab.rules._beginning import Climb
+from gnnstab.rules.beginning import Climb
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 
 USUAL = 1e-3
