@@ -254,15 +254,16 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
 
 
 def _also(group: Sequence[Finding], width: int) -> Text:
-    """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, from GS401``."""
+    """``warning GS302 attention-saturated-by-input, gnn1: attention.entropy 0.229 < 0.35, from GS401``: no number without its signal."""
     first, times = group[0], f" ×{len(group)}" if len(group) > 1 else ""
     origin = f", from {escape.name(first.explained_by)}" if first.explained_by else ""
     known = math.isfinite(first.threshold) and not math.isnan(first.value)
-    measured = f": {compared(first.value, first.threshold, '')}" if known else ""
+    values = [f": {first.signal} {compared(first.value, first.threshold, unit)}" for unit in (first.unit, "")] * known
     rule, place = f" {first.code} {escape.name(first.name)}{times}", escape.name(first.layer or "the model")
     room = width - _LABEL - len(first.severity)
-    texts = [f"{rule}, {place}{measured}{origin}", f"{rule}, {place}{origin}", f"{rule}{measured}{origin}", f"{rule}{origin}",
-             rule, f" {first.code}{times}{origin}"]  # fmt: skip
+    texts = [*(f"{rule}, {place}{told}{origin}" for told in values),
+             *(f" {first.code}{times}, {place}{told}{origin}" for told in values),
+             f"{rule}, {place}{origin}", f"{rule}{origin}", rule, f" {first.code}{times}{origin}"]  # fmt: skip
     label = Text(f"{'also':<{_LABEL}}", MUTED)
     return _unwrapped(label, (first.severity, SEVERITY[first.severity]), _fitting(texts, room))
 

@@ -113,11 +113,11 @@ def test_where_the_first_nan_was_made_stands_at_the_top() -> None:
 
 def test_a_cause_does_not_say_again_where_the_first_nan_was() -> None:
     base = examples.nan_values()
-    said = "`y[3]` holds NaN and came in at sub, in the loss; first non-finite value at step 17: the model, came in. Leave it out."
+    said = "`y[3]` holds NaN and came in at `sub`, in the loss; first non-finite value at step 17: the model, came in. Leave it out."
     causes = tuple(replace(cause, reason=said) if cause.status == "root-cause" else cause for cause in base.causes)
     shown = " ".join(" ".join(lines(replace(base, causes=causes))).split())
     assert shown.count("first non-finite value") == 1
-    assert "`y[3]` holds NaN and came in at sub, in the loss. Leave it out." in shown
+    assert "`y[3]` holds NaN and came in at `sub`, in the loss. Leave it out." in shown
 
 
 def test_root_causes_come_before_their_symptoms() -> None:
