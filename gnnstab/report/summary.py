@@ -10,10 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from gnnstab.characters import counted
 from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice, Signal
 from gnnstab.records.vocabulary import WEIGHT_NON_FINITE
 from gnnstab.report import escape
-from gnnstab.report.numbers import count, number
+from gnnstab.report._glossary import how
+from gnnstab.report.numbers import number
 
 CAUSE_ORDER = ("root-cause", "contributing", "present", "not-evaluable", "absent")
 FIX_ORDER = ("confirmed", "not-tested", "inconclusive", "no-effect", "made-worse")
@@ -81,9 +83,9 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     if missing := diagnosis.context.get("ranks_missing"):
         parts.append(f"rank{'s' * (len(missing) > 1)} {escape.name(', '.join(map(str, missing)), 40)} of the run")
     if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
-        parts.append(count(unjudged, "stored tensor"))
+        parts.append(counted(unjudged, "stored tensor"))
     if (blind := diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed) > 0:
-        parts.append(count(blind, "attention layer"))
+        parts.append(counted(blind, "attention layer"))
     if not any(signal.source in ("batch", "training") for signal in diagnosis.signals):
         parts.append("your data and the training")
     if diagnosis.context.get("closed") is False:
@@ -91,11 +93,11 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     if any("of use, your loss tells" in finding.message for finding in diagnosis.findings):
         parts.append("whether its sharp attention is of use (pass the loss)")
     if unasked := {rule.code for rule in diagnosis.rules if rule.reason == "not selected"}:
-        parts.append(f"{len(unasked)} of {count(len(diagnosis.rules), 'rule')}, not selected")
+        parts.append(f"{len(unasked)} of {counted(len(diagnosis.rules), 'rule')}, not selected")
         if "GS502" in unasked and any(s.name == WEIGHT_NON_FINITE and s.value > 0 for s in diagnosis.signals):
             parts.append("the NaN or Inf in the weights (GS502)")
     hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
-    parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
+    parts += [f"{counted(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
     return tuple(parts)
 
 
@@ -103,7 +105,7 @@ def severities(findings: Sequence[Finding]) -> str:
     """``2 errors, 1 warning``; worst first, zero counts left out, ``no findings`` for none."""
     counts = Counter(f.severity for f in findings)
     nouns = {"error": "error", "warning": "warning", "info": "note"}
-    return ", ".join(count(counts[s], nouns[s]) for s in reversed(SEVERITIES) if counts[s]) or "no findings"
+    return ", ".join(counted(counts[s], nouns[s]) for s in reversed(SEVERITIES) if counts[s]) or "no findings"
 
 
 def in_reading_order(diagnosis: Diagnosis) -> tuple[Finding, ...]:
@@ -230,15 +232,8 @@ def treated(diagnosis: Diagnosis) -> tuple[Cause, ...]:
 
 def standing(cause: Cause) -> str:
     """``root cause, undone on a copy``: what a cause is, and how that is known."""
-    return ", ".join(filter(None, (verdict_words(cause.status), HOW.get(cause.how))))
+    return ", ".join(filter(None, (verdict_words(cause.status), how(cause))))
 
-
-HOW = {
-    "observed": "seen directly",
-    "undone": "undone on a copy",
-    "inferred": "fits the numbers, not tried",
-}
-"""How a cause is known → the words that a reader needs no manual for."""
 
 _UNTESTED = re.compile(r"(?:; )?not tested: (.+?), or (\S*diagnose\b.+)$")
 
@@ -250,7 +245,11 @@ def note(fix: FixAdvice) -> str:
 
 def rate(fix: FixAdvice) -> str:
     """`` at learning rate 0.001``, for which the verdict holds; empty where nothing was trained."""
-    found = re.search(r" ?at learning rate [\d.e+-]+", fix.note) if fix.verdict != "not-tested" else None
+    found = (
+        re.search(r" ?at learning rate [\d.e+-]+(?: in place of [\d.e+-]+)?", fix.note)
+        if fix.verdict != "not-tested"
+        else None
+    )
     return f" {found[0].strip()}" if found else ""
 
 
@@ -343,7 +342,7 @@ def _layers(diagnosis: Diagnosis, short: bool) -> str:
     kind = escape.name(next(iter(kinds))) if len(kinds) == 1 else "attention"
     noun, expected = "layer" if short else f"{kind} layer", diagnosis.coverage.layers_expected
     seen = diagnosis.coverage.layers_observed
-    return count(seen, noun) if seen or not expected else f"none of {count(expected, noun)}"
+    return counted(seen, noun) if seen or not expected else f"none of {counted(expected, noun)}"
 
 
 def _why(diagnosis: Diagnosis) -> str:
@@ -357,7 +356,7 @@ def _calm(diagnosis: Diagnosis) -> str:
     notes = sum(finding.severity == "info" for finding in diagnosis.findings)
     known = any(item.finding.severity != "info" for item in diagnosis.suppressed)
     word = "nothing new" if known else "nothing to fix seen" if not_covered(diagnosis) else "nothing to fix"
-    return word if not notes else f"{word}, {count(notes, 'note')}"
+    return word if not notes else f"{word}, {counted(notes, 'note')}"
 
 
 def to_pass(diagnosis: Diagnosis) -> str:
@@ -377,7 +376,7 @@ def _limits(diagnosis: Diagnosis) -> str:
     """What a calm verdict does not cover, in brackets: a reader must not take it for more than it is."""
     unjudged, parts = rules_by_status(diagnosis)["not-evaluable"], not_covered(diagnosis)
     told = [f"not seen: {'; '.join(parts)}"] if parts else []
-    told += [f"{count(unjudged, 'rule')} not evaluable"] if unjudged else []
+    told += [f"{counted(unjudged, 'rule')} not evaluable"] if unjudged else []
     return f" ({'; '.join(told)})" if told else ""
 
 
@@ -391,10 +390,10 @@ def _nothing_judged(diagnosis: Diagnosis) -> str:
     expected = diagnosis.coverage.layers_expected
     if diagnosis.target.kind == "checkpoint":
         asked = f"; pass {options}" if (options := options_to_pass(diagnosis)) else ""
-        hidden = f"weights alone do not show {count(expected, 'layer')}"
+        hidden = f"weights alone do not show {counted(expected, 'layer')}"
         return (hidden if expected else "no attention recognised in the weights") + asked
     if expected:
-        return f"none of {expected} attention layers was seen"
+        return f"none of {counted(expected, 'attention layer')} was seen"
     # What was looked for and not found is no proof that there is none.
     seen = ", ".join(map(escape.name, diagnosis.context.get("normalising", ())))
-    return f"no attention was recognised; {f'softmax-like normalisation seen in {seen}' if seen else 'no softmax-like normalisation seen'}"
+    return f"no attention was recognised; {'' if seen else 'no '}softmax-like normalisation seen{f' in {seen}' if seen else ''}"

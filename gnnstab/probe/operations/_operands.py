@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gnnstab.characters import counted
 from gnnstab.errors import let_through
 from gnnstab.torch_private import tree_map
 
@@ -248,11 +249,12 @@ def _softmax(name: str, scores: Tensor, output: Tensor) -> Sizes:
     if rows:
         return Sizes(
             "all-masked",
-            f"`{name}`: in {rows} row{'s' * (rows > 1)} every score is −inf, so that nothing is left to weigh",
+            f"`{name}`: in {counted(rows, 'row')} every score is −inf, so that nothing is left to weigh",
         )
     if bool(torch.isposinf(scores).any()):
         return Sizes(
-            "inf-minus-inf", f"`{name}` subtracts the largest score, and that is +inf: ∞ − ∞ at {int(bad.sum())} entries"
+            "inf-minus-inf",
+            f"`{name}` subtracts the largest score, and that is +inf: ∞ − ∞ at {int(bad.sum())} entries",
         )
     return Sizes("written", f"`{name}` gives −inf where the score is −inf")
 
