@@ -164,10 +164,14 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[s
 
 
 def text(value: str) -> str:
-    """Escaped for running text and table cells: shown as written, never taken for markup, a link or a mention."""
-    shown = escape.sentence(value)
+    """Escaped for running text and table cells: shown as written, never taken for markup, a link or a mention; code in backquotes is code."""
+    parts = re.split(r"(`[^`|]+`)", escape.sentence(value))
+    return "".join(part if position % 2 else _escaped(part) for position, part in enumerate(parts))
+
+
+def _escaped(prose: str) -> str:
     shown = (
-        re.sub(r"([\\`*_{}\[\]()#+!|~$^])", r"\\\1", shown)
+        re.sub(r"([\\`*_{}\[\]()#+!|~$^])", r"\\\1", prose)
         .replace("&", "&amp;")
         .replace("<", "&lt;")
         .replace(">", "&gt;")
