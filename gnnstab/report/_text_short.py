@@ -301,13 +301,13 @@ _NEEDS = {
     "the optimizer": r"pass\b.*\boptimizer",
     "a recorded run": r"record a run",
     "more steps": r"fewer steps",
-    "diagnose(model)": r"diagnose the model",
     "a batch": r"\bbatch\b|\bdata\b|\bgraph\b",
     "a checkpoint": r"checkpoint",
     "the model": r"the model\b|--model",
 }
 """What a check may lack → how its reason says so; the first that matches counts."""
 
+_BESIDE = ("a batch", "a checkpoint", "the model")
 _AT_HAND = ("monitor.loss(loss)", "the optimizer")
 
 
@@ -316,7 +316,11 @@ def _lacking(diagnosis: Diagnosis) -> list[str]:
     if summary.state(diagnosis) == "nothing-found" and (asked := summary.to_pass(diagnosis)):
         return [f": pass {asked}", f": pass {summary.options_to_pass(diagnosis)}"]
     reasons = [rule.reason for rule in diagnosis.rules if rule.status == "not-evaluable"]
-    found = (next((need for need, said in _NEEDS.items() if re.search(said, reason)), "") for reason in reasons)
+    found = [next((need for need, said in _NEEDS.items() if re.search(said, reason)), "") for reason in reasons]
+    if (
+        diagnosis.target.kind == "trace"
+    ):  # It takes no model and no batch beside it: those make a diagnosis of their own.
+        found = ["diagnose(model)" if need in _BESIDE else need for need in found]
     # A word in the loop comes before what takes another command.
     needs = sorted(
         (need for need, _ in Counter(filter(None, found)).most_common()), key=lambda need: need not in _AT_HAND
