@@ -13,7 +13,15 @@ $(VENV)/.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
 	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(MAKE) --no-print-directory $(VENV)/checkout
 	touch $@
+
+# A folder named gnnstab that holds this checkout would come before an editable install, as a package without code. It does
+# not come before a package on the path: this folder leads to the package alone, and no other folder here can be imported.
+$(VENV)/checkout:
+	mkdir -p $@
+	ln -sfn "$(CURDIR)/gnnstab" $@/gnnstab
+	$(BIN)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'gnnstab-checkout.pth').write_text('$(abspath $@)\n')"
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"

@@ -11,6 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gnnstab.characters import counted
 from gnnstab.config import Settings, accept, load
 from gnnstab.config.validating import validate
 from gnnstab.errors import ConfigurationError, GnnstabError, NothingEvaluable, UsageError, let_through, printable
@@ -83,7 +84,7 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
         _report(judged, request, [stub for _, stub in lost])
     if request.update_baseline and not failed:
         output.write(_baseline_path(chosen), baseline.dump(judged))
-        output.told(f"wrote {sum(len(d.findings) for d in judged)} findings to {chosen.baseline}")
+        output.told(f"wrote {counted(sum(len(d.findings) for d in judged), 'finding')} to {chosen.baseline}")
         return 0
     if request.update_baseline:
         output.complain("the baseline was not written: it would lose what is known of the targets that failed")
@@ -101,7 +102,6 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
 
 def _why(code: int, judged: Sequence[Diagnosis], fail_on: str, unjudged: int) -> str:
     """Why a check passed or failed, in words; ``unjudged``: targets of which nothing could be judged."""
-    from gnnstab.report.numbers import count
     from gnnstab.report.summary import severities
 
     failing = [finding for d in judged for finding in d.at_least(fail_on)]
@@ -110,7 +110,7 @@ def _why(code: int, judged: Sequence[Diagnosis], fail_on: str, unjudged: int) ->
     return {
         0: f"nothing at or above --fail-on {fail_on}{less}",
         FINDINGS: f"{severities(failing)} at or above --fail-on {fail_on}",
-        NOTHING_EVALUABLE: f"{count(unjudged, 'target')} could not be judged"
+        NOTHING_EVALUABLE: f"{counted(unjudged, 'target')} could not be judged"
         if unjudged
         else "--strict asks for every check, and some were not run",
     }.get(code, "a target, or a file of it, could not be read")

@@ -106,8 +106,7 @@ def _run(arguments: Sequence[str]) -> int:
         result = click.Group.main(main, list(arguments), prog_name="gnnstab", obj=state, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
-        (_suggesting(error) if isinstance(error, click.NoSuchOption) else error).show()
-        return ERROR
+        return _wrong_usage(_suggesting(error) if isinstance(error, click.NoSuchOption) else error)
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
@@ -121,6 +120,15 @@ def _run(arguments: Sequence[str]) -> int:
         return _report(error)
 
 
+def _wrong_usage(error: click.ClickException) -> int:
+    """How the command is called, then the error in one line, in the form of all others."""
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} -h' for help.\n", err=True)
+    text = error.format_message()
+    click.echo(f"gnnstab: error: {text[:1].lower()}{text[1:]}", err=True)
+    return ERROR
+
+
 def _suggesting(error: click.NoSuchOption) -> click.UsageError:
     """The error with the options that really come near the unknown one; of a format's name with the one that takes it."""
     from gnnstab.errors import hint
@@ -129,7 +137,7 @@ def _suggesting(error: click.NoSuchOption) -> click.UsageError:
     wanted, known = error.option_name.lstrip("-"), {o for p in _parameters(error) for o in p.opts}
     near = f"write --output {wanted}=PATH" if wanted in format_names() and "--output" in known else ""
     near = near or hint(error.option_name, known)
-    return click.UsageError(f"No such option {error.option_name!r}{near and f'; {near}'}", error.ctx)
+    return click.UsageError(f"no such option {error.option_name!r}{near and f'; {near}'}", error.ctx)
 
 
 def _parameters(error: click.NoSuchOption) -> list[click.Parameter]:

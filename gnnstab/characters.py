@@ -1,4 +1,4 @@
-"""Characters of foreign text that no one sees, or that turn a line around: shown as escapes wherever text is shown."""
+"""Text that is shown: characters that no one sees, or that turn a line around, as escapes, and amounts with their nouns."""
 
 from __future__ import annotations
 
@@ -34,6 +34,13 @@ def as_escape(character: str) -> str:
 def shown(text: str, kept: str = "") -> str:
     """The text with its hidden characters as escapes, also those that end a line; those in ``kept`` stay."""
     return "".join(c if c in kept else _SHORT.get(c) or (as_escape(c) if is_hidden(c) else c) for c in text)
+
+
+def counted(amount: float, noun: str, one: str = "", more: str = "") -> str:
+    """``1 error``, ``2 entries``; with what follows in both forms: ``1 edge leads``, ``2 edges lead``."""
+    single = f"{amount:.0f}" == "1"
+    nouns = noun if single else re.sub(r"(?<=[^aeiou])y$", "ie", noun) + "s"
+    return f"{amount:.0f} {nouns} {one if single else more}".rstrip()
 
 
 def as_json(value: Any, indent: int | None = 2) -> str:

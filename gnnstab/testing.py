@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from gnnstab import budgets as limits
 from gnnstab.baseline import read
+from gnnstab.characters import counted
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.faces import spoken
-from gnnstab.report.numbers import count, measured
+from gnnstab.report.numbers import measured
 
 if TYPE_CHECKING:
     import os
@@ -126,7 +127,7 @@ def _budgets(broken: Sequence[limits.Violation]) -> list[str]:
         by_budget.setdefault(violation.budget.text, []).append(violation)
     lines = []
     for found in by_budget.values():
-        more = f" (and at {count(len(found) - 1, 'more place')})" if len(found) > 1 else ""
+        more = f" (and at {counted(len(found) - 1, 'more place')})" if len(found) > 1 else ""
         lines.append(f"budget {escape.sentence(str(max(found, key=_beyond)))}{more}")
     return [*lines[:MOST], *([f"and {len(lines) - MOST} more budgets"] if len(lines) > MOST else [])]
 

@@ -23,6 +23,7 @@ from example_parts import (
     many_causes,
     nth_finding,
 )
+from gnnstab.characters import counted
 from gnnstab.records import (
     FIVE_CAUSES,
     Advice,
@@ -34,7 +35,6 @@ from gnnstab.records import (
     Series,
     Target,
 )
-from gnnstab.report.numbers import count
 
 INFORMARL_LAYERS = ("gnn_base.gnn.gnn1", "gnn_base.gnn.gnn2.0", "gnn_base.gnn.gnn2.1")
 
@@ -164,7 +164,7 @@ def many_findings(findings: int = 24, layers: int = 6) -> Diagnosis:
         causes=many_causes(names),
         findings=(*head, *heads_used),
         rules=make_rules(
-            {c: ("fired", count(sum(f.code == c for f in (*head, *heads_used)), "finding")) for c in fired}
+            {c: ("fired", counted(sum(f.code == c for f in (*head, *heads_used)), "finding")) for c in fired}
         ),
         advice=(
             Advice(

@@ -8,8 +8,11 @@ import functools
 import importlib
 import io
 import re
+import shutil
 import subprocess
+import sysconfig
 import tokenize
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,6 +69,30 @@ def test_entry_points_lead_to_what_exists() -> None:
             module, _, attribute = line.split("=")[1].strip().partition(":")
             found = importlib.import_module(module)
             assert not attribute or callable(getattr(found, attribute))
+
+
+def test_a_clone_does_not_hide_the_package_from_the_folder_that_holds_it(tmp_path: Path) -> None:
+    """An editable install alone is hidden by a folder of the package's name; what the Makefile adds to it is not."""
+    installed = Path(sysconfig.get_path("purelib"))
+    if not (editable := list(installed.glob("__editable__*gnnstab*"))):
+        pytest.skip("gnnstab is not installed as the Makefile does it")
+    venv.create(tmp_path / "venv", with_pip=False)
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
+    for file in editable:
+        shutil.copy(file, packages)
+    (packages / "libraries.pth").write_text(f"{installed}\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "gnnstab").symlink_to(ROOT)
+
+    def imports(what: str) -> bool:
+        command = [str(python), "-c", f"from gnnstab import {what}"]
+        return subprocess.run(command, cwd=tmp_path / "mine", capture_output=True, check=False).returncode == 0
+
+    assert not imports("__version__")
+    subprocess.run(["make", f"VENV={tmp_path}/venv", f"{tmp_path}/venv/checkout"], cwd=ROOT, check=True)
+    assert imports("Monitor")
+    assert imports("cli")
 
 
 def tracked() -> list[Path]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.characters import counted
 from gnnstab.checkpoint._naming import SHADOWS, Unique, key_of, listed, printable
 from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, module_in, tensors_of
 from gnnstab.checkpoint._settings import plain_settings
@@ -96,10 +97,10 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     _set_shadows_aside(found)
     names = [".".join((*n.path, key)) for n in found.nameless for key, t in n.tensors.items() if _dimensions(t)]
     if names:
-        count = f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
+        count = counted(len(names), "tensor")
         found.notes.append(f"{count} in lists and objects, without a weight's name, not judged: {listed(names, 3)}")
     if found.bare:
-        count = f"{len(found.bare)} tensor{'s' if len(found.bare) != 1 else ''}"
+        count = counted(len(found.bare), "tensor")
         found.notes.append(f"{count} not judged, storages without a shape: {listed(found.bare, 3)}")
     return found
 

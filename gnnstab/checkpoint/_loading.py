@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnstab.characters import counted
 from gnnstab.checkpoint._containers import Contents, Network, contents_beside, contents_of
 from gnnstab.checkpoint._naming import LONGEST_KEY, SHADOWS, Unique, listed, printable, unwrapped_names
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
@@ -170,7 +171,7 @@ def _with_lost(checkpoint: Checkpoint, contents: Contents, lost: list[Tensor]) -
     known = {id(tensor) for group in groups for tensor in group.values()}
     if not (count := len({id(tensor) for tensor in lost} - known)):
         return checkpoint
-    note = f"{count} tensor{'s' if count != 1 else ''} not judged, attributes of tensors or keys of dicts"
+    note = f"{counted(count, 'tensor')} not judged, attributes of tensors or keys of dicts"
     return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 

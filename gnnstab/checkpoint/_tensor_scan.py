@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnnstab.characters import counted
 from gnnstab.checkpoint._correspondence import matching_names
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._memory import MappedFiles
@@ -295,17 +296,13 @@ def _notes(
     notes = []
     if aliases.pairs:
         second, first = aliases.pairs[0]
-        some = _some(len(aliases.pairs), "tensor")
+        some = counted(len(aliases.pairs), "tensor")
         notes.append(f"{some} saved under a second name, counted once (e.g. {second} = {first})")
     if statistics:
-        notes.append(f"{_some(len(statistics), 'running statistic')}, not a weight: {listed(statistics, 4)}")
+        notes.append(f"{counted(len(statistics), 'running statistic')}, not a weight: {listed(statistics, 4)}")
     for why, names in unread.items():
-        notes.append(f"{_some(len(names), 'tensor')} not judged, {why}: {listed(names, 3)}")
+        notes.append(f"{counted(len(names), 'tensor')} not judged, {why}: {listed(names, 3)}")
     if lazy:
-        some = _some(len(lazy), "parameter")
+        some = counted(len(lazy), "parameter")
         notes.append(f"{some} saved before the first forward pass gave a shape: {listed(lazy, 3)}")
     return notes
-
-
-def _some(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("s" if count != 1 else "")

@@ -10,12 +10,13 @@ from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
+from gnnstab.characters import counted
 from gnnstab.compare._changes import Change, Comparison
 from gnnstab.errors import UsageError
 from gnnstab.records import SIGNALS, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.console import GREEN, HEADING, MUTED, RED, SEVERITY, printed
-from gnnstab.report.numbers import compared, count, number
+from gnnstab.report.numbers import compared, number
 from gnnstab.report.text_parts import relative_to, table
 
 NOTABLE = 1.1
@@ -69,10 +70,10 @@ def _verdict(comparison: Comparison, factor: float | None, verbose: bool) -> Tex
     limit = NOTABLE if factor is None else factor
     grown = comparison.grown(limit)
     if not grown:
-        text = f"nothing grew by {limit:g}× or more in {count(len(comparison.changes), 'number')} compared"
+        text = f"nothing grew by {limit:g}× or more in {counted(len(comparison.changes), 'number')} compared"
         return Text.assemble(("STEADY", f"bold {GREEN}"), "  ", (text, "bold"))
     worst = grown[0]
-    amount = f"{count(len(grown), 'number')} grew by {limit:g}× or more"
+    amount = f"{counted(len(grown), 'number')} grew by {limit:g}× or more"
     layer = escape.name(worst.layer) if worst.layer else "the model"
     head = "" if worst.head is None else f" head {worst.head}"
     place = f"worst: {name_of(worst, verbose)} {factor_of(worst)} at {layer}{head}"

@@ -25,6 +25,8 @@ _UNTOUCHED = 1.0 - 1e-3
 """A factor above this is no change that anything could show."""
 
 
+_ONCE = "# once, on the weights as they are; not at every step"
+
 _UNMEASURED = (
     "# factor of each head: min(1, 3 * sqrt(2 * ln(median in-degree)) / its largest |score|)\n"
     "# no score was measured: diagnose with a batch of data, and the lines are printed with their numbers"
@@ -62,9 +64,9 @@ class QKClip(Fix):
         }
         loops = {tuple(layer_named(f or "").scale_lines("conv", f, None)) for f in map(known.get, clipped)}
         if len(clipped) > 1 and len(loops) == 1 and (body := loops.pop()):
-            return _loop(clipped, body)
+            return f"{_ONCE}\n{_loop(clipped, body)}"
         lines = [line for name, gammas in clipped.items() for line in _edit_lines(name, gammas, known.get(name))]
-        return "\n".join(lines) or "# every head is below its cap: nothing to scale"
+        return "\n".join([_ONCE, *lines]) if lines else "# every head is below its cap: nothing to scale"
 
     def helps(self, signals: Signals, **options: Any) -> bool:
         """True unless the scores were measured and every head is below its cap, or above it by rounding alone."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from gnnstab.characters import counted
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import columns, is_target, value_columns
@@ -28,7 +29,7 @@ def nothing_yet(recorder: Recorder, begun: bool, has_optimizer: bool) -> tuple[s
     if not begun:
         return (f"nothing was recorded: the monitor was not entered; {ENTER_IT}",)
     watched = sum(facts.attention for facts in recorder.notes.facts())
-    layers = f"{watched} attention layer{'' if watched == 1 else 's'}"
+    layers = counted(watched, "attention layer")
     how = "run the training inside `with monitor:`" + ("" if has_optimizer else " and call monitor.step()")
     return (f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}",)
 

@@ -47,7 +47,7 @@ def extremes(diagnosis: Diagnosis) -> list[str]:
         if growth >= NOTABLE and kind.counts(float(value)):
             words = f"{signal.name}{f' of {name(signal.layer)}' if signal.layer else ''}: {worst_words(signal)}"
             if signal.value != signal.detail.get("last"):
-                words += f"; {number(signal.value)} stands for the end of the run"
+                words += f"; {number(signal.value)} is the median of the last measurements"
             found.append((growth, words))
     found.sort(key=lambda item: -item[0])
     more = len(found) - SHOWN

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gnnstab.characters import counted
 from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
-from gnnstab.report.numbers import count, measured
+from gnnstab.report.numbers import measured
 
 _MOST = 10
 """Annotations that GitHub shows of one level in one step."""
@@ -48,8 +49,9 @@ def _command(diagnosis: Diagnosis, found: Sequence[Finding]) -> str:
     listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     place = summary.where(finding, diagnosis)
     if len(found) > 1:
-        place += f" and {count(len(found) - 1, 'more place')}"
-    return f"::{COMMANDS[finding.severity]} {listed}::{_data(f'{place}: {measured(finding)}. {escape.sentence(finding.message)}')}"
+        place += f" and {counted(len(found) - 1, 'more place')}"
+    said = escape.sentence(finding.message.removeprefix(f"{finding.layer}: "))
+    return f"::{COMMANDS[finding.severity]} {listed}::{_data(f'{place}: {measured(finding)}. {said}')}"
 
 
 def _source(diagnosis: Diagnosis, finding: Finding) -> dict[str, str]:

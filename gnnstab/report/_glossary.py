@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+
+from gnnstab.records import Cause
 
 _ENTROPY = (
     "How evenly a target spreads its attention over its neighbours, as a fraction of ln(in-degree): 1 is uniform, 0 is "
     "all weight on one neighbour. A mean over targets with two neighbours or more."
 )
+_ROOT = "A symptom was measured, and it was shown or inferred that it comes from here: change this first."
+_ADVICE = "Well-known advice that would not help this network, or would harm it: the report says which, and the number that shows it."
 _LOGIT = "The number of one edge and head that goes into the softmax, before it is made a weight; also called a score."
 _FORMAT = "How many times larger the largest number may become before the format of the run (65 504 in fp16) overflows."
 
@@ -16,7 +21,8 @@ GLOSSARY: Mapping[str, str] = {
     "nothing found": "Nothing at warning or above, but something was not seen; the report says what, and what to pass.",
     "unstable": "A warning or an error about the model.",
     "not evaluable": "It could not be judged with what was given; the reason says what to pass.",
-    "root cause": "A symptom was measured, and it was shown or inferred that it comes from here: change this first.",
+    "root cause": _ROOT,
+    "root": _ROOT,
     "contributing": "Makes a measured symptom worse, or follows from the root cause itself.",
     "present": "The configuration is so, and no symptom points to it: nothing to do.",
     "absent": "It was looked at, and is not so.",
@@ -34,6 +40,11 @@ GLOSSARY: Mapping[str, str] = {
     "attention entropy": _ENTROPY,
     "one-hot": "A target and head whose entropy lies below 0.1: one neighbour takes nearly all the weight.",
     "logit": _LOGIT,
+    "logits": _LOGIT,
+    "message rms": "The usual size of the messages that a layer adds up at a node; dropout makes it larger in training.",
+    "not run": "Checks that could not judge, for what they need was not there: no sign of health. `-v` tells what each needs.",
+    "seen in steps on a copy": "Steps of your optimizer on a copy show the symptom; no cause was undone.",
+    **{f"w{number}": _ADVICE for number in range(1, 13)},
     "score": _LOGIT,
     "in-degree": "The number of edges that point to a node: so many neighbours share its attention.",
     "rms": "Root mean square: the usual size of a number of a tensor, sqrt(mean(x²)).",
@@ -59,3 +70,17 @@ GLOSSARY: Mapping[str, str] = {
     "gain": "The factor by which a layer makes numbers larger; 1 keeps their size.",
 }
 """Word, in lower case → what it means."""
+
+
+def how(cause: Cause) -> str:
+    """How a cause is known, in words that need no manual; steps that were taken on a copy are a trial, though nothing was undone."""
+    tried = cause.how == "inferred" and re.search(
+        r"\bsteps\b[^.]*\bon a copy\b|\bon a copy\b[^.]*\bsteps\b", cause.reason
+    )
+    return "seen in steps on a copy" if tried else HOW.get(cause.how, "")
+
+
+HOW = {
+    "observed": "seen directly", "undone": "undone on a copy", "inferred": "fits the numbers, not tried",
+}  # fmt: skip
+"""How a cause is known → its words."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from gnnstab.characters import counted
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
-from gnnstab.report.numbers import count, measured, number
+from gnnstab.report.numbers import measured, number
 from gnnstab.report.summary import Told
 
 MOST_ROWS = 8
@@ -89,7 +90,7 @@ def _findings(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
     rows = (_finding(diagnosis, group, told.new(group[0].message)) for group in groups[:MOST_ROWS])
     yield from _table(("", "Rule", "Where", "Measured", "What to do"), rows)
     if left := sum(map(len, groups[MOST_ROWS:])):
-        yield from ("", f"And {count(left, 'more finding')}; the JSON and SARIF reports list all.")
+        yield from ("", f"And {counted(left, 'more finding')}; the JSON and SARIF reports list all.")
 
 
 def _finding(diagnosis: Diagnosis, group: Sequence[Finding], message: str) -> tuple[str, ...]:
@@ -99,7 +100,7 @@ def _finding(diagnosis: Diagnosis, group: Sequence[Finding], message: str) -> tu
     heads = summary.heads_of(diagnosis, finding) or ("" if finding.head is None else f"head {finding.head}")
     where += f" {heads}" if heads else ""
     where += "" if finding.step is None else f" step {finding.step}"
-    where += f" and {count(len(group) - 1, 'more place')}" if len(group) > 1 else ""
+    where += f" and {counted(len(group) - 1, 'more place')}" if len(group) > 1 else ""
     after = f" (follows from {text(finding.explained_by)})" if finding.explained_by else ""
     return (
         _MARKS[finding.severity],
@@ -121,7 +122,7 @@ def _coverage(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
     counts = summary.rules_by_status(diagnosis)
     listed = ", ".join(f"{amount} {summary.verdict_words(status)}" for status, amount in sorted(counts.items()))
     yield from _heading("What was seen, and what was not")
-    yield f"- {seen.layers_observed} of {count(seen.layers_expected, 'attention layer')} observed; rules: {listed or 'none'}"
+    yield f"- {seen.layers_observed} of {counted(seen.layers_expected, 'attention layer')} observed; rules: {listed or 'none'}"
     yield from _listed(f"- Blind: {span(b.layer, 80)}, {text(b.site)}: {text(b.reason)}" for b in seen.blind)
     yield from _listed(
         f"- Not evaluable: {' '.join(codes)}: {text(why)}" for why, codes in _unjudged(diagnosis).items()
@@ -163,10 +164,14 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[s
 
 
 def text(value: str) -> str:
-    """Escaped for running text and table cells: shown as written, never taken for markup, a link or a mention."""
-    shown = escape.sentence(value)
+    """Escaped for running text and table cells: shown as written, never taken for markup, a link or a mention; code in backquotes is code."""
+    parts = re.split(r"(`[^`|]+`)", escape.sentence(value))
+    return "".join(part if position % 2 else _escaped(part) for position, part in enumerate(parts))
+
+
+def _escaped(prose: str) -> str:
     shown = (
-        re.sub(r"([\\`*_{}\[\]()#+!|~$^])", r"\\\1", shown)
+        re.sub(r"([\\`*_{}\[\]()#+!|~$^])", r"\\\1", prose)
         .replace("&", "&amp;")
         .replace("<", "&lt;")
         .replace(">", "&gt;")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 
+from gnnstab.characters import counted
 from gnnstab.records import Diagnosis
 from gnnstab.records.vocabulary import NOT_SEEN, WEIGHT_NON_FINITE
 from gnnstab.report import escape
-from gnnstab.report.numbers import count
 
 UNJUDGED = re.compile(
     r"(?:^|: )(\d+) tensors? (?:not judged, (?:meta|quantized|of several|attributes|storages)|in lists and)"
@@ -37,11 +37,11 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     if missing := diagnosis.context.get("ranks_missing"):
         parts.append(f"rank{'s' * (len(missing) > 1)} {escape.name(', '.join(map(str, missing)), 40)} of the run")
     if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
-        parts.append(count(unjudged, "stored tensor"))
+        parts.append(counted(unjudged, "stored tensor"))
     if lacking := max((int(m[1]) for note in diagnosis.target.notes for m in LACKING.finditer(note)), default=0):
-        parts.append(f"{count(lacking, 'tensor')} of the model, which the file lacks")
+        parts.append(f"{counted(lacking, 'tensor')} of the model, which the file lacks")
     if (blind := diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed) > 0:
-        parts.append(count(blind, "attention layer"))
+        parts.append(counted(blind, "attention layer"))
     if not any(signal.source in ("batch", "training") for signal in diagnosis.signals):
         parts.append("your data and the training")
     parts += [escape.name(str(unseen), 120) for unseen in diagnosis.context.get(NOT_SEEN, ())]
@@ -49,9 +49,9 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         parts.append("what came after the last step of a trace that was not closed")
     parts += [part for said, part in BY_LOSS.items() if any(said in f.message for f in diagnosis.findings)]
     if unasked := {rule.code for rule in diagnosis.rules if rule.reason == "not selected"}:
-        parts.append(f"{len(unasked)} of {count(len(diagnosis.rules), 'rule')}, not selected")
+        parts.append(f"{len(unasked)} of {counted(len(diagnosis.rules), 'rule')}, not selected")
         if "GS502" in unasked and any(s.name == WEIGHT_NON_FINITE and s.value > 0 for s in diagnosis.signals):
             parts.append("the NaN or Inf in the weights (GS502)")
     hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
-    parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
+    parts += [f"{counted(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
     return tuple(parts)

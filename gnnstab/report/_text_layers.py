@@ -8,6 +8,7 @@ from itertools import groupby
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from gnnstab.characters import counted
 from gnnstab.records import SIGNALS, Diagnosis, LayerFacts
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -21,7 +22,7 @@ from gnnstab.records.vocabulary import (
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import before_it_broke, extremes
 from gnnstab.report.console import MUTED, SEVERITY
-from gnnstab.report.numbers import count, number
+from gnnstab.report.numbers import number
 from gnnstab.report.text_parts import relative_to, table
 
 COLUMNS = (
@@ -87,7 +88,7 @@ def coverage(diagnosis: Diagnosis) -> RenderableType:
     """Layers seen, blind sites with the remedy, rules without verdict, assumptions, notes."""
     seen = diagnosis.coverage
     lines = [
-        f"{seen.layers_observed} of {count(seen.layers_expected, 'attention layer')} observed; {_rule_counts(diagnosis)}."
+        f"{seen.layers_observed} of {counted(seen.layers_expected, 'attention layer')} observed; {_rule_counts(diagnosis)}."
     ]
     lines += [f"Blind: {escape.name(b.layer)}, {escape.name(b.site)}: {escape.sentence(b.reason)}" for b in seen.blind]
     lines += [f"During the run: {escape.sentence(words)}." for words in extremes(diagnosis)]
@@ -105,7 +106,7 @@ def _rule_counts(diagnosis: Diagnosis) -> str:
     counts = summary.rules_by_status(diagnosis)
     order = ("fired", "passed", "not-applicable", "not-evaluable", "suppressed")
     shown = [f"{counts[status]} {summary.verdict_words(status)}" for status in order if counts[status]]
-    return f"{count(len(diagnosis.rules), 'rule')}: {', '.join(shown) or 'none'}"
+    return f"{counted(len(diagnosis.rules), 'rule')}: {', '.join(shown) or 'none'}"
 
 
 def _rules(diagnosis: Diagnosis) -> list[str]:

@@ -16,12 +16,14 @@ from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
+from gnnstab.characters import counted
 from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
+from gnnstab.report._glossary import how
 from gnnstab.report.console import CAUSE, MUTED, RED, SEVERITY, STATE
-from gnnstab.report.numbers import compared, count, number
+from gnnstab.report.numbers import compared, number
 
 MOST_LINES = 15
 _LABEL = 9
@@ -116,9 +118,9 @@ def one_line(diagnosis: Diagnosis, width: int) -> Text:
     word, rest = summary.verdict(diagnosis, short=True)
     unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], summary.options_to_pass(diagnosis)
     if summary.state(diagnosis) == "nothing-found" and asked:
-        rest = f"{unjudged} of {count(len(diagnosis.rules), 'check')} not run: pass {asked}"
+        rest = f"{unjudged} of {counted(len(diagnosis.rules), 'check')} not run: pass {asked}"
     if hidden := len(diagnosis.suppressed):
-        rest += f" ({count(hidden, 'finding')} suppressed)"
+        rest += f" ({counted(hidden, 'finding')} suppressed)"
     target = _file(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
     return _unwrapped((word, STATE[summary.state(diagnosis)]), f"  {target}: {rest}")
 
@@ -155,8 +157,8 @@ def _last(diagnosis: Diagnosis, width: int) -> Text:
         return _unwrapped((escape.ending(summary.calm(diagnosis), width), "bold"))
     whole, short = summary.verdict(diagnosis)[1], summary.verdict(diagnosis, short=True)[1]
     found = summary.severities(diagnosis.findings)
-    counted = f"{found}: {count(len(diagnosis.root_causes()), 'root cause')}; -v shows all"
-    return _fitting([f"{whole}; -v shows all", f"{short}; -v shows all", whole, short, counted], width, "bold")
+    amounts = f"{found}: {counted(len(diagnosis.root_causes()), 'root cause')}; -v shows all"
+    return _fitting([f"{whole}; -v shows all", f"{short}; -v shows all", whole, short, amounts], width, "bold")
 
 
 def _fitting(texts: Sequence[str], width: int, style: str = "") -> Text:
@@ -171,7 +173,7 @@ def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
         place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 180)
         yield _Line("began", Text(place, f"bold {RED}"))
     if told := extremes(diagnosis):
-        more = f"; {count(len(told) - 1, 'more number')} were far worse too (-v)" if len(told) > 1 else ""
+        more = f"; {counted(len(told) - 1, 'more number')} were far worse too (-v)" if len(told) > 1 else ""
         yield _Line("run", Text(escape.sentence(told[0], 60, 180) + more))
 
 
@@ -193,7 +195,7 @@ def _without_place(message: str) -> str:
 
 
 def _cause(cause: Cause, longest: int) -> _Line:
-    known = ", ".join(part for part in (" ".join(cause.codes), summary.HOW.get(cause.how, "")) if part)
+    known = ", ".join(part for part in (" ".join(cause.codes), how(cause)) if part)
     reason = summary.beginning(escape.sentence(_without_place(cause.reason)), longest)
     words = ((cause.cause, f"bold {CAUSE[cause.status]}"), f" ({known}): " if known else ": ", reason)
     return _Line("cause" if cause.status == "root-cause" else "suspect", Text.assemble(*words))
@@ -248,21 +250,22 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
     lines = [_also(group, width) for group in shown]
     if len(shown) < len(groups) and room > 0:
         left = groups[len(shown) :]
-        what = f"{count(len(left), 'more rule')}: {' '.join(group[0].code for group in left)}"
+        what = f"{counted(len(left), 'more rule')}: {' '.join(group[0].code for group in left)}"
         lines += _Line("also", Text(escape.ending(what, width - _LABEL))).rows(width)
     return lines
 
 
 def _also(group: Sequence[Finding], width: int) -> Text:
-    """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, from GS401``."""
+    """``warning GS302 attention-saturated-by-input, gnn1: attention.entropy 0.229 < 0.35, from GS401``: no number without its signal."""
     first, times = group[0], f" ×{len(group)}" if len(group) > 1 else ""
     origin = f", from {escape.name(first.explained_by)}" if first.explained_by else ""
     known = math.isfinite(first.threshold) and not math.isnan(first.value)
-    measured = f": {compared(first.value, first.threshold, '')}" if known else ""
+    values = [f": {first.signal} {compared(first.value, first.threshold, unit)}" for unit in (first.unit, "")] * known
     rule, place = f" {first.code} {escape.name(first.name)}{times}", escape.name(first.layer or "the model")
     room = width - _LABEL - len(first.severity)
-    texts = [f"{rule}, {place}{measured}{origin}", f"{rule}, {place}{origin}", f"{rule}{measured}{origin}", f"{rule}{origin}",
-             rule, f" {first.code}{times}{origin}"]  # fmt: skip
+    texts = [*(f"{rule}, {place}{told}{origin}" for told in values),
+             *(f" {first.code}{times}, {place}{told}{origin}" for told in values),
+             f"{rule}, {place}{origin}", f"{rule}{origin}", rule, f" {first.code}{times}{origin}"]  # fmt: skip
     label = Text(f"{'also':<{_LABEL}}", MUTED)
     return _unwrapped(label, (first.severity, SEVERITY[first.severity]), _fitting(texts, room))
 
@@ -272,7 +275,9 @@ def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
     parts = [*summary.not_covered(diagnosis), *_left_out(diagnosis)]
     if unjudged := summary.rules_by_status(diagnosis)["not-evaluable"]:
         checks = (
-            f"{count(unjudged, 'check')} not run" if parts else f"{unjudged} of {count(len(diagnosis.rules), 'check')}"
+            f"{counted(unjudged, 'check')} not run"
+            if parts
+            else f"{unjudged} of {counted(len(diagnosis.rules), 'check')}"
         )
         room = width - _LABEL - cell_len("; ".join([*parts, ""]))
         told = [f"{checks}{why}" for why in _lacking(diagnosis)]
@@ -302,6 +307,7 @@ _NEEDS = {
 }
 """What a check may lack → how its reason says so; the first that matches counts."""
 
+_BESIDE = ("a batch", "a checkpoint", "the model")
 _AT_HAND = ("monitor.loss(loss)", "the optimizer")
 
 
@@ -310,7 +316,11 @@ def _lacking(diagnosis: Diagnosis) -> list[str]:
     if summary.state(diagnosis) == "nothing-found" and (asked := summary.to_pass(diagnosis)):
         return [f": pass {asked}", f": pass {summary.options_to_pass(diagnosis)}"]
     reasons = [rule.reason for rule in diagnosis.rules if rule.status == "not-evaluable"]
-    found = (next((need for need, said in _NEEDS.items() if re.search(said, reason)), "") for reason in reasons)
+    found = [next((need for need, said in _NEEDS.items() if re.search(said, reason)), "") for reason in reasons]
+    if (
+        diagnosis.target.kind == "trace"
+    ):  # It takes no model and no batch beside it: those make a diagnosis of their own.
+        found = ["diagnose(model)" if need in _BESIDE else need for need in found]
     # A word in the loop comes before what takes another command.
     needs = sorted(
         (need for need, _ in Counter(filter(None, found)).most_common()), key=lambda need: need not in _AT_HAND

@@ -70,6 +70,7 @@ _RECORDED: tuple[tuple[str, _Replacement], ...] = (
     (r"[Pp]ass (?:--model(?: pkg\.mod:\w+)? )?--batch(?: FILE)?", "diagnose the model with a batch"),
     (r"[Pp]ass --model(?: pkg\.mod:\w+)?", "diagnose the model"),
     (r"[Pp]ass the model(?: \(--model(?: pkg\.mod:\w+)?\))?", "diagnose the model"),
+    (r"[Pp]ass (?:a|the) checkpoint or (?:a|the) model", "diagnose the model"),
     (r"[Pp]ass a batch(?: \(--batch FILE\))?", "diagnose the model with a batch"),
 )
 _HAS_MODEL: tuple[tuple[str, _Replacement], ...] = (

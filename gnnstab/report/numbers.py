@@ -24,11 +24,6 @@ def number(value: float | None) -> str:
     return f"{value:.0f}" if size >= 999.5 else f"{value:.3g}"
 
 
-def count(amount: int, noun: str) -> str:
-    """``1 error``, ``2 errors``."""
-    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
-
-
 def compared(value: float, threshold: float, unit: str) -> str:
     """``0.229 < 0.35 fraction of ln(in-degree)``: a value, its limit, and on which side of it the value lies."""
     if math.isnan(value):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gnnstab.characters import counted
 from gnnstab.records import Cause, Finding, LayerFacts
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -253,7 +254,7 @@ def describe(facts: LayerFacts | None) -> str:
     if facts is None:
         return ""
     width = None if facts.in_channels is None else f"{facts.in_channels[0]} → {facts.out_channels or '?'} channels"
-    heads = None if facts.heads is None else f"{facts.heads} head{'s' if facts.heads != 1 else ''}"
+    heads = None if facts.heads is None else counted(facts.heads, "head")
     told = [
         facts.kind,
         width,

@@ -10,10 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from gnnstab.characters import counted
 from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice, Signal
 from gnnstab.report import escape
+from gnnstab.report._glossary import how
 from gnnstab.report._not_covered import not_covered as not_covered
-from gnnstab.report.numbers import count, number
+from gnnstab.report.numbers import number
 
 CAUSE_ORDER = ("root-cause", "contributing", "present", "not-evaluable", "absent")
 FIX_ORDER = ("confirmed", "not-tested", "inconclusive", "no-effect", "made-worse")
@@ -75,7 +77,7 @@ def severities(findings: Sequence[Finding]) -> str:
     """``2 errors, 1 warning``; worst first, zero counts left out, ``no findings`` for none."""
     counts = Counter(f.severity for f in findings)
     nouns = {"error": "error", "warning": "warning", "info": "note"}
-    return ", ".join(count(counts[s], nouns[s]) for s in reversed(SEVERITIES) if counts[s]) or "no findings"
+    return ", ".join(counted(counts[s], nouns[s]) for s in reversed(SEVERITIES) if counts[s]) or "no findings"
 
 
 def in_reading_order(diagnosis: Diagnosis) -> tuple[Finding, ...]:
@@ -202,15 +204,8 @@ def treated(diagnosis: Diagnosis) -> tuple[Cause, ...]:
 
 def standing(cause: Cause) -> str:
     """``root cause, undone on a copy``: what a cause is, and how that is known."""
-    return ", ".join(filter(None, (verdict_words(cause.status), HOW.get(cause.how))))
+    return ", ".join(filter(None, (verdict_words(cause.status), how(cause))))
 
-
-HOW = {
-    "observed": "seen directly",
-    "undone": "undone on a copy",
-    "inferred": "fits the numbers, not tried",
-}
-"""How a cause is known → the words that a reader needs no manual for."""
 
 _UNTESTED = re.compile(r"(?:; )?not tested: (.+?), or (\S*diagnose\b.+)$")
 
@@ -222,7 +217,11 @@ def note(fix: FixAdvice) -> str:
 
 def rate(fix: FixAdvice) -> str:
     """`` at learning rate 0.001``, for which the verdict holds; empty where nothing was trained."""
-    found = re.search(r" ?at learning rate [\d.e+-]+", fix.note) if fix.verdict != "not-tested" else None
+    found = (
+        re.search(r" ?at learning rate [\d.e+-]+(?: in place of [\d.e+-]+)?", fix.note)
+        if fix.verdict != "not-tested"
+        else None
+    )
     return f" {found[0].strip()}" if found else ""
 
 
@@ -315,7 +314,7 @@ def _layers(diagnosis: Diagnosis, short: bool) -> str:
     kind = escape.name(next(iter(kinds))) if len(kinds) == 1 else "attention"
     noun, expected = "layer" if short else f"{kind} layer", diagnosis.coverage.layers_expected
     seen = diagnosis.coverage.layers_observed
-    return count(seen, noun) if seen or not expected else f"none of {count(expected, noun)}"
+    return counted(seen, noun) if seen or not expected else f"none of {counted(expected, noun)}"
 
 
 def _why(diagnosis: Diagnosis) -> str:
@@ -329,7 +328,7 @@ def _calm(diagnosis: Diagnosis) -> str:
     notes = sum(finding.severity == "info" for finding in diagnosis.findings)
     known = any(item.finding.severity != "info" for item in diagnosis.suppressed)
     word = "nothing new" if known else "nothing to fix seen" if not_covered(diagnosis) else "nothing to fix"
-    return word if not notes else f"{word}, {count(notes, 'note')}"
+    return word if not notes else f"{word}, {counted(notes, 'note')}"
 
 
 def to_pass(diagnosis: Diagnosis) -> str:
@@ -349,7 +348,7 @@ def _limits(diagnosis: Diagnosis) -> str:
     """What a calm verdict does not cover, in brackets: a reader must not take it for more than it is."""
     unjudged, parts = rules_by_status(diagnosis)["not-evaluable"], not_covered(diagnosis)
     told = [f"not seen: {'; '.join(parts)}"] if parts else []
-    told += [f"{count(unjudged, 'rule')} not evaluable"] if unjudged else []
+    told += [f"{counted(unjudged, 'rule')} not evaluable"] if unjudged else []
     return f" ({'; '.join(told)})" if told else ""
 
 
@@ -363,10 +362,10 @@ def _nothing_judged(diagnosis: Diagnosis) -> str:
     expected = diagnosis.coverage.layers_expected
     if diagnosis.target.kind == "checkpoint":
         asked = f"; pass {options}" if (options := options_to_pass(diagnosis)) else ""
-        hidden = f"weights alone do not show {count(expected, 'layer')}"
+        hidden = f"weights alone do not show {counted(expected, 'layer')}"
         return (hidden if expected else "no attention recognised in the weights") + asked
     if expected:
-        return f"none of {expected} attention layers was seen"
+        return f"none of {counted(expected, 'attention layer')} was seen"
     # What was looked for and not found is no proof that there is none.
     seen = ", ".join(map(escape.name, diagnosis.context.get("normalising", ())))
-    return f"no attention was recognised; {f'softmax-like normalisation seen in {seen}' if seen else 'no softmax-like normalisation seen'}"
+    return f"no attention was recognised; {'' if seen else 'no '}softmax-like normalisation seen{f' in {seen}' if seen else ''}"

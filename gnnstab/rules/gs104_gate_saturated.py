@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gnnstab.characters import counted
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import layer_named, parts, weights
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
@@ -96,7 +97,7 @@ class GateSaturated(Rule):
             )
             yield self.finding(
                 f"the {GATES[operation]} behind {signal.layer}{which} stands at its limit on every entry and hands no gradient "
-                f"on: {signal.value:.0f} parameters in front of it cannot learn, and what it gates stays as it is. {since}.",
+                f"on: {counted(signal.value, 'parameter')} in front of it cannot learn, and what it gates stays as it is. {since}.",
                 limit=0.0,
                 signal=signal,
                 confidence="high",

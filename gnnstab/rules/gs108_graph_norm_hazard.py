@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 
+from gnnstab.characters import counted
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
 from gnnstab.records.vocabulary import PLACE_NORM_OVER_NODES, PLACE_PADDED_SPREAD, PLACE_SIZE_RESPONSE
@@ -128,7 +129,7 @@ class GraphNormHazard(Rule):
         for signal in stops(signals, "layer_norm"):
             yield self.finding(
                 f"{signal.layer} hands no gradient on: this LayerNorm runs over a single entry, so that its output is its bias whatever comes in. "
-                f" {signal.value:.0f} parameters in front of it cannot learn. Take it off.",
+                f" {counted(signal.value, 'parameter')} in front of it cannot learn. Take it off.",
                 limit=0.0,
                 signal=signal,
             )
@@ -136,7 +137,7 @@ class GraphNormHazard(Rule):
             who = f"{signal.layer} takes" if signal.detail.get("module") else f"a norm behind {signal.layer} takes"
             yield self.finding(
                 f"{who} away the mean over the nodes, and what is behind it reads nothing but that mean (as a mean pooling does, or where there is a "
-                f"single node): nothing is left but a constant, and the {signal.value:.0f} parameters in front of it cannot learn. Normalise the "
+                f"single node): nothing is left but a constant, and the {counted(signal.value, 'parameter')} in front of it cannot learn. Normalise the "
                 "channels of each node instead (LayerNorm), or pool before it.",
                 limit=0.0,
                 signal=signal,
@@ -147,7 +148,7 @@ class GraphNormHazard(Rule):
         for signal in measured(signals.find("place.normalised_away")):
             what = f"`{signal.layer}` of the batch" if signal.detail.get("input") else f"what {signal.layer} returns"
             yield self.finding(
-                f"{what} is divided by its own size one entry at a time (as F.normalize does over a single column): {signal.value:.0f} entries come out at "
+                f"{what} is divided by its own size one entry at a time (as F.normalize does over a single column): {counted(signal.value, 'entry', 'comes', 'come')} out at "
                 "±1, and how large they were is lost. Divide by a constant of the training set instead.",
                 severity="warning",
                 limit=0.0,
@@ -231,7 +232,7 @@ class GraphNormHazard(Rule):
             what = "is given batches of" if batch else "meets a graph of"
             unit = "row" if batch else "node"
             yield self.finding(
-                f"{'/'.join(dict.fromkeys(small.values()))} {names(small)} {what} {size} {unit}{'s' * (size > 1)}: its output "
+                f"{'/'.join(dict.fromkeys(small.values()))} {names(small)} {what} {counted(size, unit)}: its output "
                 f"there is {effect}. Use LayerNorm instead.",
                 limit=self.smallest,
                 name="graph.smallest",

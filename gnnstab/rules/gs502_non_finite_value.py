@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
+from gnnstab.characters import counted
 from gnnstab.records import Event, Finding, Signal, Signals
 from gnnstab.records.vocabulary import WEIGHT_NON_FINITE_BESIDE
 from gnnstab.rules._event_cause import event_cause
@@ -96,8 +97,7 @@ class NonFiniteValue(Rule):
         more = {1: "", 2: " A later one follows from it."}.get(total, f" {total - 1} later ones follow from it.")
         said = "".join(f"{part}; " for part in (str(event.detail.get("said", "")), why) if part)
         if dropped := signals.context.get("steps_dropped"):
-            steps = "1 step" if dropped == 1 else f"{dropped} steps"
-            more += f" The loop skipped the update of {steps} with such gradients, which hides the fault and does not mend it."
+            more += f" The loop skipped the update of {counted(dropped, 'step')} with such gradients, which hides the fault and does not mend it."
         what = f" {do[0].upper()}{do[1:]}." if do else ""
         when = f"at step {event.step}{rank}"
         if event.detail.get("tried"):

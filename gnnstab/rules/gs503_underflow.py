@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gnnstab.characters import counted
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_VANISHED_SHARE,
@@ -116,7 +117,7 @@ class Underflow(Rule):
             )
             yield self.finding(
                 f"the eps of {signal.detail.get('optimizer', 'the optimizer')} ({signal.detail.get('eps')}) is 0 in {formats}, in which "
-                f"{signal.value:.0f} parameters are held: {told}. Keep the weights in float32 and compute in 16 bits under torch.autocast, or "
+                f"{counted(signal.value, 'parameter', 'is', 'are')} held: {told}. Keep the weights in float32 and compute in 16 bits under torch.autocast, or "
                 "use an eps of 1e-4.",
                 severity="error" if broke else "info",
                 limit=0.0,

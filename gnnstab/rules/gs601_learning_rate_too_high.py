@@ -384,7 +384,7 @@ def lower(calm: float | None, more: str = "", of: str = "") -> str:
     """What to do about a rate, which ``of`` describes: the one that was measured to be calm, where one was, since a third of a far too high one is too high."""
     if calm is None:
         return f"Divide the learning rate{of} by 3{more}."
-    return f"Lower the learning rate{of} to {calm:.3g}, at which trial steps were calm{more}."
+    return f"Lower the learning rate{of} to {calm:.3g}, the largest tried at which trial steps were calm{more}."
 
 
 def _advice(detail: Mapping[str, Any], measured: float | None) -> str:
@@ -393,7 +393,7 @@ def _advice(detail: Mapping[str, Any], measured: float | None) -> str:
         return lower(measured, " and warm up" if measured is None else "")
     if math.isnan(calm):
         return "No rate down to a 6561st of it makes these steps calm: something else makes the loss so steep."
-    return f"At lr={calm:.3g} the same steps are calm."
+    return f"At lr={calm:.3g} the same steps are calm, the largest rate tried that is so; a longer run may need less."
 
 
 def _risen(last: float, best: float, start: float, factor: float) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+from gnnstab.characters import counted
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
     GRADIENT_INPUT_RMS,
@@ -114,7 +115,7 @@ class NeverUpdatedParameter(Rule):
             return
         listed = sorted(silent - idle)
         if never_finite(signals):
-            said = f"{count:.0f} parameters had no gradient, as no loss of the run was finite: {names(listed, 6)}. Mend that first."
+            said = f"{counted(count, 'parameter')} had no gradient, as no loss of the run was finite: {names(listed, 6)}. Mend that first."
             yield self.finding(said, severity="info", limit=self.parameters, signal=worst)
             return
         if signals.kind != "checkpoint" and worst.value == worst.detail.get("of") and worst.detail.get("zero"):
@@ -162,7 +163,7 @@ class NeverUpdatedParameter(Rule):
             )
             named = f"torch.{kind}" if kind in _DRAWS else f"a {kind}"
             yield self.finding(
-                f"{signal.value:.0f} trainable parameters get a gradient of 0 and keep their initial values, since {named} behind {place} hands "
+                f"{counted(signal.value, 'trainable parameter', *_STILL)}, since {named} behind {place} hands "
                 f"none on: {_listed(signal)}. {what[0].upper()}{what[1:]}. {advice}.",
                 severity="error" if signals.find("optimizer.never_updated") else "warning",
                 limit=self.parameters,
@@ -186,7 +187,7 @@ class NeverUpdatedParameter(Rule):
 
     def _nothing_arrives(self, signal: Signal, count: float, listed: Sequence[str], severity: str) -> Finding:
         return self.finding(
-            f"the gradients of all {count:.0f} parameters are exactly 0 ({names(listed, 6)}), so that no update moves them: no operation with a "
+            f"the gradients of {counted(count, 'parameter')}, of all that there are, are exactly 0 ({names(listed, 6)}), so that no update moves them: no operation with a "
             "derivative leads from them to the loss. Look for round, sign, argmax, a comparison, or a ReLU or clamp that is closed everywhere.",
             severity=severity,
             limit=self.parameters,
@@ -195,12 +196,12 @@ class NeverUpdatedParameter(Rule):
 
     def _not_yet(self, worst: Signal, count: float, listed: list[str], unread: bool) -> Finding:
         why = (
-            "belong to relations whose results nothing reads, while others of the same layer train"
+            "as of relations whose results nothing reads, while others of the same layer train"
             if unread
-            else "are all of this optimizer's, which has not moved any of them yet"
+            else "of an optimizer that has moved none of its own yet"
         )
         return self.finding(
-            f"{count:.0f} parameters without a gradient {why}: {names(listed, 6)}. Freeze them where that is meant.",
+            f"{counted(count, 'parameter')} had no gradient, {why}: {names(listed, 6)}. Freeze them where that is meant.",
             severity="info",
             limit=self.parameters,
             signal=worst,
@@ -220,7 +221,7 @@ class NeverUpdatedParameter(Rule):
             if why == "never called" and layers and layers <= left_out(signals):
                 yield self.finding(
                     f"the forward calls none of the {len(layers)} attention layers that the model holds, so that "
-                    f"{signal.value:.0f} trainable parameters have no gradient: {_listed(signal)}. Look at the loop over the layers: a zip "
+                    f"{counted(signal.value, 'trainable parameter', 'has', 'have')} no gradient: {_listed(signal)}. Look at the loop over the layers: a zip "
                     "with a shorter list ends before it, and a condition may leave it out.",
                     severity="warning",
                     limit=self.parameters,
@@ -241,7 +242,7 @@ class NeverUpdatedParameter(Rule):
                 ):
                     continue
                 yield self.finding(
-                    f"{len(lost)} trainable parameters have no gradient, since they stand inside torch.utils.checkpoint with use_reentrant=True "
+                    f"{counted(len(lost), 'trainable parameter', 'has', 'have')} no gradient, being inside torch.utils.checkpoint with use_reentrant=True "
                     f"and nothing that it is given has a gradient: its backward never runs ({names(lost, 6)}). With inputs that have one all of them get "
                     "theirs. Call it with use_reentrant=False.",
                     severity="error",
@@ -259,7 +260,7 @@ class NeverUpdatedParameter(Rule):
                     )
             elif why in NO_WAY:
                 yield self.finding(
-                    f"{signal.value:.0f} trainable parameters have no gradient, {NO_WAY[why]}: {_listed(signal)}. Freeze them, or wire them "
+                    f"{counted(signal.value, 'trainable parameter', 'has', 'have')} no gradient, {NO_WAY[why]}: {_listed(signal)}. Freeze them, or wire them "
                     "in if this loss should train them.",
                     severity="info",
                     limit=self.parameters,
@@ -270,7 +271,7 @@ class NeverUpdatedParameter(Rule):
                 given = bool(signals.context.get("loss_given"))
                 cause, look = {"thrown away": _LOST, "unfed": _UNFED}.get(why, _CUT)
                 yield self.finding(
-                    f"{signal.value:.0f} trainable parameters have no gradient after a backward{cause}: {_listed(signal)}. {look}; wire them in, or "
+                    f"{counted(signal.value, 'trainable parameter', 'has', 'have')} no gradient after a backward{cause}: {_listed(signal)}. {look}; wire them in, or "
                     "freeze them on purpose.",
                     severity="error" if given else "warning",
                     limit=self.parameters,
@@ -281,7 +282,7 @@ class NeverUpdatedParameter(Rule):
     def _not_owned(self, signals: Signals) -> Iterator[Finding]:
         for signal in signals.find("place.not_owned"):
             yield self.finding(
-                f"the loss depends on {signal.value:.0f} weights that model.parameters() does not hold, so that no optimizer moves them: "
+                f"the loss depends on {counted(signal.value, 'weight')} that model.parameters() does not hold and no optimizer moves: "
                 f"{_listed(signal)}. Keep modules in nn.ModuleList or nn.ModuleDict, not in a plain list or dict.",
                 limit=self.parameters,
                 signal=replace(signal, layer=None),
@@ -304,7 +305,7 @@ class NeverUpdatedParameter(Rule):
                 else "pass them to the optimizer, or freeze them on purpose"
             )
             yield self.finding(
-                f"no optimizer holds {signal.value:.0f} trainable parameters of the model: {_listed(signal)}; {why}.",
+                f"no optimizer holds {counted(signal.value, 'trainable parameter')} of the model: {_listed(signal)}; {why}.",
                 severity="error" if replaced else "warning" if few or drawn or late else "info",
                 limit=self.parameters,
                 signal=signal,
@@ -391,3 +392,6 @@ def _unreachable(signals: Signals) -> tuple[Signal, ...]:
 
 def _listed(signal: Signal) -> str:
     return names([str(name) for name in signal.detail.get("parameters", ())], 6)
+
+
+_STILL = ("gets a gradient of 0 and keeps its initial values", "get a gradient of 0 and keep their initial values")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gnnstab.characters import counted
 from gnnstab.records import Finding, Signals
 from gnnstab.records.settings import LARGEST_DECAY, MOST_MOMENTUM, Setting
 from gnnstab.records.vocabulary import OPTIMIZER_DECAY, OPTIMIZER_LR_JUMP, OPTIMIZER_MOMENTUM, OPTIMIZER_NEGATIVE_RATE
@@ -102,4 +103,4 @@ class RateJump(Rule):
 
 def _halving(share: float) -> str:
     steps = math.ceil(math.log(0.5) / math.log1p(-share)) if 0 < share < 1 else 1
-    return "1 step" if steps == 1 else f"{steps} steps"
+    return counted(steps, "step")

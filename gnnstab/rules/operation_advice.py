@@ -84,7 +84,7 @@ def advice(operation: Mapping[str, Any], cause: str) -> str:
         start = next((text for key, text in _DERIVATIVES.items() if key in node), "")
         if start:
             return start
-    words = str(operation.get("words", ""))
+    words = str(operation.get("words", "")).replace("`", "")  # older traces name functions without quotes
     for (made, producer), text in _WITH_PRODUCER.items():
         if name == made and words.startswith(f"{producer} gave"):
             return text

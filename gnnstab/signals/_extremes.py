@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from gnnstab.characters import counted
 from gnnstab.records import SIGNALS, Measure, Signal
 from gnnstab.records.vocabulary import OF_SITE
 from gnnstab.signals._measures import Streams
@@ -79,7 +80,7 @@ def short_run(steps: int, measures: Sequence[Measure]) -> list[str]:
     if not 0 < steps < FULL_EVERY:
         return []
     full = full_steps(measures)
-    many = "1 full measurement" if full == 1 else f"{full} full measurements"
+    many = counted(full, "full measurement")
     return [
         f"the run: {steps} recorded steps with {many} of attention; pass schedule=5 to the Monitor for more of them"
     ]

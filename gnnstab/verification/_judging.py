@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from gnnstab.characters import counted
 from gnnstab.verification._arms import ArmResult
 from gnnstab.verification.targets import Goal
 
@@ -183,7 +184,7 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     something was learned without the fix; that it is not worse may be shown by either loss. The reasons stand in docs/decisions/0006.
     """
     if pairs.too_few and pairs.after:
-        seeds = "1 seed does" if len(pairs.after) == 1 else f"{len(pairs.after)} seeds do"
+        seeds = counted(len(pairs.after), "seed", "does", "do")
         return "inconclusive", (
             f"the signal crosses its threshold, but {seeds} not tell whether the short training is worse: "
             f"that takes at least {FEWEST}"

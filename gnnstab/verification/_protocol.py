@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from gnnstab.characters import counted
 from gnnstab.errors import UsageError
 from gnnstab.fixes import find
 from gnnstab.fixes.own_lines import own_lines
@@ -289,7 +290,9 @@ class _Plan:
             step_time=None if self.fix.costs_no_time else _ratio(losses),
             arms=self._arms(),
             objective=self._objective(losses),
-            rate=self.setting.training.rate if any(r.final is not None for r in losses.after) else "",
+            rate=self.setting.training.rate_with(verdict.change)
+            if any(r.final is not None for r in losses.after)
+            else "",
         )
 
     def _dead(self) -> str:
@@ -307,7 +310,7 @@ class _Plan:
         once = ", once: every seed gives the same training" if self.repeats else ""
         if self.fresh:
             how = how_initialised(self.setting.model, self.setting.factory)
-            pairs = "1 pair" if len(self.seeds) == 1 else f"{len(self.seeds)} pairs"
+            pairs = counted(len(self.seeds), "pair")
             return f"Compared: {pairs} of fresh twins with and without it, {how}{measured}{once}{more}"
         return f"Compared: the current weights with and without it{measured}{once}{more}"
 

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from gnnstab.characters import counted
 from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.verification._verdict import Verdict
 
@@ -36,11 +37,6 @@ def number(value: float | None) -> str:
     return f"{value:.3g}"
 
 
-def seeds(amount: int) -> str:
-    """``1 seed``, ``5 seeds``."""
-    return f"{amount} seed{'s' if amount != 1 else ''}"
-
-
 def change(interval: tuple[float, float]) -> str:
     """An interval of ln(loss with / loss without) in per cent; a point where chance plays no part."""
     low, high = (number(math.expm1(bound) * 100) for bound in interval)
@@ -60,9 +56,10 @@ def _entry(v: Verdict, of: int, width: int) -> Iterator[str]:
     if v.loss_before is not None and v.loss_after is not None:
         task = " of a synthetic task" if "a synthetic task" in v.objective else ""
         why = f"loss{task} {number(v.loss_before)} → {number(v.loss_after)}; {why}"
-    yield fit(f"{v.verdict:<{_LABEL}}{_name(v)}{moved}", width)
+    indent = " " * _LABEL
+    first = f"{v.verdict:<{_LABEL}}{_name(v)}{moved}"
+    yield from textwrap.wrap(first, width, subsequent_indent=indent) if of <= 5 else [fit(first, width)]
     if of <= 5:
-        indent = " " * _LABEL
         yield from textwrap.wrap(why, width, initial_indent=indent, subsequent_indent=indent)
 
 
@@ -100,7 +97,7 @@ def _whole(v: Verdict) -> str:
     if v.before is not None and v.after is not None:
         where = f" of {v.layer}" if v.layer else ""
         limit = f", limit {number(v.threshold)}" if v.threshold is not None else ""
-        lines.append(f"  {v.signal}{where}: {number(v.before)} → {number(v.after)}{limit} ({seeds(v.seeds)})")
+        lines.append(f"  {v.signal}{where}: {number(v.before)} → {number(v.after)}{limit} ({counted(v.seeds, 'seed')})")
     if v.loss_before is not None and v.loss_after is not None:
         by = f" (change {change(v.loss_change)})" if v.loss_change is not None else ""
         lines.append(f"  loss {number(v.loss_before)} → {number(v.loss_after)}{by}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,11 @@ class TrainingSettings:
     def rate(self) -> str:
         """The rate in words, for beside a verdict: it holds for this rate."""
         return f"at learning rate {self.lr:g}" + ("" if self.own_rate else "; yours is not known: pass lr=")
+
+    def rate_with(self, change: str) -> str:
+        """`rate`, and the one that ``change`` sets in its place: ``at learning rate 0.01 in place of 1``."""
+        own = re.search(r"\blr=([\d.e+-]+)\)", change)
+        return self.rate.replace("rate ", f"rate {own[1]} in place of ", 1) if own else self.rate
 
 
 @dataclass(frozen=True, slots=True)

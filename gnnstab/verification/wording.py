@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gnnstab import characters
+from gnnstab.characters import counted
 from gnnstab.records import SIGNALS
 from gnnstab.records.json_numbers import plain
 from gnnstab.records.vocabulary import ATTENTION_ONE_HOT_SHARE
@@ -113,7 +114,7 @@ def _limits_table(scaling: Scaling, width: int) -> str:
     rows += [(_cut(layer), *(_cell(found.get((layer, kind))) for kind in kinds)) for layer in layers[:_MOST_LAYERS]]
     left = len(scaling.layers) - len(rows) + 1
     notes = ["* extrapolated"] if any(limit.extrapolated for limit in found.values()) else []
-    notes += [f"{left} more layers, with -v"] if left > 0 else []
+    notes += [f"{counted(left, 'more layer')}, with -v"] if left > 0 else []
     title = "In-degree from which on each limit is broken:"
     return "\n".join([title, _table(rows, width), *(["; ".join(notes)] if notes else [])])
 

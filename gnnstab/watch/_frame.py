@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from gnnstab.characters import is_hidden
+from gnnstab.characters import counted, is_hidden
 from gnnstab.records import SEVERITIES, SIGNALS, Event, Finding, Series
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -134,7 +134,7 @@ def _layer_lines(evidence: Evidence, width: int, rows: int, ascii_only: bool) ->
         lines.append(_layer_line(evidence, layer, name, label, columns, cell, ascii_only))
     left = len(layers) - len(shown)
     if left:
-        lines.append(Text(f"  … {left} more layers", style="dim"))
+        lines.append(Text(f"  … {counted(left, 'more layer')}", style="dim"))
     return lines[:rows]
 
 

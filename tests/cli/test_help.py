@@ -52,10 +52,10 @@ def test_replay_says_that_a_path_is_missing(cli) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["diagnose", "a.pt", "--html", "b.html"], "No such option '--html'; write --output html=PATH\n"),
-        (["explain", "--html"], "No such option '--html'\n"),
-        (["diagnose", "a.pt", "--verbos"], "No such option '--verbos'; did you mean '--verbose'"),
-        (["diagnose", "a.pt", "--xyz"], "No such option '--xyz'\n"),
+        (["diagnose", "a.pt", "--html", "b.html"], "no such option '--html'; write --output html=PATH\n"),
+        (["explain", "--html"], "no such option '--html'\n"),
+        (["diagnose", "a.pt", "--verbos"], "no such option '--verbos'; did you mean '--verbose'"),
+        (["diagnose", "a.pt", "--xyz"], "no such option '--xyz'\n"),
     ],
 )
 def test_an_unknown_option_is_answered_with_what_comes_near_alone(cli, arguments: list[str], told: str) -> None:

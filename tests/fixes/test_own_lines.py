@@ -114,7 +114,7 @@ def test_repeated_layers_are_one_loop_and_the_loop_makes_the_edit(file: Path) ->
     model = loaded(file)
     measured = {"scores": {"conv1": [400.0], "conv2": [90.0]}, "degree": 10}
     code = QKClip().change((), **measured)
-    assert len(code.splitlines()) == 9
+    assert len(code.splitlines()) == 10
     expected = QKClip().apply(model, **measured)
     exec(code, {"model": model})
     for name, tensor in expected.state_dict().items():

@@ -151,6 +151,7 @@ def test_qk_clip_prints_and_applies_the_same_factors():
     )
     # τ at an in-degree of 10 is 3·√(2 ln 10) = 6.4379; γ = 0.0500 for the first head, the second is left alone.
     assert fixes.change("qk-clip", signals.layers, signals).splitlines() == [
+        "# once, on the weights as they are; not at every step",
         "model.conv.lin_query.weight.data[0:4] *= 0.05",
         "model.conv.lin_query.bias.data[0:4] *= 0.05",
     ]

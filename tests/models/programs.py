@@ -233,7 +233,7 @@ PROGRAMS: dict[str, Program] = {
     "log of a probability that is zero": _of_loss(
         lambda o, b: -(o * 300).softmax(-1).log().mean(),
         lambda o, b: -(o * 300).log_softmax(-1).mean(),
-        "log", "undefined-operation", "loss", r"softmax gave 0 for \d+ of 48 entries; log\(0\) = −inf.*log_softmax",
+        "log", "undefined-operation", "loss", r"softmax` gave 0 for \d+ of 48 entries; log\(0\) = −inf.*log_softmax",
     ),
     "log of a negative number": _of_loss(
         lambda o, b: (o - 100).log().mean(),
@@ -352,7 +352,7 @@ PROGRAMS: dict[str, Program] = {
             lambda o, b: (o.softmax(-1) * o.softmax(-1).log()).sum(-1).mean(),
             lambda o, b: -torch.special.entr(o.softmax(-1).clamp_min(1e-9)).sum(-1).mean(),
         ),
-        "log", "undefined-operation", "loss", r"softmax gave 0 .*log\(0\) = −inf.*entr\(p\)",
+        "log", "undefined-operation", "loss", r"softmax` gave 0 .*log\(0\) = −inf.*entr\(p\)",
     ),
     "NaN in the targets": _of_data("y", 9, r"`y` holds NaN in row 9, column 0 and came in at", "mse_loss", "loss"),
     "NaN in the edge features": _of_data("edge_attr", 4, r"`edge_attr` holds NaN in row 4, column 0", "mm"),
@@ -385,6 +385,6 @@ PROGRAMS: dict[str, Program] = {
     "memory that was never written": _of_model(
         lambda h, data: torch.full_like(h, float("nan")).index_copy(0, torch.arange(NODES - 1), h[:-1]),
         lambda h, data: torch.zeros_like(h).index_copy(0, torch.arange(NODES - 1), h[:-1]),
-        "full_like", "undefined-operation", "model", r"full_like writes NaN",
+        "full_like", "undefined-operation", "model", r"full_like` writes NaN",
     ),
 }  # fmt: skip

@@ -153,14 +153,14 @@ def overflowing(model: nn.Module, forward: Callable[[], Tensor], **options: Any)
 
 def test_an_output_in_a_dataclass_is_the_models_output() -> None:
     model = Answering()
-    assert overflowing(model, lambda: model(X, EDGES).y).startswith("addmm of operands up to")
+    assert overflowing(model, lambda: model(X, EDGES).y).startswith("`addmm` of operands up to")
 
 
 @pytest.mark.parametrize("kind", [Attributes, Ordered, User])
 def test_a_batch_of_an_own_class_is_one_on_copies_too(kind: Callable[..., Any]) -> None:
     model, batch = OfBatches(), kind(x=X, edges=EDGES)
     message = overflowing(model, lambda: model(batch), loss=lambda output, _: mse_loss(output, Y))
-    assert message.startswith("addmm of operands up to")
+    assert message.startswith("`addmm` of operands up to")
 
 
 @pytest.mark.parametrize(("eps", "told"), [(0.0, ["GS502"]), (1e-6, [])])

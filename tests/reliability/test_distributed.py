@@ -59,7 +59,7 @@ def test_the_finding_names_the_rank(folder: Path, capsys: pytest.CaptureFixture[
     """The NaN is in the data of rank 1; the average of the gradients carries it to rank 0 in the same step."""
     (finding,) = [f for f in diagnose(folder / "bad" / "run").findings if f.code == "GS502"]
     assert finding.step == BAD_STEP and finding.cause == "non-finite-data"
-    assert "`x` holds NaN in row 2, column 0 and came in at addmm" in finding.message, "the operation first"
+    assert "`x` holds NaN in row 2, column 0 and came in at `addmm`" in finding.message, "the operation first"
     assert f"first non-finite value at step {BAD_STEP} on rank 1: the model, stage input, node 2" in finding.message
     assert command(["diagnose", str(folder / "bad")]) == 1
     assert "on rank 1" in " ".join(capsys.readouterr().out.split())

@@ -30,7 +30,7 @@ FACES = {
 }
 PLURALS = (
     *("errors", "warnings", "notes", "layers", "heads", "rules", "findings", "steps", "seeds"),
-    *("tensors", "pairs", "edges", "nodes", "causes", "ones", "rows", "lines"),
+    *("parameters", "tensors", "pairs", "edges", "nodes", "causes", "ones", "rows", "lines"),
 )
 FAULTS = {
     "a word twice": r"\b([a-z]{2,} [a-z]{2,}|[a-z]{3,}) \1\b",

@@ -10,6 +10,7 @@ from rich.cells import cell_len
 
 import examples
 import gallery
+from gnnstab.characters import counted
 from gnnstab.errors import UsageError
 from gnnstab.records import FIVE_CAUSES, Coverage, FixAdvice, Suppressed
 from gnnstab.report import escape, render
@@ -113,11 +114,11 @@ def test_where_the_first_nan_was_made_stands_at_the_top() -> None:
 
 def test_a_cause_does_not_say_again_where_the_first_nan_was() -> None:
     base = examples.nan_values()
-    said = "`y[3]` holds NaN and came in at sub, in the loss; first non-finite value at step 17: the model, came in. Leave it out."
+    said = "`y[3]` holds NaN and came in at `sub`, in the loss; first non-finite value at step 17: the model, came in. Leave it out."
     causes = tuple(replace(cause, reason=said) if cause.status == "root-cause" else cause for cause in base.causes)
     shown = " ".join(" ".join(lines(replace(base, causes=causes))).split())
     assert shown.count("first non-finite value") == 1
-    assert "`y[3]` holds NaN and came in at sub, in the loss. Leave it out." in shown
+    assert "`y[3]` holds NaN and came in at `sub`, in the loss. Leave it out." in shown
 
 
 def test_root_causes_come_before_their_symptoms() -> None:
@@ -260,3 +261,54 @@ def test_a_reason_of_any_length_leaves_the_change_its_room(parts: int) -> None:
     shown = lines(replace(diagnosis, causes=(long,)))
     assert "         c = 3" in shown
     assert len(shown) <= 15
+
+
+def test_no_number_stands_without_its_signal() -> None:
+    """Beside a cause, one line for each rule: what was measured, its limit and the unit, or no number at all."""
+    shown = [line for line in lines(gallery.run(), width=80) if re.match(r"(also|  ) +(error|warning) ", line)]
+    assert shown
+    for line in shown:
+        assert not re.search(r"[<>=] ?[\d.]", line) or re.search(r": [a-z][\w.]* (inf|[\d.e+-]+) [<>=] ", line), line
+
+
+@pytest.mark.parametrize(
+    ("amount", "noun", "said"),
+    [
+        (1, "entry", "1 entry leads"),
+        (2, "entry", "2 entries lead"),
+        (0, "key", "0 keys lead"),
+        (1.0, "row", "1 row leads"),
+    ],
+)
+def test_one_is_singular(amount: float, noun: str, said: str) -> None:
+    assert counted(amount, noun, "leads", "lead") == said
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (
+            "in the first steps of Adam (lr=1) on a copy the loss rises. At lr=0.037 the same steps are calm.",
+            "seen in steps on a copy",
+        ),
+        ("the first steps of the run raise the loss. Divide the learning rate by 3.", "fits the numbers, not tried"),
+    ],
+)
+def test_what_was_tried_in_steps_is_not_called_untried(reason: str, said: str) -> None:
+    diagnosis = examples.one_finding()
+    cause = replace(diagnosis.root_causes()[0], how="inferred", reason=reason)
+    assert said in render(replace(diagnosis, causes=(cause,)), "text")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [("torch.optim.Adam(model.parameters(), lr=0.01)", "0.01 in place of 1"), ("", "1")]
+)
+def test_a_changed_rate_is_named_beside_the_one_that_it_replaces(change: str, said: str) -> None:
+    from gnnstab.verification.training import TrainingSettings
+
+    diagnosis = examples.one_finding()
+    note = f"the loss is lower ({TrainingSettings(lr=1.0).rate_with(change)})"
+    advice = FixAdvice("lower-lr", change, "confirmed", note=note, signal="loss", before=2.0, after=1.0)
+    cause = replace(diagnosis.root_causes()[0], fixes=(advice,))
+    shown = " ".join(render(replace(diagnosis, causes=(cause,)), "text").split())
+    assert f"lower-lr (confirmed at learning rate {said}: loss 2 → 1)" in shown

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gnnstab.characters import counted
 from gnnstab.errors import let_through
 from gnnstab.torch_private import tree_map
 
@@ -68,9 +69,9 @@ def sizes(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], output:
     bad = ~torch.isfinite(output)
     count = f"{int(bad.sum())} of {output.numel()} entries" if output.numel() > 1 else "its only entry"
     if name in UNWRITTEN:
-        return Sizes("uninitialised", f"{name} gives memory as it is: {count} hold NaN or Inf and were never written")
+        return Sizes("uninitialised", f"`{name}` gives memory as it is: {count} hold NaN or Inf and were never written")
     if name in _WRITES and _written_scalar(args, kwargs):
-        return Sizes("written", f"{name} writes {_value(output[bad][0])} at {count}")
+        return Sizes("written", f"`{name}` writes {_value(output[bad][0])} at {count}")
     operands = [a for a in args if isinstance(a, (Tensor, int, float)) and not isinstance(a, bool)]
     shape = output.shape
     if name in _SOFTMAXES:
@@ -102,17 +103,22 @@ def _elementwise(
     same = bool((left == left[first]).all())
     given = ""
     if producer and name != "div":
-        given = f"{producer} gave {_value(left[first])}{'' if same else ' and the like'} for {count}; "
+        given = f"{_quoted(producer)} gave {_value(left[first])}{'' if same else ' and the like'} for {count}; "
     elif producer and same:
-        given = f"the divisor {_value(left[first])} came from {producer}; "
+        given = f"the divisor {_value(left[first])} came from {_quoted(producer)}; "
     at = "" if given.endswith(f"for {count}; ") else f" at {count}"
     exact = facts.get("float32")
     wide = f" ({exact:.4g} in float32; {_dtype(output)} ends at {torch.finfo(output.dtype).max:.5g})" if exact else ""
     if kind == "exp-overflow":
         limit = math.log(torch.finfo(output.dtype).max)
-        wide = f" (the operand reaches {facts['largest']:.4g}; {name} in {_dtype(output)} ends at {limit:.3g})"
+        wide = f" (the operand reaches {facts['largest']:.4g}; `{name}` in {_dtype(output)} ends at {limit:.3g})"
         facts["float32"] = in_float32(function, args, kwargs) if output.dtype in LOW else None
     return Sizes(kind, f"{given}{formula} = {_value(output[bad][first])}{at}{wide}", {**facts, "result": result})
+
+
+def _quoted(producer: str) -> str:
+    """The name of a function as code: it reads as no word of the sentence; what was made by several is said in words."""
+    return producer if " " in producer else f"`{producer}`"
 
 
 def kind_of(name: str, here: Sequence[float], result: float) -> str:
@@ -192,7 +198,7 @@ def _overflow(
     kwargs: Mapping[str, Any],
 ) -> Sizes:  # fmt: skip
     if bool(torch.isnan(output).any()) and (nothing := _of_nothing(name, args)):
-        return Sizes("mean-of-nothing", f"{name} takes the mean over nothing: {nothing}", {"largest": 0.0})
+        return Sizes("mean-of-nothing", f"`{name}` takes the mean over nothing: {nothing}", {"largest": 0.0})
     floats = [a for a in operands if isinstance(a, Tensor) and a.is_floating_point() and a.numel()]
     floats += [t for a in args if isinstance(a, (list, tuple)) for t in a if isinstance(t, Tensor) and t.numel()]
     largest = _largest(floats)
@@ -202,16 +208,16 @@ def _overflow(
     facts = {"largest": largest, "float32": exact}
     if infinite:
         kind = "inf-minus-inf" if name in ("sum", "mean", "mm", "addmm", "bmm", "cumsum") else "undefined-of-inf"
-        return Sizes(kind, f"{name} of operands that hold Inf gave NaN at {count}", facts)
+        return Sizes(kind, f"`{name}` of operands that hold Inf gave NaN at {count}", facts)
     if name in ("to_copy", "copy"):
         said = f"the conversion of values up to {largest:.4g} to {_dtype(output)} gave Inf at {count}"
     else:
-        said = f"{name} of operands up to {largest:.4g} gave {_value(output[~torch.isfinite(output)][0])} at {count}"
+        said = f"`{name}` of operands up to {largest:.4g} gave {_value(output[~torch.isfinite(output)][0])} at {count}"
     if bool(torch.isnan(output).any()) and not low and largest < 1e15:
         # With one value in each group n − 1 is 0.
         alone = name in ("std", "var") and floats[0].numel() <= output.numel()
         shape = (
-            f"{name} over one value, of an operand of shape {tuple(floats[0].shape)}, divides by n − 1 = 0 at {count}"
+            f"`{name}` over one value, of an operand of shape {tuple(floats[0].shape)}, divides by n − 1 = 0 at {count}"
             if alone
             else ""
         )
@@ -243,13 +249,14 @@ def _softmax(name: str, scores: Tensor, output: Tensor) -> Sizes:
     if rows:
         return Sizes(
             "all-masked",
-            f"{name}: in {rows} row{'s' * (rows > 1)} every score is −inf, so that nothing is left to weigh",
+            f"`{name}`: in {counted(rows, 'row')} every score is −inf, so that nothing is left to weigh",
         )
     if bool(torch.isposinf(scores).any()):
         return Sizes(
-            "inf-minus-inf", f"{name} subtracts the largest score, and that is +inf: ∞ − ∞ at {int(bad.sum())} entries"
+            "inf-minus-inf",
+            f"`{name}` subtracts the largest score, and that is +inf: ∞ − ∞ at {int(bad.sum())} entries",
         )
-    return Sizes("written", f"{name} gives −inf where the score is −inf")
+    return Sizes("written", f"`{name}` gives −inf where the score is −inf")
 
 
 def emptied(found: Sizes, count: str) -> Sizes:

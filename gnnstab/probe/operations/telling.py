@@ -77,7 +77,7 @@ def sentence(origin: Origin) -> str:
         mask = mask_behind(operation) if operation.sizes.kind == "all-masked" else None
         held = f" (the −inf are those of `{mask.name}`)" if mask is not None and mask.name else ""
         return f"{operation.sizes.words}{held}, {where}"
-    return f"{origin.tensor.words} and came in at {operation.name}, {where}"
+    return f"{origin.tensor.words} and came in at `{operation.name}`, {where}"
 
 
 def spot(operation: Operation) -> str:

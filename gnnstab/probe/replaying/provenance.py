@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gnnstab.characters import counted
 from gnnstab.errors import UsageError, let_through
 from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.replaying._stages import Observer, StageTensor, instrument, observe_inputs
@@ -203,7 +204,7 @@ def _sentence(seen: StageTensor, detail: Mapping[str, Any], own: Sequence[str], 
     """One sentence that a user understands."""
     weights = "all weights are finite" if detail["weights_finite"] else "some weights are not finite"
     entries, place = detail["non_finite"], _place(seen)
-    count = f"{entries} non-finite entr{'y' if entries == 1 else 'ies'}"
+    count = counted(entries, "non-finite entry")
     if seen.stage == "input" and seen.layer is None:
         return f"the model's own input {seen.note or 'tensor'} already holds {count}"
     if seen.stage == "input":
@@ -217,7 +218,7 @@ def _sentence(seen: StageTensor, detail: Mapping[str, Any], own: Sequence[str], 
     if seen.stage == "score":
         edges = detail["non_finite_edges"]
         return (
-            f"{place}: the q·k sum passed {limit} ({dtype}) on {edges} edge{'s' * (edges != 1)}, "
+            f"{place}: the q·k sum passed {limit} ({dtype}) on {counted(edges, 'edge')}, "
             f"reaching {detail['largest_exact']:.3g} in exact arithmetic; {weights}"
         )
     largest = "nothing" if detail["largest_before"] is None else f"at most {detail['largest_before']:.3g}"
