@@ -139,7 +139,8 @@ class _State:
 
 def _judged(watch: OperationMode, twin: nn.Module, state: _State, held: tuple[Named, ...]) -> Found:
     """What is not finite at the end decides which of all bad values counts: others were dealt with on the way."""
-    outputs = [readable(stored(t.detach())) for t in answers_in(state.output)]
+    answers = answers_in(state.output)
+    outputs = [readable(stored(t.detach())) for t in answers]
     finite = [t[torch.isfinite(t)].abs() for t in outputs if t.is_floating_point()]
     largest = max((float(t.max()) for t in finite if t.numel()), default=0.0)
     if state.loss is not None and not is_finite(state.loss):
@@ -149,9 +150,13 @@ def _judged(watch: OperationMode, twin: nn.Module, state: _State, held: tuple[Na
         return Found(watch.first_of(gradients), "gradient", largest, held, state.note)
     bad = [t for t in outputs if not is_finite(t)]
     made = [watch.made(t) for t in bad]
+    # The numbers of some layouts are read from a copy, in whose memory no operation has left them.
+    copies = any(
+        a.layout is not torch.strided and any(t is one for one in bad) for a, t in zip(answers, outputs, strict=True)
+    )
     if bad and state.loss is None and not all(one is not None and one.written for one in made):
         found = [watch.origin(t) for t, one in zip(bad, made, strict=True) if one is not None and not one.written]
-        return Found(next(iter(found), None), "output", largest, held, state.note)
+        return Found(next(iter(found), watch.origin() if copies else None), "output", largest, held, state.note)
     if state.note and state.ran != "output":
         return Found(watch.origin(), "exception", largest, held, state.note)
     # The loss that nobody called decides whether infinities that the model writes, as a masked policy does, are dealt with.
