@@ -11,7 +11,7 @@ from torch import nn
 from torch_geometric.nn import DenseGATConv
 
 import gnnstab
-from gnnstab.errors import UsageError
+from gnnstab.errors import NothingEvaluable, UsageError
 from probe.awkward import EMPTY, PROGRAMS, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
@@ -27,8 +27,13 @@ def test_both_faces_watch_it_bit_for_bit_and_say_nothing(name: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(alone, watched, strict=True))
     with torch.no_grad():
         model(*args)
-    of_batch = gnnstab.diagnose(copy.deepcopy(model), batch=args)
-    for diagnosis in (of_run, of_batch):
+    told = [of_run]
+    if name == "no nodes":
+        with pytest.raises(NothingEvaluable, match="the batch is empty"):
+            gnnstab.diagnose(copy.deepcopy(model), batch=args)
+    else:
+        told.append(gnnstab.diagnose(copy.deepcopy(model), batch=args))
+    for diagnosis in told:
         silent = EMPTY.get(name, ())  # Of a graph without edges no gradient arrives, and that is said.
         assert [(f.code, f.message) for f in diagnosis.findings if f.severity != "info" and f.code not in silent] == []
 
