@@ -56,7 +56,11 @@ def extremes(diagnosis: Diagnosis) -> list[str]:
 
 def before_it_broke(diagnosis: Diagnosis, used: Sequence[str]) -> str:
     """Which step the numbers of these signals are of, where a value was not finite after it: they look healthy beside the verdict."""
-    steps = [s.step for s in diagnosis.signals if s.name in used and s.layer is not None and s.step is not None]
+    # A number that is not finite is none of those that are shown.
+    steps = [
+        int(s.detail.get("last_step", s.step)) for s in diagnosis.signals
+        if s.name in used and s.layer is not None and s.step is not None and "measurements" in s.detail
+    ]  # fmt: skip
     broke = summary.first_non_finite(diagnosis)
     if broke is None or not steps or max(steps) >= broke.step:
         return ""

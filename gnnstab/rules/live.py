@@ -228,12 +228,12 @@ class LiveEngine:
                 f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {times(size / max(first, 1e-12))} times that of the steps "
                 f"before{pace}. Lower the learning rate, or cap the scores.",
                 severity="info" if (track.gap > WINDOW or not jumped) and self._learning() else "warning",
-                limit=limits.score_growth,
+                limit=limits.score_growth if steady else limits.jump,
                 name="score.growth",
                 value=math.expm1(min(growth, 50.0)) if steady else size / max(first, 1e-12),
                 layer=key.layer,
                 step=step,
-                unit="per step",
+                unit="per step" if steady else "× before",
                 confidence="medium",
             )
 

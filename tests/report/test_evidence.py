@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch_geometric.nn import GATv2Conv
 
 import gallery
+import gnnstab
 from gnnstab.records import Coverage, Diagnosis, Finding, LayerFacts, Series, Signal, Target
+from gnnstab.report._extremes import before_it_broke
 from gnnstab.report.distribution import distribution
 from gnnstab.report.evidence import Evidence, Limit, thin
 
@@ -138,3 +143,19 @@ def test_before_after_only_where_both_were_measured() -> None:
     changes = Evidence(gallery.run()).before_after()
     assert [c.fix.fix for c in changes] == ["beta", "qk-clip", "mean-aggregation"]
     assert {m.value for m in changes[0].limits} == {0.1, 0.35}
+
+
+def test_numbers_of_the_layers_name_their_step_where_later_ones_are_not_finite() -> None:
+    torch.manual_seed(0)
+    model, edges = GATv2Conv(4, 1), torch.randint(0, 8, (2, 32))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for step in range(10):
+            optimizer.zero_grad()
+            loss = model(torch.randn(8, 4) * (math.nan if step == 7 else 1), edges).square().mean()
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    diagnosis = monitor.diagnose()
+    assert before_it_broke(diagnosis, ["attention.entropy"]).startswith("Of step 0, the last full measurement")
+    assert before_it_broke(replace(diagnosis, events=()), ["attention.entropy"]) == ""
