@@ -83,7 +83,7 @@ class NeverUpdatedParameter(Rule):
         found += self._all_zero(signals)
         found += self._stopped(signals)
         yield from found
-        if standing := [s for s in standing_still(signals, self.updates) if not s.detail.get("given")]:
+        if standing := [s for s in standing_still(signals, self.updates) if s.detail.get("given") is None]:
             yield from map(partial(self._standing, signals), standing)
             return
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):

@@ -45,7 +45,9 @@ class Standing:
         self._moved: Tensor | None = None
         """Whether that update moved anything; on the device of the weights, which nothing waits for."""
 
-        self._given = False
+        self._gradients: list[Tensor] = []
+        """Of each that was there at these updates, whether it was not 0 throughout; on its device likewise."""
+
         self._rates: set[float] = set()
 
     def look(self, optimizer: torch.optim.Optimizer, step: int) -> None:
@@ -59,9 +61,10 @@ class Standing:
             self._next = max(SECOND, APART * self._first)
         else:
             self._first, self._since, self._bits, self._moved = self._calls, step, bits, None
-            self._given, self._rates = False, set()
+            self._gradients, self._rates = [], set()
             self._next = self._calls + 1
-        self._given = self._given or any(p.grad is not None for p in self._held())
+        given = [p.grad.detach() for p in self._held() if p.grad is not None]
+        self._gradients += [g.any() if g.layout is torch.strided else torch.ones((), dtype=torch.bool) for g in given]
         self._rates |= {float(g["lr"]) for g in optimizer.param_groups if isinstance(g.get("lr"), (int, float))}
 
     def at_end(self, step: int) -> list[Measure]:
@@ -72,7 +75,8 @@ class Standing:
         if now is None or bool(now != self._bits):
             return []
         rates = [rate for rate in self._rates if math.isfinite(rate)]
-        detail = {"since": self._since, "given": self._given, "rate": max(rates, default=None)}
+        given = None if not self._gradients else any(map(bool, self._gradients))
+        detail = {"since": self._since, "given": given, "rate": max(rates, default=None)}
         return [
             Measure(step, "", "", 0, OPTIMIZER_STANDING, -1, float(self._calls + 1 - self._first), json.dumps(detail))
         ]
