@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -22,6 +22,7 @@ from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import WHOLE, eps_of, eps_signals, shrink_eps, unguarded
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
+from gnnstab.probe.optimizer._joined import joined
 from gnnstab.probe.optimizer._rounding import lost_share
 from gnnstab.probe.optimizer.beginning import Beginning, beginning
 from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread
@@ -51,9 +52,6 @@ SMALLEST = 2.0**-24
 
 FEW = 4
 """Multiples of `SMALLEST` that hold one or two bits."""
-
-TOGETHER = 2**16
-"""Entries of gradients that are looked at by one operation."""
 
 FAST = 4.0
 """Change of the output by the first update, over its spread, from which on its rate is tried, as for GS601."""
@@ -99,7 +97,7 @@ def next_update(
             start = [(t, t.detach().clone()) for t in (*asked, *itertools.filterfalse(is_lazy, twin.buffers()))]
             before, found = outputs_and_wide(twin, lambda: _outputs(twin, inputs))
             wide += found
-            if not all(bool(flat.isfinite().all()) for flat, _ in _joined(asked.values())):
+            if not all(bool(flat.isfinite().all()) for flat, _ in joined(asked.values())):
                 raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
             moved, lost = _moved(twin, mover, asked, before, inputs), lost_share(start)
             damping = math.nan
@@ -148,7 +146,7 @@ def few_bits(model: nn.Module) -> float:
     given = [p.grad.detach() for p in model.parameters() if p.grad is not None and p.grad.layout is torch.strided]
     few = nonzero = 0
     whole = other = False
-    for flat, starts in _joined(gradient for gradient in given if gradient.numel()):
+    for flat, starts in joined(gradient for gradient in given if gradient.numel()):
         steps = (flat.abs().double() / SMALLEST).cpu().numpy()
         between = np.logical_or.reduceat(steps != np.round(steps), starts)
         within = ~between & np.logical_or.reduceat(steps != 0, starts)
@@ -159,30 +157,6 @@ def few_bits(model: nn.Module) -> float:
     if not whole:
         return 0.0 if other else math.nan
     return few / nonzero
-
-
-def _joined(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
-    """The entries of tensors that follow each other, small ones of one format together, and where each begins."""
-    joined: list[Tensor] = []
-    starts, size = [0], 0
-    for tensor in tensors:
-        if joined and (size + tensor.numel() > TOGETHER or _kind(tensor) != _kind(joined[0])):
-            yield _flat(joined), starts
-            joined, starts, size = [], [0], 0
-        elif joined:
-            starts.append(size)
-        joined.append(tensor)
-        size += tensor.numel()
-    if joined:
-        yield _flat(joined), starts
-
-
-def _kind(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.dtype, tensor.device, tensor.layout
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
 
 
 def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from gnnstab.probe.optimizer._joined import joined
 from gnnstab.records import Measure
 from gnnstab.records.vocabulary import OPTIMIZER_STANDING
 
@@ -64,7 +65,9 @@ class Standing:
             self._gradients, self._rates = [], set()
             self._next = self._calls + 1
         given = [p.grad.detach() for p in self._held() if p.grad is not None]
-        self._gradients += [g.any() if g.layout is torch.strided else torch.ones((), dtype=torch.bool) for g in given]
+        dense = [g for g in given if g.layout is torch.strided]
+        self._gradients += [flat.any() for flat, _ in joined(dense)]
+        self._gradients += [torch.ones((), dtype=torch.bool)] * (len(given) > len(dense))
         self._rates |= {float(g["lr"]) for g in optimizer.param_groups if isinstance(g.get("lr"), (int, float))}
 
     def at_end(self, step: int) -> list[Measure]:
@@ -90,14 +93,13 @@ class Standing:
 
         What moves a weight by less than the rounding of 1 moves none: a bias of 0 may follow the smallest number.
         """
+        held = [parameter.detach() for parameter in self._held()]
+        if any(type(t) is not Tensor or t.layout is not torch.strided or t.device.type == "meta" for t in held):
+            return None
         total: Tensor | None = None
-        for parameter in self._held():
-            tensor = parameter.detach()
-            if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.device.type == "meta":
-                return None
-            tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-            if tensor.numel():
-                shifted = tensor.contiguous() + 1 if tensor.dtype is torch.float64 else tensor.contiguous().float() + 1
-                one = shifted.view(_WHOLE[shifted.element_size()]).sum(dtype=torch.int64)
-                total = one if total is None else total + one.to(total.device)
+        numbers = (torch.view_as_real(t) if t.is_complex() else t for t in held)
+        for flat, _ in joined(t for t in numbers if t.numel()):
+            shifted = (flat if flat.dtype is torch.float64 else flat.float()) + 1
+            one = shifted.view(_WHOLE[shifted.element_size()]).sum(dtype=torch.int64)
+            total = one if total is None else total + one.to(total.device)
         return total
