@@ -14,7 +14,7 @@ import examples
 def test_known_findings_pass_and_new_ones_fail(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = cli("check", "one.pt", "--baseline", "known.json", "--update-baseline")
     assert first.code == 0
-    assert "wrote 1 findings to known.json" in first.err
+    assert "wrote 1 finding to known.json" in first.err
     again = cli("check", "one.pt", "--baseline", "known.json", "-v")
     assert again.code == 0
     assert "known: stands in the baseline" in again.out

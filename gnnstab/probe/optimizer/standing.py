@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,34 +47,36 @@ class Standing:
         """Whether that update moved anything; on the device of the weights, which nothing waits for."""
 
         self._gradients: list[Tensor] = []
-        """Of each that was there at these updates, whether it was not 0 throughout; on its device likewise."""
+        """Of those that were there at the second of two looks, whether it was not 0 throughout; on its device likewise."""
 
-        self._rates: set[float] = set()
+        self._rates: list[float] = []
+        self._held: list[nn.Parameter] = []
 
     def look(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Before an update of ``optimizer``, which ends ``step``."""
         self._calls += 1
         if self._calls < self._next:
             return
-        bits = self._sum()
-        if self._calls == self._first + 1:
-            self._moved = None if bits is None or self._bits is None else bits != self._bits
-            self._next = max(SECOND, APART * self._first)
-        else:
-            self._first, self._since, self._bits, self._moved = self._calls, step, bits, None
-            self._gradients, self._rates = [], set()
+        if self._calls != self._first + 1:
+            self._held = self._parameters()
+            self._first, self._since, self._bits, self._moved = self._calls, step, self._sum(self._held), None
             self._next = self._calls + 1
-        given = [p.grad.detach() for p in self._held() if p.grad is not None]
+            return
+        bits = self._sum(self._held)
+        self._moved = None if bits is None or self._bits is None else bits != self._bits
+        self._next = max(SECOND, APART * self._first)
+        given = [p.grad.detach() for p in self._held if p.grad is not None]
+        self._held = []  # The run may give them up.
         dense = [g for g in given if g.layout is torch.strided]
-        self._gradients += [flat.any() for flat, _ in joined(dense)]
+        self._gradients = [flat.any() for flat, _ in joined(dense)]
         self._gradients += [torch.ones((), dtype=torch.bool)] * (len(given) > len(dense))
-        self._rates |= {float(g["lr"]) for g in optimizer.param_groups if isinstance(g.get("lr"), (int, float))}
+        self._rates = [float(g["lr"]) for g in optimizer.param_groups if isinstance(g.get("lr"), (int, float))]
 
     def at_end(self, step: int) -> list[Measure]:
         """How many updates in a row, up to the end of the run, have left every weight as it was; nothing where one moved."""
         if self._bits is None or self._moved is None or bool(self._moved):
             return []
-        now = self._sum()
+        now = self._sum(self._parameters())
         if now is None or bool(now != self._bits):
             return []
         rates = [rate for rate in self._rates if math.isfinite(rate)]
@@ -84,16 +86,17 @@ class Standing:
             Measure(step, "", "", 0, OPTIMIZER_STANDING, -1, float(self._calls + 1 - self._first), json.dumps(detail))
         ]
 
-    def _held(self) -> Iterator[nn.Parameter]:
+    def _parameters(self) -> list[nn.Parameter]:
         held = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
-        return (p for p in self._model.parameters() if p.requires_grad and id(p) in held and not is_lazy(p))
+        return [p for p in self._model.parameters() if p.requires_grad and id(p) in held and not is_lazy(p)]
 
-    def _sum(self) -> Tensor | None:
+    @staticmethod
+    def _sum(parameters: Sequence[nn.Parameter]) -> Tensor | None:
         """The sum of the bits of all weights plus 1, as whole numbers that overflow; None without a weight that can be read so.
 
         What moves a weight by less than the rounding of 1 moves none: a bias of 0 may follow the smallest number.
         """
-        held = [parameter.detach() for parameter in self._held()]
+        held = [parameter.detach() for parameter in parameters]
         if any(type(t) is not Tensor or t.layout is not torch.strided or t.device.type == "meta" for t in held):
             return None
         total: Tensor | None = None
