@@ -67,7 +67,7 @@ class Standing:
         self._next = max(SECOND, APART * self._first)
         given = [p.grad.detach() for p in self._held if p.grad is not None]
         self._held = []  # The run may give them up.
-        dense = [g for g in given if g.layout is torch.strided]
+        dense = [g for g in given if _plain(g)]
         self._gradients = [flat.any() for flat, _ in joined(dense)]
         self._gradients += [torch.ones((), dtype=torch.bool)] * (len(given) > len(dense))
         self._rates = [float(g["lr"]) for g in optimizer.param_groups if isinstance(g.get("lr"), (int, float))]
@@ -97,7 +97,7 @@ class Standing:
         What moves a weight by less than the rounding of 1 moves none: a bias of 0 may follow the smallest number.
         """
         held = [parameter.detach() for parameter in parameters]
-        if any(type(t) is not Tensor or t.layout is not torch.strided or t.device.type == "meta" for t in held):
+        if not all(map(_plain, held)):
             return None
         total: Tensor | None = None
         numbers = (torch.view_as_real(t) if t.is_complex() else t for t in held)
@@ -106,3 +106,8 @@ class Standing:
             one = shifted.view(_WHOLE[shifted.element_size()]).sum(dtype=torch.int64)
             total = one if total is None else total + one.to(total.device)
         return total
+
+
+def _plain(tensor: Tensor) -> bool:
+    """True of numbers at hand in one block; a part of a sharded weight is none."""
+    return type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type != "meta"
