@@ -33,8 +33,11 @@ FURTHER_CAUSES = (
 """Reported, in this order, when not absent."""
 
 CAUSE_STATUSES = ("root-cause", "contributing", "present", "absent", "not-evaluable")
-HOW_KNOWN = ("observed", "undone", "inferred")
-"""Seen directly; undone on a copy and the symptom measured again; or the mechanism fits and nothing could be tried."""
+HOW_KNOWN = ("observed", "undone", "tried", "inferred")
+"""Seen directly; undone on a copy and the symptom measured again; shown by steps on a copy, with nothing undone; or the mechanism fits and nothing could be tried."""
+
+NOT_UNDONE = ("tried", "inferred")
+"""How a cause is known that was neither seen nor undone."""
 
 RULE_STATUSES = ("fired", "passed", "not-applicable", "not-evaluable", "suppressed")
 VERDICTS = ("confirmed", "no-effect", "made-worse", "inconclusive", "not-tested")
@@ -269,7 +272,7 @@ class Diagnosis:
     def root_causes(self) -> tuple[Cause, ...]:
         """The causes with status ``root-cause``: first what made a value NaN or infinite, last what only fits the numbers."""
         roots = (c for c in self.causes if c.status == "root-cause")
-        return tuple(sorted(roots, key=lambda c: ("GS502" not in c.codes, c.how == "inferred")))
+        return tuple(sorted(roots, key=lambda c: ("GS502" not in c.codes, c.how in NOT_UNDONE)))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, schema 1 (docs/schema/diagnosis-1.json)."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
-
-from gnnstab.records import Cause
 
 _ENTROPY = (
     "How evenly a target spreads its attention over its neighbours, as a fraction of ln(in-degree): 1 is uniform, 0 is "
@@ -72,15 +69,7 @@ GLOSSARY: Mapping[str, str] = {
 """Word, in lower case → what it means."""
 
 
-def how(cause: Cause) -> str:
-    """How a cause is known, in words that need no manual; steps that were taken on a copy are a trial, though nothing was undone."""
-    tried = cause.how == "inferred" and re.search(
-        r"\bsteps\b[^.]*\bon a copy\b|\bon a copy\b[^.]*\bsteps\b", cause.reason
-    )
-    return "seen in steps on a copy" if tried else HOW.get(cause.how, "")
-
-
 HOW = {
-    "observed": "seen directly", "undone": "undone on a copy", "inferred": "fits the numbers, not tried",
+    "observed": "seen directly", "undone": "undone on a copy", "tried": "seen in steps on a copy", "inferred": "fits the numbers, not tried",
 }  # fmt: skip
 """How a cause is known → its words."""

@@ -21,7 +21,7 @@ from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
-from gnnstab.report._glossary import how
+from gnnstab.report._glossary import HOW
 from gnnstab.report.console import CAUSE, MUTED, RED, SEVERITY, STATE
 from gnnstab.report.numbers import compared, number
 
@@ -195,7 +195,7 @@ def _without_place(message: str) -> str:
 
 
 def _cause(cause: Cause, longest: int) -> _Line:
-    known = ", ".join(part for part in (" ".join(cause.codes), how(cause)) if part)
+    known = ", ".join(part for part in (" ".join(cause.codes), HOW.get(cause.how)) if part)
     reason = summary.beginning(escape.sentence(_without_place(cause.reason)), longest)
     words = ((cause.cause, f"bold {CAUSE[cause.status]}"), f" ({known}): " if known else ": ", reason)
     return _Line("cause" if cause.status == "root-cause" else "suspect", Text.assemble(*words))

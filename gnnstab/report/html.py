@@ -21,7 +21,7 @@ from gnnstab.report import _charts as charts
 from gnnstab.report import summary
 from gnnstab.report._depth import PANELS, depth
 from gnnstab.report._extremes import before_it_broke
-from gnnstab.report._glossary import how
+from gnnstab.report._glossary import HOW
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, Evidence
 from gnnstab.report.faces import plain, spoken
@@ -117,7 +117,7 @@ def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[
             "title": sentence(cause.cause),
             "tone": TONES.get(cause.status, "unknown"),
             "words": summary.verdict_words(cause.status),
-            "how": how(cause),
+            "how": HOW.get(cause.how, ""),
             "reason": told.new(cause.reason) or ("" if cause in summary.to_change(diagnosis) else "As above."),
             "codes": [(code, anchors.first[code]) for code in cause.codes if code in anchors.first],
             "fixes": [anchor for i in range(len(cause.fixes)) if (anchor := anchors.fixes.get((cause.cause, i)))],

@@ -12,8 +12,9 @@ from collections.abc import Iterable, Sequence
 
 from gnnstab.characters import counted
 from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice, Signal
+from gnnstab.records.findings import NOT_UNDONE
 from gnnstab.report import escape
-from gnnstab.report._glossary import how
+from gnnstab.report._glossary import HOW
 from gnnstab.report._not_covered import not_covered as not_covered
 from gnnstab.report.numbers import number
 
@@ -166,7 +167,7 @@ def event_place(event: Event) -> str:
 def to_change(diagnosis: Diagnosis) -> tuple[Cause, ...]:
     """The causes to treat, what was shown before what merely fits: root causes, or the contributing ones where none is known."""
     contributing = tuple(cause for cause in diagnosis.causes if cause.status == "contributing")
-    return diagnosis.root_causes() or tuple(sorted(contributing, key=lambda cause: cause.how == "inferred"))
+    return diagnosis.root_causes() or tuple(sorted(contributing, key=lambda cause: cause.how in NOT_UNDONE))
 
 
 def fixes_in_order(cause: Cause) -> tuple[FixAdvice, ...]:
@@ -204,7 +205,7 @@ def treated(diagnosis: Diagnosis) -> tuple[Cause, ...]:
 
 def standing(cause: Cause) -> str:
     """``root cause, undone on a copy``: what a cause is, and how that is known."""
-    return ", ".join(filter(None, (verdict_words(cause.status), how(cause))))
+    return ", ".join(filter(None, (verdict_words(cause.status), HOW.get(cause.how))))
 
 
 _UNTESTED = re.compile(r"(?:; )?not tested: (.+?), or (\S*diagnose\b.+)$")

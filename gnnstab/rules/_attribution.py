@@ -7,13 +7,19 @@ from dataclasses import replace
 from typing import Any
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
+from gnnstab.records.findings import NOT_UNDONE
 from gnnstab.records.vocabulary import (
     LOSS_MARKED_TARGETS,
+    OPTIMIZER_EPS_DAMPING,
+    OPTIMIZER_GROUP_RATE,
     OPTIMIZER_INPUT_SHARE,
+    OPTIMIZER_LOSS_RISE,
+    OPTIMIZER_SLOW,
     OPTIMIZER_UNDONE,
     OPTIMIZER_UNSEEN,
     PLACE_UNREACHED_TARGETS,
 )
+from gnnstab.rules._by_steps import harmful
 from gnnstab.rules._five_causes import status_from_configuration
 from gnnstab.rules.explanation import is_warning
 
@@ -74,8 +80,12 @@ def _unknown(cause: Cause, kind: str, context: Mapping[str, Any]) -> Cause:
     return replace(cause, reason=f"{cause.reason.rstrip('.')}. {_UNTOLD}")
 
 
+_IN_STEPS = (OPTIMIZER_LOSS_RISE, OPTIMIZER_SLOW, OPTIMIZER_EPS_DAMPING, OPTIMIZER_GROUP_RATE)
+"""Signals of real steps on a copy, of which no cause is the thing undone."""
+
+
 def _how(cause: Cause, findings: Sequence[Finding]) -> str:
-    """``observed`` where a rule sees the cause itself, ``inferred`` where a mechanism ties a symptom to it."""
+    """``observed`` where a rule sees the cause itself, ``tried`` where steps on a copy show it, ``inferred`` where a mechanism ties a symptom to it."""
     if cause.status not in ("root-cause", "contributing"):
         return ""
     if _share(cause, findings) is not None:
@@ -83,7 +93,9 @@ def _how(cause: Cause, findings: Sequence[Finding]) -> str:
     # GS502 names the cause of an event only where the repeat of the step has shown it; from a file it infers one.
     own = [f for f in findings if f.cause == cause.cause]
     repeated = any((f.code == "GS502" and f.step is not None) or f.signal in _SEEN for f in own)
-    return "observed" if repeated or OBSERVED.intersection(cause.codes) else "inferred"
+    if repeated or OBSERVED.intersection(cause.codes):
+        return "observed"
+    return "tried" if any((f.signal in _IN_STEPS or harmful(f)) and is_warning(f) for f in own) else "inferred"
 
 
 def _share(cause: Cause, findings: Sequence[Finding]) -> float | None:
@@ -95,7 +107,7 @@ def _share(cause: Cause, findings: Sequence[Finding]) -> float | None:
 
 def modest(findings: Sequence[Finding], found: Sequence[Cause]) -> tuple[Finding, ...]:
     """The findings, of which those whose cause is only inferred are of medium confidence at most."""
-    inferred = {cause.cause for cause in found if cause.how == "inferred"}
+    inferred = {cause.cause for cause in found if cause.how in NOT_UNDONE}
     return tuple(
         replace(f, confidence="medium") if f.cause in inferred and f.confidence == "high" and is_warning(f) else f
         for f in findings

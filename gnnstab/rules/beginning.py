@@ -1,4 +1,4 @@
-"""The learning rate of a run, as it comes: does it raise the loss of the first steps, jump, overshoot?"""
+"""The learning rate of a run, as it comes: does it raise the loss of the first steps, jump, overshoot, rise without end?"""
 
 from __future__ import annotations
 

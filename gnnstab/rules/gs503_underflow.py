@@ -16,6 +16,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_LOST_SHARE,
     OPTIMIZER_LR_JUMP,
 )
+from gnnstab.rules._standing import standing_still
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, percent
 
@@ -67,26 +68,29 @@ class Underflow(Rule):
     learned: float = threshold(
         2.0, unit="ln(loss)", source="as GS609: from there on nothing keeps a model from learning"
     )
+    updates: float = threshold(
+        8, unit="updates", source="as GS604: so many that have moved no weight need no third measurement"
+    )
     measurements: float = threshold(
         3, unit="steps", source="a rate that changes may begin near 0; the third is step 100"
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer, and one for the weights."""
-        yield from self._vanished(signals)
-        yield from self._eps(signals)
-        yield from self._updates(signals)
-        yield from self._gradients(signals)
+        found = [*self._vanished(signals), *self._eps(signals), *self._updates(signals), *self._gradients(signals)]
+        yield from found
+        # A network without a layer whose outputs are measured has weights and gradients all the same.
+        shares = (signals.find if found else signals.need)("precision.underflow_share")
         per_layer: dict[str | None, list[Signal]] = {}
-        for signal in measured(signals.need("precision.underflow_share")):
+        for signal in measured(shares):
             per_layer.setdefault(signal.layer, []).append(signal)
-        for layer, found in per_layer.items():
-            if largest(found).value > self.share:
+        for layer, own in per_layer.items():
+            if largest(own).value > self.share:
                 yield self.finding(
-                    f"{layer or 'the model'}: {percent(largest(found).value)} of the non-zero outputs lie below the smallest normal number "
+                    f"{layer or 'the model'}: {percent(largest(own).value)} of the non-zero outputs lie below the smallest normal number "
                     f"of {signals.context.get('precision') or 'their dtype'}. Find what shrinks the signal, or use a format with more range.",
                     limit=self.share,
-                    signal=largest(found),
+                    signal=largest(own),
                 )
 
     def _vanished(self, signals: Signals) -> Iterator[Finding]:
@@ -130,10 +134,13 @@ class Underflow(Rule):
         constant = signals.kind == "model" or any(
             jump.detail.get("constant") for jump in signals.find(OPTIMIZER_LR_JUMP)
         )
+        still = bool(standing_still(signals, self.updates))
         for signal in measured(signals.find(OPTIMIZER_LOST_SHARE)):
             # At a constant rate no update is much larger than the first, and the latest shows what the others will be.
             share = max(signal.value, float(signal.detail.get("last", 0.0))) if constant else signal.value
-            if share > self.lost and (constant or int(signal.detail.get("measurements", 1)) >= self.measurements):
+            if share > self.lost and (
+                constant or still or int(signal.detail.get("measurements", 1)) >= self.measurements
+            ):
                 yield self.finding(
                     f"{percent(share)} of the weights' entries stay as they are in an update that asks them to move: in 16 bits (fp16, "
                     "bf16) it is rounded away. Keep the weights in float32, and compute in 16 bits under torch.autocast.",

@@ -9,13 +9,11 @@ from functools import partial
 from gnnstab.characters import counted
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
-    GRADIENT_INPUT_RMS,
-    GRADIENT_OUTPUT_RMS,
-    OPTIMIZER_STANDING,
     OPTIMIZER_UNDONE,
     PLACE_PLAIN_SCORES,
 )
 from gnnstab.rules._silent_by_design import NO_WAY, cancelled, given_zeros, idle, unread_relation, without_part
+from gnnstab.rules._standing import gradient_since, standing_still
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, names, never_finite, stops
 
@@ -36,8 +34,7 @@ class NeverUpdatedParameter(Rule):
     - Checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0.
     - Run: trainable parameters whose gradient was None or exactly 0 in every step that was measured parameter by
       parameter, and at the run's end (their own, or what the optimizer keeps of it).
-      Or no weight that the optimizer holds has moved from some step to the end, since none has a gradient when the
-      optimizer steps.
+      Or no weight has moved from some step to the end, and none has a gradient when the optimizer steps.
     - Model and batch: a loss that depends on no parameter; parameters without a gradient after a backward, and why (the
       module was not called, no path leads to it, or it stands in a reentrant checkpoint none of whose inputs has a
       gradient); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list;
@@ -141,15 +138,16 @@ class NeverUpdatedParameter(Rule):
         )
 
     def _standing(self, signals: Signals, standing: Signal) -> Finding:
-        """Updates that find no gradient, whether one arrived before or not."""
-        arrived = any(s.value > 0 for s in (*signals.find(GRADIENT_OUTPUT_RMS), *signals.find(GRADIENT_INPUT_RMS)))
+        """Updates that find no gradient, whether a layer was seen to get one since or not."""
+        since = standing.detail.get("since", 0)
         why = (
             "gradients arrive in the backward and are gone when the optimizer steps. Call zero_grad() before the backward, not between it and step()"
-            if arrived
-            else "no gradient arrives. Look for a loss made anew (torch.tensor(loss.item()), loss.detach()), a forward under no_grad, or a missing loss.backward()"
+            if gradient_since(signals, since)
+            else "no parameter has a gradient when the optimizer steps, and no layer was seen to get one. Look for a loss made anew "
+            "(torch.tensor(loss.item()), loss.detach()), a forward under no_grad, a missing loss.backward(), or zero_grad() behind it"
         )
         return self.finding(
-            f"from step {standing.detail.get('since')} on {standing.value:.0f} updates have moved no weight: {why}.",
+            f"from step {since} on {standing.value:.0f} updates have moved no weight: {why}.",
             limit=self.updates,
             signal=standing,
         )
@@ -187,7 +185,7 @@ class NeverUpdatedParameter(Rule):
 
     def _nothing_arrives(self, signal: Signal, count: float, listed: Sequence[str], severity: str) -> Finding:
         return self.finding(
-            f"the gradients of {counted(count, 'parameter')}, of all that there are, are exactly 0 ({names(listed, 6)}), so that no update moves them: no operation with a "
+            f"every gradient is exactly 0 ({counted(count, 'parameter')}: {names(listed, 6)}), so that no update moves anything: no operation with a "
             "derivative leads from them to the loss. Look for round, sign, argmax, a comparison, or a ReLU or clamp that is closed everywhere.",
             severity=severity,
             limit=self.parameters,
@@ -196,12 +194,12 @@ class NeverUpdatedParameter(Rule):
 
     def _not_yet(self, worst: Signal, count: float, listed: list[str], unread: bool) -> Finding:
         why = (
-            "as of relations whose results nothing reads, while others of the same layer train"
+            "nothing reads the results of their relations, while others of the same layer train"
             if unread
-            else "of an optimizer that has moved none of its own yet"
+            else "their optimizer has moved nothing yet"
         )
         return self.finding(
-            f"{counted(count, 'parameter')} had no gradient, {why}: {names(listed, 6)}. Freeze them where that is meant.",
+            f"{counted(count, 'parameter')} had no gradient ({names(listed, 6)}): {why}. Freeze them where that is meant.",
             severity="info",
             limit=self.parameters,
             signal=worst,
@@ -252,7 +250,7 @@ class NeverUpdatedParameter(Rule):
             elif why == "no history":
                 if signal.source == "batch" and signals.context.get("loss_given"):
                     yield self.finding(
-                        f"the loss depends on none of the {signal.value:.0f} trainable parameters that the model is called with, and backward() of it raises: "
+                        f"the loss depends on none of the model's trainable parameters ({signal.value:.0f}), and its backward() raises: "
                         f"{_listed(signal)}. Look for detach(), .item(), .data, no_grad() or a loss that reads no output.",
                         severity="error",
                         limit=self.parameters,
@@ -366,13 +364,6 @@ def _with_part(signals: Signals, silent: set[str]) -> set[str]:
     left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
     beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
     return {name for name in silent - left_out - beyond if not without_part(signals, name)}
-
-
-def standing_still(signals: Signals, updates: float) -> list[Signal]:
-    """So many updates and more that have moved nothing; numbers that are not finite are a reason of their own, which other rules tell."""
-    if any(event.kind == "non-finite" for event in signals.events) or never_finite(signals):
-        return []
-    return [s for s in signals.find(OPTIMIZER_STANDING) if s.value >= updates]
 
 
 def silent_parameters(signals: Signals) -> tuple[set[str], set[str]]:

@@ -9,9 +9,15 @@ from typing import Any
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_SLOW
+from gnnstab.records.vocabulary import (
+    LOSS,
+    OPTIMIZER_LOST_SHARE,
+    OPTIMIZER_LR_JUMP,
+    OPTIMIZER_OUTPUT_MOVE,
+    OPTIMIZER_SLOW,
+)
+from gnnstab.rules._standing import standing_still
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.gs604_never_updated_parameter import standing_still
 from gnnstab.rules.queries import percent
 
 
@@ -87,6 +93,9 @@ class LearningRateTooLow(Rule):
     untrained: float = threshold(
         0.5, unit="× the loss of zeros", source="heuristic: weights that go on from a training have a lower loss"
     )
+    rounded: float = threshold(
+        0.5, unit="share of entries", source="as GS503: what 16 bits round away is no matter of the rate"
+    )
     updates: float = threshold(8, unit="updates", source="as GS604: a warm-up may begin with a few at a rate of 0")
     run: float = threshold(50, unit="steps", source="as GS603: a shorter run may not have begun to learn")
 
@@ -96,8 +105,9 @@ class LearningRateTooLow(Rule):
         if signals.kind != "trace":
             yield from self._before(signals)
             return
+        rounded = any(s.value > self.rounded for s in signals.find(OPTIMIZER_LOST_SHARE))
         for standing in standing_still(signals, self.updates):
-            if standing.detail.get("given"):
+            if standing.detail.get("given") and not rounded:
                 rate = standing.detail.get("rate")
                 yield self.finding(
                     f"from step {standing.detail.get('since')} on {standing.value:.0f} updates with gradients have moved no weight by more than rounding"

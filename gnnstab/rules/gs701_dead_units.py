@@ -85,7 +85,7 @@ class DeadUnits(Rule):
         for signal in stops(signals, "relu"):
             if signal.layer not in known:
                 yield self.finding(
-                    f"the ReLU behind {signal.layer} is closed on every entry of the batch: {counted(signal.value, 'parameter')} in front of it {'gets' if signal.value == 1 else 'get'} no "
+                    f"the ReLU behind {signal.layer} is closed on every entry of the batch: {counted(signal.value, 'parameter', 'in front of it gets', 'in front of it get')} no "
                     "gradient, and nothing can open it again. Take the ReLU off if it stands in front of the output, use LeakyReLU, or reset "
                     "the bias in front of it.",
                     limit=0.0,

@@ -102,7 +102,7 @@ def stopped(model: nn.Module, optimizer: torch.optim.Optimizer, loss_of: Callabl
         (cleared, adam, "GS604", "zero_grad()"),
         (cleared_later, at(0.1), "GS604", "from step 16"),
         (made_anew, adam, "GS604", "made anew"),
-        (no_backward, adam, "GS604", "no gradient arrives"),
+        (no_backward, adam, "GS604", "no layer was seen to get one"),
         (trains, at(0.0), "GS608", "the rate is 0"),
         (trains, at(1e-30), "GS608", "the rate is 1e-30"),
         (stopped, adam, "GS608", "from step 16"),
@@ -180,3 +180,41 @@ def test_updates_that_a_nan_stops_are_told_by_the_nan() -> None:
         return loss
 
     assert not told(broken, adam)
+
+
+def test_the_steps_of_another_network_are_none_of_this_one() -> None:
+    """A discriminator is trained first; its optimizer holds nothing of the generator that is watched."""
+    torch.manual_seed(0)
+    x, edges = torch.randn(NODES, 8), torch.randint(0, NODES, (2, 96))
+    model, critic = Net(), nn.Linear(3, 1)
+    own, other = adam(model), torch.optim.Adam(critic.parameters(), 0.01)
+    with Monitor(model, optimizer=[own, other], on_finding="ignore") as monitor:
+        for number in range(20):
+            optimizer = own if number % 10 == 9 else other
+            optimizer.zero_grad()
+            out = model(x, edges)
+            loss = critic(out if optimizer is own else out.detach()).square().mean()
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    assert [f for f in monitor.diagnose().findings if f.signal == "optimizer.standing"] == []
+
+
+@pytest.mark.parametrize(("dtype", "code"), [(torch.bfloat16, "GS503"), (torch.float32, "GS608")])
+def test_what_16_bits_round_away_is_no_matter_of_the_rate(dtype: torch.dtype, code: str) -> None:
+    """All weights are 1: the updates are smaller than half of the distance to the next number of either format."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 1, bias=False)).to(dtype)
+    for parameter in model.parameters():
+        nn.init.ones_(parameter)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-6 if dtype is torch.bfloat16 else 1e-12)
+    x = torch.randn(32, 8).to(dtype)
+    with Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    found = {f.code for f in monitor.diagnose().findings if f.severity != "info"}
+    assert found & {"GS503", "GS608"} == {code}

@@ -285,18 +285,11 @@ def test_one_is_singular(amount: float, noun: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("reason", "said"),
-    [
-        (
-            "in the first steps of Adam (lr=1) on a copy the loss rises. At lr=0.037 the same steps are calm.",
-            "seen in steps on a copy",
-        ),
-        ("the first steps of the run raise the loss. Divide the learning rate by 3.", "fits the numbers, not tried"),
-    ],
+    ("how", "said"), [("tried", "seen in steps on a copy"), ("inferred", "fits the numbers, not tried")]
 )
-def test_what_was_tried_in_steps_is_not_called_untried(reason: str, said: str) -> None:
+def test_what_was_tried_in_steps_is_not_called_untried(how: str, said: str) -> None:
     diagnosis = examples.one_finding()
-    cause = replace(diagnosis.root_causes()[0], how="inferred", reason=reason)
+    cause = replace(diagnosis.root_causes()[0], how=how)
     assert said in render(replace(diagnosis, causes=(cause,)), "text")
 
 

@@ -31,11 +31,17 @@ class Standing:
 
     Args:
         model: The model inside its wrappers.
-        optimizers: All that move it; weights that none of them holds are not looked at.
+        optimizers: All that the run has; weights that none of them holds are not looked at.
     """
 
     def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._model, self._optimizers = model, optimizers
+        own = {id(p) for p in model.parameters()}
+        self._moving = {
+            id(one) for one in optimizers if any(id(p) in own for group in one.param_groups for p in group["params"])
+        }
+        """Those that hold a weight of the model: the steps of a discriminator say nothing of its generator."""
+
         self._calls, self._next = -1, 0
         """Updates that were begun, from 0, and the one before which the weights are looked at next."""
 
@@ -54,6 +60,8 @@ class Standing:
 
     def look(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Before an update of ``optimizer``, which ends ``step``."""
+        if id(optimizer) not in self._moving:
+            return
         self._calls += 1
         if self._calls < self._next:
             return

@@ -1,0 +1,23 @@
+"""Runs whose updates move nothing, and whether gradients came meanwhile."""
+
+from __future__ import annotations
+
+from gnnstab.records import Signal, Signals
+from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS, OPTIMIZER_STANDING
+from gnnstab.rules.queries import never_finite
+
+
+def standing_still(signals: Signals, updates: float) -> list[Signal]:
+    """So many updates and more that have moved nothing; numbers that are not finite are a reason of their own, which other rules tell."""
+    if any(event.kind == "non-finite" for event in signals.events) or never_finite(signals):
+        return []
+    return [s for s in signals.find(OPTIMIZER_STANDING) if s.value >= updates]
+
+
+def gradient_since(signals: Signals, since: int) -> bool:
+    """True where a layer was seen to get a gradient in a recorded step from ``since`` on."""
+    return any(
+        bool((series.values[series.steps >= since] > 0).any())
+        for series in signals.series
+        if series.name in (GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS)
+    )
