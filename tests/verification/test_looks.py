@@ -36,7 +36,9 @@ def test_the_short_look_sees_what_the_full_one_sees():
         for conv in model.convs:
             conv.lin_query.weight *= 8
     full = gnnstab.diagnose(model, batch=batch)
-    wanted = frozenset({"score.max_abs", "output.max_abs", "channels.dead_share", "smoothness.relative"})
+    wanted = frozenset(
+        {"score.max_abs", "precision.fp16_headroom", "output.max_abs", "channels.dead_share", "smoothness.relative"}
+    )
     short = measuring.look(
         model, batch, Edit(), loss=None, precision="fp32", layers=full.layers, signals=wanted, backward=True
     ).signals
@@ -46,6 +48,69 @@ def test_the_short_look_sees_what_the_full_one_sees():
             assert signal.value == pytest.approx(reference.value(name, layer=signal.layer), rel=1e-4, abs=1e-6), name
     assert short.value("gradient.ratio") == pytest.approx(reference.value("gradient.ratio"), rel=1e-3)
     assert len(short.find("attention.entropy")) == 6
+
+
+class OwnDense(nn.Module):
+    """Attention of three heads over a whole set, by one of torch's ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(12, 12) for _ in range(3))
+        self.way, self.num_heads = way, 3
+
+    def forward(self, x):
+        query, key, value = (part(x).view(2, 8, 3, 4).transpose(1, 2) for part in (self.query, self.key, self.value))
+        if self.way == "fused":
+            mixed = nn.functional.scaled_dot_product_attention(query, key, value)
+        else:
+            mixed = torch.softmax(query @ key.transpose(-1, -2) / 2, -1) @ value
+        return x + mixed.transpose(1, 2).reshape(2, 8, 12)
+
+
+class TorchsOwn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(12, 3, batch_first=True)
+
+    def forward(self, x):
+        return x + self.attn(x, x, x, need_weights=False)[0]
+
+
+@pytest.mark.parametrize("way", ["softmax", "fused", "torch's own"])
+def test_dense_attention_is_seen_and_scaled_in_a_look(way):
+    torch.manual_seed(0)
+    model = (TorchsOwn() if way == "torch's own" else OwnDense(way)).eval()
+    # A second one, alike, whose queries are multiplied by hand.
+    by_hand = TorchsOwn() if way == "torch's own" else OwnDense(way)
+    by_hand.load_state_dict(model.state_dict())
+    factors = torch.tensor([1.0, 0.1, 0.01])
+    rows = factors.repeat_interleave(4)
+    with torch.no_grad():
+        for part in (model, by_hand):
+            weight = part.attn.in_proj_weight[:12] if way == "torch's own" else part.query.weight
+            weight *= 60
+        bias = by_hand.attn.in_proj_bias[:12] if way == "torch's own" else by_hand.query.bias
+        weight *= rows[:, None]
+        bias *= rows
+    batch = {"x": torch.randn(2, 8, 12)}
+    full = gnnstab.diagnose(model, batch=batch)
+    (layer,) = [one.name for one in full.layers if one.attention]
+    wanted = frozenset({"score.max_abs", "attention.entropy", "attention.one_hot_share"})
+
+    def looked(edit):
+        return measuring.look(
+            model, batch, edit, loss=None, precision="fp32", layers=full.layers, signals=wanted, backward=True
+        )
+
+    reference, scaled = gnnstab.diagnose(by_hand.eval(), batch=batch), looked(Edit(score_factors={layer: factors}))
+    for name in wanted:
+        for short, other in ((looked(Edit()).signals, full), (scaled.signals, reference)):
+            expected = Signals("model", other.layers, other.signals).value(name, layer=layer)
+            assert short.value(name, layer=layer) == pytest.approx(expected, rel=1e-4), name
+    x = batch["x"]
+    with torch.no_grad():
+        expected = by_hand.attn(x, x, x)[0] if way == "torch's own" else by_hand(x)
+    assert torch.allclose(scaled.outputs[layer], expected, atol=1e-5), "what follows gets the scaled attention"
 
 
 def test_ids_counts_and_flags_are_no_suspects():

@@ -149,13 +149,16 @@ class Softened(TorchFunctionMode):
 
     def watch(self, model: nn.Module) -> None:
         """Have a copy tell which of the layers runs."""
+        self._hook(model)
+        for home in homes(model):  # None is found again once its softmax is this one: each is given back once.
+            self._homes.append(home)
+            home.softmax = self._over_edges
+
+    def _hook(self, model: nn.Module) -> None:
         for name, module in {type(model).__name__: model, **dict(hookable(model))}.items():
             if name in self._layers:
                 self._handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
                 self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        for home in homes(model):  # None is found again once its softmax is this one: each is given back once.
-            self._homes.append(home)
-            home.softmax = self._over_edges
 
     def __exit__(self, *error: Any) -> None:
         while self._homes:
@@ -170,19 +173,29 @@ class Softened(TorchFunctionMode):
         kwargs = kwargs or {}
         if args and func in _SOFTMAXES:
             dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
-            return func(args[0] * self._factor(lambda: spread(args[0], dim)), *args[1:], **kwargs)
+            return func(args[0] * self._for_scores(args[0], dim), *args[1:], **kwargs)
         if len(args) > 1 and func is F.scaled_dot_product_attention:
             query, key = args[:2]
             scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
-            factor = self._factor(lambda: spread(query.detach() @ key.detach().transpose(-1, -2) * scale, -1))
-            return func(query * factor, *args[1:], **kwargs)
+            return func(query * self._for_queries(query, key, scale), *args[1:], **kwargs)
         if func is F.multi_head_attention_forward:
             given = FUSED.bind(*args, **kwargs).arguments
-            factor = self._factor(lambda: spread(_fused_scores(given), -1))
-            return func(**given | _with_queries(given, factor))
+            return func(**given | _with_queries(given, self._for_rows(given)))
         if func in EXPONENTIALS and not self._in_softmax:
             return func(self._softer_exponent(args[0] if args else kwargs["input"]))
         return func(*args, **kwargs)
+
+    def _for_scores(self, scores: Tensor, dim: int) -> float | Tensor:
+        """What scores are multiplied with on their way into a softmax."""
+        return self._factor(lambda: spread(scores, dim))
+
+    def _for_queries(self, query: Tensor, key: Tensor, scale: float) -> float | Tensor:
+        """The same for queries (…, L, E) of fused attention."""
+        return self._factor(lambda: spread(query.detach() @ key.detach().transpose(-1, -2) * scale, -1))
+
+    def _for_rows(self, given: Mapping[str, Any]) -> float | Tensor:
+        """The same for the rows of the weight that makes the queries of `nn.MultiheadAttention`."""
+        return self._factor(lambda: spread(_fused_scores(given), -1))
 
     def _softer_exponent(self, scores: Tensor) -> Tensor:
         # Which targets they belong to is not known here: the spread over all is no smaller than that within one.
@@ -210,6 +223,42 @@ class Softened(TorchFunctionMode):
         if name not in self._factors:
             self._factors[name] = SPREAD / max(SPREAD, measured())
         return self._factors[name]
+
+
+class Scaled(Softened):
+    """Within the block, and within calls of the layers, every softmax but PyG's own gets its scores times these factors (H,), one per head.
+
+    Where the heads cannot be told apart all are multiplied with the smallest.
+    """
+
+    def __init__(self, factors: Mapping[str, Tensor]) -> None:
+        super().__init__(list(factors))
+        self._given = factors
+
+    def watch(self, model: nn.Module) -> None:
+        """The same; who enters the block scales the scores of PyG's softmax."""
+        self._hook(model)
+
+    def _factor(self, measured: Callable[[], float]) -> float:
+        return float(self._given[self._running[-1]].min())
+
+    def _for_scores(self, scores: Tensor, dim: int) -> float | Tensor:
+        return by_head(self._given[self._running[-1]], scores)
+
+    def _for_queries(self, query: Tensor, key: Tensor, scale: float) -> float | Tensor:
+        return by_head(self._given[self._running[-1]], query)
+
+    def _for_rows(self, given: Mapping[str, Any]) -> float | Tensor:
+        factors, heads = self._given[self._running[-1]], given["num_heads"]
+        rows = given["query"].shape[-1]
+        return factors.repeat_interleave(rows // heads) if len(factors.reshape(-1)) == heads else factors.min()
+
+
+def by_head(factors: Tensor, scores: Tensor) -> Tensor:
+    """Factors (H,) in a shape that fits scores or queries (…, H, L, S); the smallest where those have no such axis."""
+    if scores.dim() > 2 and factors.dim() == 1 and len(factors) == scores.shape[-3]:
+        return factors.to(scores)[:, None, None]
+    return factors.min().to(scores)
 
 
 class Spreads(Softened):
@@ -297,15 +346,16 @@ def _fused_scores(given: Mapping[str, Any]) -> Tensor:
     return scores
 
 
-def _with_queries(given: Mapping[str, Any], factor: float) -> dict[str, Tensor]:
-    """The arguments that make the queries, and with them the scores, ``factor`` times as large."""
+def _with_queries(given: Mapping[str, Any], factor: float | Tensor) -> dict[str, Tensor]:
+    """The arguments that make the queries, and with them the scores, ``factor`` times as large; one for all or one per row (E,)."""
     ((weight, bias), _), changed = _projections(given), dict[str, Tensor]()
+    rows = torch.as_tensor(factor).to(weight).reshape(-1)
     if given.get("use_separate_proj_weight"):
-        changed["q_proj_weight"] = weight * factor
+        changed["q_proj_weight"] = weight * rows[:, None]
     else:
-        changed["in_proj_weight"] = torch.cat([weight * factor, given["in_proj_weight"][len(weight) :]])
+        changed["in_proj_weight"] = torch.cat([weight * rows[:, None], given["in_proj_weight"][len(weight) :]])
     if bias is not None:
-        changed["in_proj_bias"] = torch.cat([bias * factor, given["in_proj_bias"][len(bias) :]])
+        changed["in_proj_bias"] = torch.cat([bias * rows, given["in_proj_bias"][len(bias) :]])
     return changed
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,14 +14,19 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
+from gnnstab.layers import layer_of
+from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.layers import DenseSoftmaxRecorder, MultiheadRecorder
+from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.measure import read_out
-from gnnstab.probe.optimizer.softening import homes
+from gnnstab.probe.optimizer.softening import Scaled, homes
 from gnnstab.probe.places import saturated_share
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked
 from gnnstab.probe.replaying.zero_output import loss_over_zero, row_mean
+from gnnstab.probe.state import State
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
 from gnnstab.probe.statistics.numbers import rms
@@ -39,6 +44,7 @@ from gnnstab.records.vocabulary import (
     SMOOTHNESS_RELATIVE,
 )
 from gnnstab.signals.gradients import over_depth
+from gnnstab.torch_private import without_torch_function
 from gnnstab.verification.interventions._trial import Edit
 
 MOSTLY = 0.02
@@ -153,6 +159,12 @@ class _Watched:
         self._wanted = signals
         self._facts = {facts.name: facts for facts in layers if facts.attention}
         self._edit = edit
+        self._products: dict[str, float | None] = {}
+        """Factor from the scores of a layer to the largest number on the way to them, see `precision_measures`."""
+
+        self._by_recorder: set[str] = set()
+        """Layers whose scores are not seen in `_softmax`."""
+
         self._running: list[str] = []
         self._values: list[Signal] = []
         self._gradients: dict[str, Tensor] = {}
@@ -170,8 +182,18 @@ class _Watched:
         modules = {type(model).__name__: model, **dict(hookable(model))}
         handles = []
         known: dict[int, Any] = {}
+        recorders = [one for one in find_layers(model, State()) if one.name in self._facts and _by_recorder(one)]
+        # PyG's softmax is scaled and seen where it is called; within it is an exponential, which may not be scaled once more.
+        self._by_recorder = {one.name for one in recorders}
+        factors = {name: one for name, one in self._edit.score_factors.items() if name in self._by_recorder}
+        scaled = Scaled(factors) if factors else None
+        for recorder in recorders:
+            recorder.record = partial(self._recorded, recorder)  # type: ignore[method-assign]
+            recorder.attach()
         for name in self._facts:
             if name in modules:
+                kind = layer_of(modules[name])
+                self._products[name] = None if kind is None else kind.product(modules[name])
                 handles.append(modules[name].register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
                 handles.append(modules[name].register_forward_hook(partial(self._leave, name), always_call=True))
                 known |= {id(home): home for home in homes(modules[name])}
@@ -185,8 +207,13 @@ class _Watched:
         try:
             for home in known.values():
                 home.softmax = self._softmax
-            yield
+            with nullcontext() if scaled is None else scaled:
+                if scaled is not None:
+                    scaled.watch(model)
+                yield
         finally:
+            for recorder in recorders:
+                recorder.detach()
             for home in known.values():
                 home.softmax = softmax
             for handle in handles:
@@ -233,10 +260,11 @@ class _Watched:
 
     def _leave(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
         self._running.pop()
-        if not isinstance(output, Tensor):
-            return None
         changed = self._changed(name, module, args, output)
-        seen = changed.detach()
+        first = changed[0] if isinstance(changed, tuple) and changed else changed
+        if not isinstance(first, Tensor):
+            return None
+        seen = first.detach()
         self.outputs[name] = seen
         self._measure(OUTPUT_MAX_ABS, _peak, seen, name)
         self._measure(CHANNELS_DEAD_SHARE, dead_share, seen, name)
@@ -245,7 +273,10 @@ class _Watched:
         return None if changed is output else changed
 
     def _changed(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
-        """What a module returns, with the edit."""
+        """What a module returns, with the edit; attention may return its weights beside it."""
+        if isinstance(output, tuple) and output:
+            first = self._changed(name, module, args, output[0])
+            return output if first is output[0] else (first, *output[1:])
         if not isinstance(output, Tensor):
             return output
         changed = output * self._edit.output_factors[name] if name in self._edit.output_factors else output
@@ -257,6 +288,7 @@ class _Watched:
 
     def _softmax(self, src: Tensor, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         name = self._running[-1] if self._running else ""
+        name = "" if name in self._by_recorder else name
         if name in self._edit.score_factors:
             src = src * self._edit.score_factors[name].to(src)
         result: Tensor = softmax(src, index, *args, **kwargs)
@@ -264,21 +296,42 @@ class _Watched:
             self._saw(name, src.detach(), result.detach(), index)
         return result
 
+    def _recorded(
+        self, recorder: LayerRecorder, grad: bool, plan: Any, inputs: Any, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        """One call of a layer whose softmax is over a dense matrix: what it received is seen before it is scaled."""
+        with without_torch_function():  # The layer is still running: what scales its scores would scale these.
+            rows = next(recorder.shown(inputs, args, kwargs, output), None)
+            recorder.forget()
+            if rows is None or not rows.score.numel():
+                return
+            score, attention = rows.score.detach(), rows.attention.detach()
+            factors = self._edit.score_factors.get(recorder.name)
+            if factors is not None:
+                score = score * (factors if len(factors.reshape(-1)) == score.shape[1] else factors.min()).to(score)
+                attention = softmax(score, rows.target, num_nodes=rows.size)
+            self._saw(recorder.name, score, attention, rows.target)
+
     def _saw(self, name: str, score: Tensor, attention: Tensor, index: Tensor) -> None:
         degree = torch.bincount(index).to(attention.dtype)
-        channels = self._facts[name].out_channels
-        found = {**entropy_measures(attention, index, degree), **precision_measures(score, channels)}
+        found = {**entropy_measures(attention, index, degree), **precision_measures(score, self._products[name])}
         for signal, measured in found.items():
             if measured.total is not None:
                 self._add(signal, float(measured.total), name)
         self._measure(SCORE_MAX_ABS, _peak, score, name)
 
     def _measure(self, signal: str, function: Callable[[Tensor], Any], x: Tensor, layer: str) -> None:
-        if signal in self._wanted and x.dim() == 2 and x.numel():
-            self._add(signal, float(function(x.detach())), layer)
+        if signal in self._wanted and x.dim() > 1 and x.numel():
+            self._add(signal, float(function(x.detach().flatten(0, -2))), layer)
 
     def _add(self, signal: str, value: float, layer: str) -> None:
         self._values.append(Signal(signal, value, layer))
+
+
+def _by_recorder(recorder: LayerRecorder) -> bool:
+    """True of attention that does not call PyG's softmax by that name: dense, fused, or over edges by other means."""
+    dense = isinstance(recorder, (DenseSoftmaxRecorder, MultiheadRecorder))
+    return recorder.attention and (dense or not any(homes(recorder.module)))
 
 
 def _peak(x: Tensor) -> Tensor:
