@@ -251,6 +251,17 @@ def of_gates(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return symptom.cause == "unsuitable-init" and bool(undone) and all(name.startswith(gates) for name in undone)
 
 
+def of_targets_that_drove(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Targets far beyond the output have trained the weights of a run, and what is alike or shut now was not from the start."""
+    driven = signals.kind == "trace" and of_targets(symptom, explanation, signals)
+    return driven and not alike_from_the_start(explanation, symptom, signals)
+
+
+def shut_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """A unit that stands at its limit on every entry hands no gradient on, and gives every node the same: nodes that differed before it are alike."""
+    return bool(signals.find("place.gradient_stops")) and not alike_from_the_start(explanation, symptom, signals)
+
+
 def alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """The nodes are alike at the first place that was looked at: a unit is open for all of them or for none."""
     begins = {s.layer for s in signals.find("place.node_difference") if s.detail.get("position") == 0}

@@ -62,6 +62,8 @@ LINKS = tuple(
         ("GS406", on.of_targets, "GS301 GS303"),
         # What drowns in other columns, or in a bias beside them, makes nodes alike.
         ("GS406", on.told_by(OPTIMIZER_INPUT_SHARE), "GS704"),
+        # Targets far from zero drive every row the same way.
+        ("GS406", on.of_targets_that_drove, "GS704 GS701"),
         ("GS402", on.without_edges, "GS704 GS701 GS604"),
         ("GS406", on.always, "GS603 GS302 GS104 GS702 GS501"),
         ("GS406", on.of_absurd_size, "GS601"),
@@ -102,6 +104,7 @@ LINKS = tuple(
         # Learning rate before what it did to the weights.
         ("GS601", on.always, "GS301 GS302 GS104 GS105 GS501 GS603 GS701 GS702"),
         ("GS601", on.grown_in_the_run, "GS201"),
+        ("GS601", on.shut_on_the_way, "GS704"),
         ("GS201", on.copies, "GS301 GS302"),
         ("GS201", on.since_the_start, "GS603 GS104"),
         # Weights of 0 were filled on a copy, and gradients arrived.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS_OVER_ZERO
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS_OVER_ZERO, LOSS_TARGET_RMS
 from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
@@ -47,7 +48,8 @@ class UnstableInitGain(Rule):
 
     ## When it is silent
     On trained weights, and where most matrices have few large directions, as training gives them: gains say nothing
-    about the path through the scores; for layers with a normalisation before or an identity path around them; where a
+    about the path through the scores; for layers with a normalisation before or an identity path around them; for the
+    last map where the first loss is no more than twice that of zeros, as of an output no larger than the targets; where a
     measured gradient ratio is healthy. A file shows none of these, so there it is information. So are maps of scores
     where steps with softer scores on a copy show that the sharpness is earned.
 
@@ -60,6 +62,11 @@ class UnstableInitGain(Rule):
         6, unit="attention layers", source="measured: no variant matters at 4 layers or fewer"
     )
     gain: float = threshold(5.0, unit="RMS·√fan_in", source="as GS104: three times the largest gain in use, 5/3")
+    suits: float = threshold(
+        2.0,
+        unit="× the loss of zeros",
+        source="derived: an output as large as the targets, and independent of them, has 1 + 1",
+    )
     vanishing: float = threshold(
         -6.0, unit="ln, summed over layers", source="measured: the default at 12 layers (−6.7) is the training boundary"
     )
@@ -92,12 +99,18 @@ class UnstableInitGain(Rule):
     def _of_weights(self, signals: Signals) -> Iterator[Finding]:
         """Single weights that no initialisation in use has drawn."""
         made = signals.context.get("trained") is True or bool(signals.context.get("reshaped"))
-        far_off = any(s.value > SumAggregationGrowth.far_off for s in signals.find(LOSS_OVER_ZERO))
+        over_zero = [s.value for s in signals.find(LOSS_OVER_ZERO)]
+        far_off = any(over > SumAggregationGrowth.far_off for over in over_zero)
+        suits = max((*over_zero, *_of_squared_errors(signals)), default=math.inf) <= self.suits
         for signal in signals.find("place.gain"):
             known = signal.detail.get("drawn") or far_off
             tied = bool(signal.detail.get("tied"))
             drawn = (fresh(signals) and not tied) or (known and not made)
             if tied and (not far_off or came_down(signals)):  # Small states, or ones divided by √d, make up for it.
+                continue
+            if (
+                signal.detail.get("last") and suits
+            ):  # Behind it is the output alone, which is no larger than the targets.
                 continue
             if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):
                 what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
@@ -173,6 +186,14 @@ class UnstableInitGain(Rule):
                 f"{name} is known for {len(per_layer)} of {len(free)} layers; pass --activation to fix the assumption"
             )
         return sum(smallest(found).value for found in per_layer.values())
+
+
+def _of_squared_errors(signals: Signals) -> Iterator[float]:
+    """What the first loss is times that of zeros, of an output that is independent of the targets of a squared error."""
+    for size in signals.find(LOSS_TARGET_RMS):
+        output = size.detail.get("output_rms")  # A trace may come from a stranger.
+        if isinstance(output, float) and size.value > 0:
+            yield 1 + (output / size.value) ** 2
 
 
 def _judged_elsewhere(signals: Signals, module: str) -> bool:

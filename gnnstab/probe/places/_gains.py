@@ -54,7 +54,8 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
             continue
         gain = _gain(weight) / (math.sqrt(weight.shape[1]) if table else 1.0)
         if gain > WIDE and not normalised_next(seen, call) and not _undone_next(seen, call, gain):
-            yield "place.gain", call.name, gain, {"table": table, "drawn": _looks_drawn(weight.detach())}
+            detail = {"table": table, "drawn": _looks_drawn(weight.detach()), "last": id(weight) in heads}
+            yield "place.gain", call.name, gain, detail
         if not table and _copies(weight):
             yield "place.copied_units", call.name, float(len(weight)), {}
 
