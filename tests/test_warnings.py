@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import gnnstab
-from gnnstab.errors import GnnstabWarning, UsageError, warn
-from gnnstab.monitor._telling import in_words
+from gnnstab.errors import GnnstabWarning, UnstableError, UsageError, warn
+from gnnstab.monitor._telling import act, in_words
 from gnnstab.records import Finding
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.selection import Selection
 from models.stacks import Stack, random_batch
 
@@ -70,6 +71,25 @@ def test_a_selection_is_a_text_or_a_list(given) -> None:
     selection = Selection.parse(given, "GS303", codes=["GS301", "GS303", "GS401", "GS601"])
     assert selection.select == ("GS3", "GS401")
     assert [code for code in ("GS301", "GS303", "GS401", "GS601") if selection.includes(code)] == ["GS301", "GS401"]
+
+
+def test_information_is_handed_over_and_no_warning() -> None:
+    told: list[Finding] = []
+    quiet, loud = (
+        AttentionExplosion().finding("scores grow", severity=s, name="score.growth", value=1.0, limit=0.5)
+        for s in ("info", "warning")
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        act([quiet], "warn")
+        act([quiet], "raise")
+        act([quiet, loud], "ignore")
+    act([quiet, loud], told.append)
+    assert told == [quiet, loud]
+    with pytest.warns(GnnstabWarning, match="scores grow"):
+        act([quiet, loud], "warn")
+    with pytest.raises(UnstableError):
+        act([quiet, loud], "raise")
 
 
 @pytest.mark.parametrize("large", [True, False], ids=["large input", "repaired twin"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UnstableError, UsageError, warn
+from gnnstab.errors import UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
@@ -28,7 +28,7 @@ from gnnstab.monitor._arguments import (
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
-from gnnstab.monitor._telling import ENTER_IT, in_words, nothing_yet, told
+from gnnstab.monitor._telling import ENTER_IT, act, nothing_yet, told
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.operations.repeat import objective_of
@@ -71,8 +71,8 @@ class Monitor:
         model: The model, also one compiled by `torch.compile` or wrapped for data parallelism.
         optimizer: The optimizer, or a sequence of optimizers, that moves it.
         trace: Path of the trace. In a distributed run every rank writes its own, ``run.rank0.gnnstab``, ….
-        on_finding: ``"warn"``, ``"raise"`` (`UnstableError`, out of the optimizer's step, `step` or a `loss` given after it),
-            ``"ignore"``, or a callable that gets each `Finding` once.
+        on_finding: ``"warn"`` or ``"raise"`` (`UnstableError`, out of the optimizer's step, `step` or a `loss` given after it) for
+            warnings and errors, ``"ignore"``, or a callable that gets each `Finding` once, information too.
         schedule: Steps between two full-tier measurements, or ``"every step"``; the light tier then records every step.
             Without it, and without a budget, a budget of 0.02 holds, with a closer beginning: the first 16 steps, at
             least every 8th of the first 100, and the one after a loss or a gradient norm that is larger than all before.
@@ -386,15 +386,9 @@ class Monitor:
         self._recorder.state.error_guard.run(where, body)
 
     def _act(self) -> None:
-        """Warn about, raise or hand over each finding once."""
+        """Hand over each finding once, or warn about or raise those that are more than information."""
         if not self._waiting:
             return
         fresh: list[Finding] = []
         self._guarded("the findings", lambda: self._deduplicate(fresh))
-        for finding in fresh:
-            if callable(self._on_finding):
-                self._on_finding(finding)
-            elif self._on_finding == "raise":
-                raise UnstableError(finding)
-        for text in in_words(fresh) if self._on_finding == "warn" else ():
-            warn(text)
+        act(fresh, self._on_finding)

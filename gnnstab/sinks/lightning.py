@@ -11,6 +11,7 @@ from gnnstab.errors import MissingExtra, UsageError, warn
 from gnnstab.feed import PREFIX
 from gnnstab.monitor import Monitor
 from gnnstab.records import Diagnosis, Finding
+from gnnstab.rules.explanation import is_warning
 from gnnstab.trace import rank_path
 
 try:
@@ -24,7 +25,7 @@ ACTIONS = ("warn", "stop", "ignore")
 class GnnstabCallback(Callback):  # type: ignore[misc]  # lightning's own types are not followed
     """Watches the module that a Trainer fits.
 
-    ``on_finding``: ``"warn"``, ``"stop"`` (the Trainer stops after the batch, on all ranks) or ``"ignore"``.
+    ``on_finding``, of warnings and errors: ``"warn"``, ``"stop"`` (the Trainer stops after the batch, on all ranks) or ``"ignore"``.
     ``trace``: path of the trace; in a distributed run every rank writes its own, ``run.rank0.gnnstab``, ….
     ``options`` go to `Monitor` (``schedule``, ``budget``, ``sinks``). After fitting, ``diagnosis`` holds the diagnosis.
 
@@ -83,11 +84,11 @@ class GnnstabCallback(Callback):  # type: ignore[misc]  # lightning's own types 
     def _act(self, trainer: Trainer) -> None:
         fresh, self._told = self.findings[self._told :], len(self.findings)
         if self._on_finding == "warn":
-            for finding in fresh:
+            for finding in filter(is_warning, fresh):
                 warn(f"{finding.code} {finding.name}: {finding.message}")
         if self._on_finding == "stop":
             # All ranks must agree, or those that go on wait for ever for the gradients of the one that stopped.
-            wanted = trainer.strategy.reduce_boolean_decision(bool(self.findings), all=False)
+            wanted = trainer.strategy.reduce_boolean_decision(any(map(is_warning, self.findings)), all=False)
             trainer.should_stop = trainer.should_stop or wanted
 
     def _finish(self) -> None:
