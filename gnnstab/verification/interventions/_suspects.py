@@ -30,8 +30,9 @@ from gnnstab.records.vocabulary import (
     SCORE_PRODUCT_SCALE,
     SUM_BY_HAND_SIZE,
 )
+from gnnstab.rules.gs201_unstable_init_gain import UnstableInitGain
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.queries import factor_on_scores, large_gain, measured, per_head
+from gnnstab.rules.queries import factor_on_scores, fresh, large_gain, measured, per_head
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 
@@ -40,6 +41,9 @@ LOGIT_REFERENCE = 1.0
 
 GAINS = (0.5, 1.7)
 """√(value gain² + skip gain²) of initialisations in use: .8 for PyG's default, 1.4 for gain 1 in both."""
+
+MADE_GAINS = (0.2, UnstableInitGain.gain)
+"""The same of weights that were trained, which moves gains as well: what lies beyond was drawn so, or nothing is left of it."""
 
 DEAD = 0.5
 """Share of the channels of a layer that are negative on every node; by chance about a quarter are, on a few nodes."""
@@ -101,7 +105,9 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
         return
     yield from _of_single_weights(case)
     gains = {layer.name: _gain(case, layer) for layer in case.signals.attention_layers}
-    odd = {name: gain for name, gain in gains.items() if gain and not GAINS[0] <= gain <= GAINS[1]}
+    trained = case.signals.kind == "trace" or case.signals.context.get("trained") is True
+    low, high = MADE_GAINS if trained and not fresh(case.signals) else GAINS
+    odd = {name: gain for name, gain in gains.items() if gain and not low <= gain <= high}
     if odd:
         alike = [
             layer
@@ -118,8 +124,15 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
 
 
 def _of_single_weights(case: Case) -> Iterator[Trial]:
-    """Weights anywhere on the way that were drawn far too wide, as GS201 has seen it."""
+    """Weights anywhere on the way that were drawn far too wide, as GS201 has seen it.
+
+    Of a layer whose own scores are all that suffers they are the queries and keys: `rescale_queries` tells of those.
+    """
     found = {str(f.layer): f.value for f in case.findings if f.signal == PLACE_GAIN and math.isfinite(f.value)}
+    suffering = {symptom.goal.layer for symptom in case.symptoms}
+    scores = all(symptom.goal.signal.startswith(("attention.", "score.")) for symptom in case.symptoms)
+    if scores and len(suffering) == 1:
+        found = {name: gain for name, gain in found.items() if not name.startswith(f"{next(iter(suffering))}.")}
     if not found:
         return
 
