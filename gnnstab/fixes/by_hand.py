@@ -38,6 +38,7 @@ from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
 from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.operation_advice import advice
+from gnnstab.rules.queries import stops
 
 if TYPE_CHECKING:
     from torch import nn
@@ -247,8 +248,10 @@ class SetMask(ByHand):
 
 
 def _norm_of_something_else(signals: Signals) -> str:
-    """The change where weights of a target do not sum up to 1, and where a norm's statistics are of padding, or of the graph whose size is asked for; empty elsewhere."""
+    """The change where weights of a target do not sum up to 1, and where a norm's statistics are of padding, of one number, or of the graph whose size is asked for; empty elsewhere."""
     if sums := [s for s in signals.find(PLACE_WEIGHT_SUM) if s.value > SoftmaxMisused.no_mean]:
+        if sums[0].detail.get("messages"):
+            return "weights = torch_geometric.utils.softmax(scores, index)  # index: that by which propagate sums the messages up"
         if sums[0].detail.get("over") == "edges":
             return (
                 "weights = softmax(scores, edge_index[1])  # grouped by the target, by which the messages are summed up"
@@ -260,6 +263,9 @@ def _norm_of_something_else(signals: Signals) -> str:
         return "x = x / train_x.std(0)  # a constant of the training set, in place of a division of each row by its own sum or length"
     if any(s.value < GraphNormHazard.spread for s in signals.find(PLACE_PADDED_SPREAD)):
         return "out = torch.zeros_like(h)\nout[mask] = norm(h[mask])  # mask: True for real rows, in place of norm over all of them"
+    if single := stops(signals, "layer_norm"):
+        name = str(single[0].layer)
+        return f"# {on_one_line(name)}: leave it out, or scale the column by constants of the training set\nx = (x - train_x.mean(0)) / train_x.std(0)  # in place of {variable(name)}(x)"
     if any(s.value < GraphNormHazard.blind for s in signals.find(PLACE_SIZE_RESPONSE)):
         return "x = (x - train_x.mean(0)) / train_x.std(0)  # constants of the training set, in place of norm(x, batch)"
     return ""

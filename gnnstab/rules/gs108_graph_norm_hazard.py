@@ -129,7 +129,7 @@ class GraphNormHazard(Rule):
         for signal in stops(signals, "layer_norm"):
             yield self.finding(
                 f"{signal.layer} hands no gradient on: this LayerNorm runs over a single entry, so that its output is its bias whatever comes in. "
-                f" {counted(signal.value, 'parameter')} in front of it cannot learn. Take it off.",
+                f"{counted(signal.value, 'parameter')} in front of it cannot learn. Leave it out, or scale the column by constants of the training set.",
                 limit=0.0,
                 signal=signal,
             )

@@ -1,5 +1,7 @@
 """What is recommended for which cause, and what never is."""
 
+import pytest
+
 from gnnstab import fixes
 from gnnstab.fixes import FIXES
 from gnnstab.fixes.by_hand import ByHand
@@ -76,3 +78,25 @@ def test_the_table_is_complete_and_its_causes_are_known():
         assert not (fix.keeps_function and fix.needs_fresh_weights)
         assert fix.__doc__
         assert fix.cost
+
+
+@pytest.mark.parametrize(
+    ("signal", "says"),
+    [
+        (
+            Signal("place.weight_sum", 40.0, "conv", detail={"over": "axis 1 of 2", "messages": True}),
+            "torch_geometric.utils.softmax(scores, index)",
+        ),
+        (Signal("place.weight_sum", 40.0, "attend", detail={"over": "axis 1 of 3"}), "scores.softmax(-1)"),
+        (
+            Signal("place.gradient_stops", 2.0, "span_norm", detail={"operation": "layer_norm"}),
+            "in place of span_norm(x)",
+        ),
+    ],
+    ids=["softmax over all edges", "softmax over rows", "norm of one number"],
+)
+def test_the_change_undoes_what_the_rule_has_seen(signal, says):
+    signals = Signals("model", (), (signal,))
+    (advised,) = fixes.recommend((Cause("normalization-misuse", "root-cause", ""),), [], signals)
+    assert [fix.fix for fix in advised.fixes] == ["undo-normalisation"]
+    assert says in advised.fixes[0].change
