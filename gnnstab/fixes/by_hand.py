@@ -365,10 +365,18 @@ class Reconnect(ByHand):
     causes = ("never-updated-parameter",)
     signal = OPTIMIZER_NEVER_UPDATED
     where = "forward or of the optimizer's parameters"
-    code = (
-        "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
-        "loss.backward()\n"
-        "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
-        "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
-        "assert all(id(p) in held for p in model.parameters() if p.requires_grad)"
-    )
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        untold = signals.context.get("untold") or {}
+        if untold and not (untold.get("updates") or untold.get("moved")):
+            return "loss.backward()\noptimizer.step()  # after each backward, or after every few of them"
+        return _RECONNECT
+
+
+_RECONNECT = (
+    "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
+    "loss.backward()\n"
+    "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
+    "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
+    "assert all(id(p) in held for p in model.parameters() if p.requires_grad)"
+)

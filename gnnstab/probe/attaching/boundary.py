@@ -14,6 +14,7 @@ from gnnstab.errors import let_through
 from gnnstab.probe.attaching.hooks import Hook, ignore, take_off
 from gnnstab.probe.attaching.stale_gradients import StaleGradients
 from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
+from gnnstab.probe.attaching.untold_updates import UntoldUpdates
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
 from gnnstab.torch_private import graph_task, not_compiled, queue_callback
@@ -60,6 +61,7 @@ class Boundary:
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self._optimizers):
             recorder.dropped.wanted = False  # A line search may well meet such points, and leaves them.
         self.stale = StaleGradients(recorder, self._optimizers)
+        self._untold = UntoldUpdates(recorder, optimizer=bool(self._optimizers))
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         # What has not moved by the scaler's update was skipped.
@@ -89,6 +91,7 @@ class Boundary:
             self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.ended)))
             self._handles.append(optimizer.register_step_post_hook(self._after_step(after)))
         self.stale.attach()
+        self._untold.begin()
         if self._update is not None:
             self._update = self._update.resume()
 
@@ -102,6 +105,7 @@ class Boundary:
             and "train" in recorder.inputs
         ):
             state.unseen("", "all", f"{state.epoch} forwards, and no backward or step of an optimizer followed them")
+        self._untold.at_end()
         take_off("the hooks of the optimizer", self._handles, self._hooks, self._recorder.state.error_guard)
         self.stale.detach()
         if self._update is not None:
@@ -113,6 +117,7 @@ class Boundary:
         """End the step with this optimizer's learning rate and the scaler's scale."""
         rate = None if optimizer is None else optimizer.param_groups[0].get("lr")  # An optimizer may have none.
         lr = None if rate is None else _number(rate)
+        self._untold.update()
         ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
         self._moved = moves
         return ended
