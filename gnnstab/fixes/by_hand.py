@@ -37,7 +37,7 @@ from gnnstab.records.vocabulary import (
 from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
 from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
 from gnnstab.rules.gs406_feature_scale import FeatureScale
-from gnnstab.rules.operation_advice import advice
+from gnnstab.rules.operation_advice import LEAVE_EMPTY, advice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -146,6 +146,8 @@ class SafeOperation(ByHand):
         said = advice(operation, "undefined-operation")
         if said:
             return f"{_spot(operation)}# {on_one_line(said)}"
+        if not operation and any(e.kind == "non-finite" and e.detail.get("of_too_few") for e in signals.events):
+            return f"# {on_one_line(LEAVE_EMPTY)}\nif target.numel():\n    loss = criterion(output, target)"
         return (
             "x.clamp_min(1e-12).log()                   # in place of x.log(); logsigmoid and log_softmax where they fit\n"
             "a / b.clamp_min(1e-12)                     # in place of a / b\n"

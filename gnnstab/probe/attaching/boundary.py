@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -73,6 +74,9 @@ class Boundary:
         self._backward = -1
         """Number of the backward within which optimizers have moved the model, -1 for none."""
 
+        self._with_scaled = 0
+        """Updates with gradients that the scaler's scale was not taken out of; -1 once one was made or prepared by the scaler."""
+
         self._running: set[int] = set()
         """Optimizers whose step has begun and not ended."""
 
@@ -106,6 +110,11 @@ class Boundary:
         ):
             state.unseen("", "all", f"{state.epoch} forwards, and no backward or step of an optimizer followed them")
         self._untold.at_end()
+        scale = getattr(self._scaler, "_scale", None)
+        if self._with_scaled > 1 and isinstance(scale, Tensor) and float(scale) != 1:
+            told = {"steps": self._with_scaled, "scale": float(scale)}
+            recorder.writer.meta("scaled.steps", json.dumps(told))
+            self._with_scaled = 0
         take_off("the hooks of the optimizer", self._handles, self._hooks, self._recorder.state.error_guard)
         self.stale.detach()
         if self._update is not None:
@@ -193,9 +202,24 @@ class Boundary:
         self.stale.before(optimizer)
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
+        if self._scaler is not None:
+            self._look_at_scale(optimizer)
         state.error_guard.guard("the next update", self._moving, optimizer)
         ended = self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
         self._count(optimizer, ended)
+
+    def _look_at_scale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Has the scaler unscaled the gradients of this update? What else has changed them since the backward may have done so."""
+        states = getattr(self._scaler, "_per_optimizer_states", None)
+        if self._with_scaled < 0 or not isinstance(states, dict) or not isinstance(self._scale(), Tensor):
+            return
+        stage = getattr(states.get(id(optimizer), {}).get("stage"), "name", "READY")
+        if stage != "READY" or getattr(optimizer, "grad_scale", None) is not None:
+            self._with_scaled = -1
+            return
+        held = (p.grad for group in optimizer.param_groups for p in group["params"])
+        gradient = next((g for g in held if g is not None), None)
+        self._with_scaled += gradient is not None and gradient._version == 0
 
     def _moves_within_backward(self, optimizer: torch.optim.Optimizer) -> None:
         self._ended = True
