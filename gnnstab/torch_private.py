@@ -221,6 +221,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_saved_self": "a node of the autograd graph",
         "_saved_self_sym_sizes": "a node of the autograd graph",
         "_scale": "torch.amp.GradScaler",
+        "_per_optimizer_states": "torch.amp.GradScaler",
         "_current_level": "torch.autograd.forward_ad",
         "_qkv_same_embed_dim": "an attention layer of torch.nn",
         "_reset_parameters": "an attention layer of torch.nn",

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import Adam
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning, TraceError, UnstableError, UsageError
@@ -209,6 +210,21 @@ def test_ranks_write_traces_of_their_own(tmp_path: Path, monkeypatch: pytest.Mon
         monitor.step()
     assert (tmp_path / "run.rank3.gnnstab").exists()
     assert not (tmp_path / "run.gnnstab").exists()
+
+
+def test_ranks_of_a_process_group_that_the_environment_does_not_name_do_so_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of processes that `torch.multiprocessing.spawn` has begun, which are told their rank by their arguments."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        with gnnstab.Monitor(CASES[0].make()[0], trace=tmp_path / "run.gnnstab"):
+            pass
+    finally:
+        torch.distributed.destroy_process_group()
+    assert [path.name for path in tmp_path.glob("run*.gnnstab")] == ["run.rank1.gnnstab"]
 
 
 @pytest.mark.parametrize(

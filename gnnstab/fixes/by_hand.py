@@ -37,7 +37,7 @@ from gnnstab.records.vocabulary import (
 from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
 from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
 from gnnstab.rules.gs406_feature_scale import FeatureScale
-from gnnstab.rules.operation_advice import advice
+from gnnstab.rules.operation_advice import LEAVE_EMPTY, advice
 from gnnstab.rules.queries import stops
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ class SafeOperation(ByHand):
         said = advice(operation, "undefined-operation")
         if said:
             return f"{_spot(operation)}# {on_one_line(said)}"
+        if not operation and any(e.kind == "non-finite" and e.detail.get("of_too_few") for e in signals.events):
+            return f"# {on_one_line(LEAVE_EMPTY)}\nif target.numel():\n    loss = criterion(output, target)"
         return (
             "x.clamp_min(1e-12).log()                   # in place of x.log(); logsigmoid and log_softmax where they fit\n"
             "a / b.clamp_min(1e-12)                     # in place of a / b\n"
@@ -371,10 +373,18 @@ class Reconnect(ByHand):
     causes = ("never-updated-parameter",)
     signal = OPTIMIZER_NEVER_UPDATED
     where = "forward or of the optimizer's parameters"
-    code = (
-        "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
-        "loss.backward()\n"
-        "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
-        "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
-        "assert all(id(p) in held for p in model.parameters() if p.requires_grad)"
-    )
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        untold = signals.context.get("untold") or {}
+        if untold and not (untold.get("updates") or untold.get("moved")):
+            return "loss.backward()\noptimizer.step()  # after each backward, or after every few of them"
+        return _RECONNECT
+
+
+_RECONNECT = (
+    "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
+    "loss.backward()\n"
+    "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
+    "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
+    "assert all(id(p) in held for p in model.parameters() if p.requires_grad)"
+)

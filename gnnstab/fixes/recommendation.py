@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from gnnstab.fixes._loop import eps_broke, in_place_of_a_lower_rate
 from gnnstab.fixes.base import NOTHING_MEASURED, Seen
 from gnnstab.fixes.by_hand import ByHand, decays, divided_by_own_size, operation_behind
 from gnnstab.fixes.table import addressing, find
@@ -149,6 +150,8 @@ def _for_init(seen: Seen) -> list[Choice]:
 def _for_precision(seen: Seen) -> list[Choice]:
     """Where it overflowed, or what was rounded away, decides: no change of the attention helps elsewhere."""
     by_hand: list[Choice] = [("fp32-operation", {}, "")]
+    if "GS503" in seen.codes and eps_broke(seen.signals):
+        return [("fp32-weights", {}, "")]
     if not seen.codes & {"GS501", "GS502"} and seen.codes & {"GS503", "GS504"}:
         lost = [s for s in seen.signals.find(PLACE_LOST_DIGITS) if s.detail.get("how") not in ("spaced", "scaled")]
         return by_hand if "GS504" in seen.codes and lost else []
@@ -187,10 +190,15 @@ def _for_norms(seen: Seen) -> list[Choice]:
 
 
 def _for_rate(seen: Seen) -> list[Choice]:
-    """A decay that takes everything away does so at any rate."""
+    """A decay that takes everything away does so at any rate; likewise a momentum of 1, a rate below 0, gradients that are still scaled."""
     if decays(seen.signals):
         return [("lower-decay", {}, "")]
-    return [choice for choice in _addressing("learning-rate")(seen) if choice[0] != "lower-decay"]
+    if instead := in_place_of_a_lower_rate(seen.signals):
+        return [(name, {}, "") for name in instead]
+    return [choice for choice in _addressing("learning-rate")(seen) if choice[0] not in _OTHER_THAN_RATE]
+
+
+_OTHER_THAN_RATE = ("lower-decay", "correct-settings", "scaler-step")
 
 
 def _beside_identity(cause: str, seen: Seen) -> list[Choice]:

@@ -9,6 +9,7 @@ from gnnstab.errors import FixError, hint
 from gnnstab.fixes._bounded_scores import Fp32Attention, QKNorm, ScoreCap
 from gnnstab.fixes._initialisation import DepthInit, ReinitGate, ReinitLayers, ReinitQK, UnitGainInit
 from gnnstab.fixes._layer_settings import Beta, Dropout, RootWeight
+from gnnstab.fixes._loop import CorrectSettings, FloatWeights, ScalerStep
 from gnnstab.fixes._norms_and_clamps import (
     ActivationClamp,
     GraphNorm,
@@ -77,6 +78,9 @@ FIXES: dict[str, Fix] = {
         DivideSum(),
         ClearGradients(),
         LowerDecay(),
+        CorrectSettings(),
+        ScalerStep(),
+        FloatWeights(),
         SetMask(),
         UndoNormalisation(),
         Fp32Operation(),

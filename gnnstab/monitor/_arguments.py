@@ -155,6 +155,11 @@ def path_of(trace: str | os.PathLike[str] | None) -> Path | None:
 
 def of_processes() -> dict[str, str]:
     """The rank of this process and how many there are; empty outside a distributed run."""
+    if (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    ):  # As by mp.spawn, whose processes are told by their arguments.
+        own, of = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        return {"rank": str(own), "world_size": str(of)} if of > 1 else {}
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     several = rank.isdecimal() and world.isdecimal() and int(world) > 1
     return {"rank": rank, "world_size": world} if several else {}

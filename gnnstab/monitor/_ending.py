@@ -146,6 +146,12 @@ class Ending:
             words = f"monitor.{what} was given {loss:.3g} after the monitor's block had ended, and the trace does not keep it"
             warn(f"gnnstab: {words}; call it inside the block")
 
+    def failed(self, error: BaseException) -> None:
+        """The run ends in an exception: let the trace keep one that came before any step had ended, and look for an Inf or NaN behind it."""
+        if not self._recorder.step and not isinstance(error, GnnstabError):
+            self._writer.meta("ended.by", type(error).__name__)
+        self._recorder.failed(error)
+
     def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
         of a model that cannot be copied since other processes hold a part of it, leaves nothing."""

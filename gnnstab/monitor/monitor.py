@@ -188,7 +188,7 @@ class Monitor:
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
         self._guarded("detaching from the optimizer", self._boundary.detach)
         if error is not None:
-            self._guarded("the failed step", lambda: self._recorder.failed(error))
+            self._guarded("the failed step", lambda: self._ending.failed(error))
         self._guarded("numbers on their way", lambda: late.append(self._recorder.late and error is None))
         self._guarded("detaching from the model", self._recorder.detach)
         self._ended = True

@@ -186,6 +186,7 @@ class Recorder:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""
         value = loss.detach().clone() if isinstance(loss, Tensor) else float(loss)
+        self.state.losses += 1
         if graph := self.explainer.loss_given(loss):
             self.writer.meta("loss_graph", graph)
         if self._late is not None and not self.state.open:

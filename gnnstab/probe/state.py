@@ -62,6 +62,7 @@ class State:
         "keys",
         "layer_trace",
         "light",
+        "losses",
         "measures",
         "normalising",
         "norms",
@@ -108,6 +109,9 @@ class State:
         self.step = 0
         self.epoch = 0
         """Number of outer forwards so far; a layer that meets a new one starts to count its calls anew."""
+
+        self.losses = 0
+        """Number of losses that were given so far."""
 
         self.inside = False
         """True within the forward of the recorded model."""

@@ -14,6 +14,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_GROUP_RATE,
     OPTIMIZER_INPUT_SHARE,
     OPTIMIZER_LOSS_RISE,
+    OPTIMIZER_LR_JUMP,
     OPTIMIZER_SLOW,
     OPTIMIZER_UNDONE,
     OPTIMIZER_UNSEEN,
@@ -157,11 +158,17 @@ def _only_adds(finding: Finding, findings: Sequence[Finding]) -> bool:
 def _evidence(own: Sequence[Finding]) -> str:
     """The message of the finding that counts most, with what it follows from."""
     strong = sorted(
-        (f for f in own if is_warning(f)), key=lambda f: (f.explained_by is not None, f.severity != "error")
+        (f for f in own if is_warning(f)),
+        key=lambda f: (f.explained_by is not None, not _at_any_rate(f), f.severity != "error"),
     )
     head = (strong or list(own))[0]
     follows = f" It follows from {head.explained_by}." if head.explained_by else ""
     return f"{head.message}{follows}"
+
+
+def _at_any_rate(finding: Finding) -> bool:
+    """True of a setting of the optimizer beyond its limit, under which no rate trains: all else that is seen of the rate follows from it."""
+    return finding.code == "GS606" and finding.signal != OPTIMIZER_LR_JUMP
 
 
 def _codes(own: Sequence[Finding]) -> tuple[str, ...]:

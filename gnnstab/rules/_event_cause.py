@@ -155,7 +155,9 @@ def _of_weights(signals: Signals, event: Event) -> Judged:
     bad, total = event.detail.get("bad_parameters"), event.detail.get("parameters")
     if event.step <= 0 or event.detail.get("from_start"):
         if isinstance(bad, int) and isinstance(total, int) and 2 * bad > total > 2:
-            return Judged("", TOO_LATE)
+            if signals.kind != "trace":
+                return Judged("", TOO_LATE)
+            return Judged("", BROKEN_BEFORE if event.detail.get("from_start") else UNSEEN_UPDATES)
         names = event.detail.get("non_finite_parameters") or ()
         return _of_loaded_weights(signals, str(tensor.get("name") or next(iter(names), "")))
     grown = growth(signals, event.step)
@@ -185,6 +187,13 @@ def _of_loaded_weights(signals: Signals, name: str) -> Judged:
 WRITE_IT = "write it before it is used, e.g. in reset_parameters; torch.empty gives memory as it is"
 
 MEND_FILE = "load an earlier checkpoint, in which this weight is finite, and train on under gnnstab.Monitor, which names what makes it so"
+
+BROKEN_BEFORE = "most of the network was non-finite when the run began: too late to show why. Look at the file or the code that its weights are from"
+
+UNSEEN_UPDATES = (
+    "most of the network became non-finite within the first step that was told of, in an update that was not seen: too late to show why. If it was "
+    "the first, look at its rate; else call monitor.step() after each, or give the Monitor the optimizer whose step() makes them"
+)
 
 TOO_LATE = (
     "most of the network is non-finite: too late to show why. Look at an earlier state, or run the training under gnnstab.Monitor, which "

@@ -21,3 +21,16 @@ def gradient_since(signals: Signals, since: int) -> bool:
         for series in signals.series
         if series.name in (GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS)
     )
+
+
+def never_stepped(signals: Signals, passes: float) -> str:
+    """What to say of a run that has moved no weight since no step of an optimizer was told; empty where it ended sooner than after ``passes`` losses."""
+    told = signals.context.get("untold") or {}
+    if not told.get("passes", 0) >= passes or told.get("moved") or signals.context.get("ended_by"):
+        return ""
+    begun = f"{told['passes']} forwards and losses came with gradients, and no weight has moved: "
+    if told.get("optimizer"):
+        return f"{begun}the optimizer never stepped. Call optimizer.step() after the backward; look at the condition that it stands behind."
+    return (
+        f"{begun}no update was made. Call optimizer.step() after the backward, and pass the optimizer to the Monitor."
+    )

@@ -38,6 +38,8 @@ class Beginning:
 
     def lower(self, lr: float | None, of: str = "") -> str:
         """What to do about the rate, which ``of`` describes: down to the one that trial steps found calm, unless it is there by now."""
+        if lr is not None and lr < 0:
+            return f"Correct the schedule: the learning rate{of} must not fall below 0."
         calm = calm_rate(Signals(kind="trace", layers=(), values=tuple(self._told)))
         return lower(None if calm is not None and lr is not None and 0 < lr <= calm else calm, of=of)
 

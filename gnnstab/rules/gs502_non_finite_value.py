@@ -96,7 +96,8 @@ class NonFiniteValue(Rule):
         rank = f" on rank {event.rank}" if event.rank >= 0 else ""
         more = {1: "", 2: " A later one follows from it."}.get(total, f" {total - 1} later ones follow from it.")
         said = "".join(f"{part}; " for part in (str(event.detail.get("said", "")), why) if part)
-        if dropped := signals.context.get("steps_dropped"):
+        dropped = signals.context.get("steps_dropped")
+        if dropped and not (signals.context.get("untold") or {}).get("moved"):  # Else they were made unseen.
             more += f" The loop skipped the update of {counted(dropped, 'step')} with such gradients, which hides the fault and does not mend it."
         what = f" {do[0].upper()}{do[1:]}." if do else ""
         when = f"at step {event.step}{rank}"

@@ -13,7 +13,7 @@ from gnnstab.records.vocabulary import (
     PLACE_PLAIN_SCORES,
 )
 from gnnstab.rules._silent_by_design import NO_WAY, cancelled, given_zeros, idle, unread_relation, without_part
-from gnnstab.rules._standing import gradient_since, standing_still
+from gnnstab.rules._standing import gradient_since, never_stepped, standing_still
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, names, never_finite, stops
 
@@ -34,7 +34,8 @@ class NeverUpdatedParameter(Rule):
     - Checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0.
     - Run: trainable parameters whose gradient was None or exactly 0 in every step that was measured parameter by
       parameter, and at the run's end (their own, or what the optimizer keeps of it).
-      Or no weight has moved from some step to the end, and none has a gradient when the optimizer steps.
+      Or no weight has moved from some step to the end, and none has a gradient when the optimizer steps; or no optimizer
+      has ever stepped, and all weights are as they were.
     - Model and batch: a loss that depends on no parameter; parameters without a gradient after a backward, and why (the
       module was not called, no path leads to it, or it stands in a reentrant checkpoint none of whose inputs has a
       gradient); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list;
@@ -80,6 +81,12 @@ class NeverUpdatedParameter(Rule):
         found += self._all_zero(signals)
         found += self._stopped(signals)
         yield from found
+        if said := never_stepped(signals, self.updates):
+            told = signals.context["untold"]
+            severity = "error" if told.get("optimizer") else "warning"
+            value = float(told["passes"])
+            yield self.finding(said, severity=severity, limit=self.updates, name="", value=value, unit="passes")
+            return
         if standing := [s for s in standing_still(signals, self.updates) if s.detail.get("given") is None]:
             yield from map(partial(self._standing, signals), standing)
             return

@@ -30,7 +30,8 @@ class RateJump(Rule):
     ## How it is measured
     The largest factor between the rates of two recorded steps in a row that leads beyond every rate before; while a run
     goes on, of every parameter group, momentum, sign and finiteness of the rate, and rate times weight decay (under SGD, and under AdamW
-    where 1/decay, the size that it leaves to weights, is at most .1).
+    where 1/decay, the size that it leaves to weights, is at most .1). With `Monitor(scaler=)`: updates with gradients that
+    no `scaler.step` or `unscale_` has divided by the scale, where the run has none that were.
 
     ## When it is silent
     In the first five steps, where a warm-up multiplies its rate, and at a restart that goes back to a rate that the run
@@ -78,6 +79,16 @@ class RateJump(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per setting of an optimizer that is at hand, and one for the run: the largest jump."""
+        scaled = signals.context.get("scaled_steps")
+        if scaled:
+            yield self.finding(
+                f"{counted(scaled['steps'], 'update')} got gradients that were still scaled, by {scaled['scale']:.4g}: the scaler was given, and "
+                "scaler.step(optimizer) never called. Call it in place of optimizer.step(), and scaler.update() behind it.",
+                limit=1.0,
+                name="",
+                value=float(scaled["scale"]),
+                unit="× the gradient",
+            )
         beyond = [s for s in signals.find(OPTIMIZER_MOMENTUM) if not s.value < self.most]
         beyond += [s for s in signals.find(OPTIMIZER_NEGATIVE_RATE) if not 0 <= s.value < math.inf]
         beyond += [s for s in signals.find(OPTIMIZER_DECAY) if not s.value < self.decay]
@@ -85,7 +96,7 @@ class RateJump(Rule):
         for s in {(s.name, repr(s.value), s.detail.get("group")): s for s in beyond}.values():
             group = s.detail.get("group")
             yield self.beyond(s.step, Setting(s.name, s.value, group if isinstance(group, int) else 0))
-        if beyond and not signals.find(OPTIMIZER_LR_JUMP):
+        if (beyond or scaled) and not signals.find(OPTIMIZER_LR_JUMP):
             return
         jump = largest(signals.need(OPTIMIZER_LR_JUMP))
         if not jump.value >= self.jump:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, rule
+from gnnstab.rules.base import Rule, rule, threshold
 
 MOST_NAMED = 10
 """Ranks that one finding names."""
@@ -27,7 +27,8 @@ class IncompleteTrace(Rule):
     A trace that was not closed: the process was killed, or is still running. Rows that could not be written, or that no
     writer makes: of a layer, series, mode or level of resolution that is not listed, with impossible numbers, or
     damaged events. Statistics, measures or steps of which no row is left. Steps of the optimizer of which nothing was
-    seen. Of a distributed run, ranks without a file that can be read.
+    seen. A run that ended with an exception before its first update, or whose only update came after all of its losses;
+    weights that moved though no step was told. Of a distributed run, ranks without a file that can be read.
 
     ## When it is silent
     Where the run is complete. A run that still goes on, or an optimizer that is stepped twice after one backward on
@@ -36,6 +37,8 @@ class IncompleteTrace(Rule):
     ## Sources
     Documentation of the trace.
     """
+
+    passes: float = threshold(8, unit="losses", source="as GS604: so many updates that move nothing are no beginning")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """At most one finding of each kind."""
@@ -57,6 +60,7 @@ class IncompleteTrace(Rule):
                 "warning",
                 "steps",
             )
+        yield from self._untold(signals)
         if missing := signals.context.get("ranks_missing"):
             ranks = f"{', '.join(map(str, missing[:MOST_NAMED]))}{', …' if len(missing) > MOST_NAMED else ''}"
             yield self._finding(
@@ -84,6 +88,38 @@ class IncompleteTrace(Rule):
                 len(gone),
                 "warning",
                 "tables",
+            )
+
+    def _untold(self, signals: Signals) -> Iterator[Finding]:
+        """Runs without an update, and those whose updates nobody told of."""
+        told, error = signals.context.get("untold") or {}, signals.context.get("ended_by")
+        passes = told.get("passes", 0)
+        if told.get("updates") and passes >= self.passes:
+            yield self._finding(
+                f"the only update of the run came after all of its {passes} losses, so that nothing shows what training does. Step after each backward, "
+                "or after a few of them.",
+                passes,
+                "warning",
+                "losses",
+            )
+        elif told.get("moved") and passes > 1 and not told.get("updates"):
+            how = (
+                "the optimizer that was given never stepped: pass the one whose step() is called, or leave it out and call monitor.step() after each update"
+                if told.get("optimizer")
+                else "nobody told of a step: call monitor.step() after each update, or pass the optimizer"
+            )
+            yield self._finding(
+                f"the weights have moved, and {how}. All {passes} losses or forwards were taken for one step.",
+                passes,
+                "warning",
+                "passes",
+            )
+        elif error and not any(event.kind == "non-finite" for event in signals.events):
+            yield self._finding(
+                f"the run ended in its first step, before any update, with a {error}: nothing was trained.",
+                1,
+                "warning",
+                "steps",
             )
 
     def _finding(self, message: str, number: int, severity: str = "info", unit: str = "rows") -> Finding:

@@ -179,6 +179,13 @@ def _context(
             context["left_out"] = left_out
         if kept := meta.get("stale.gradients"):
             context["stale_gradients"] = _number(kept) or False
+        if untold := parsed(meta.get("untold", ""), dict):
+            context["untold"] = {str(key): value for key, value in untold.items() if isinstance(value, int)}
+        scaled = parsed(meta.get("scaled.steps", ""), dict)
+        if all(type(scaled.get(name)) in (int, float) for name in ("steps", "scale")):
+            context["scaled_steps"] = {"steps": scaled["steps"], "scale": scaled["scale"]}
+        if "ended.by" in meta:
+            context["ended_by"] = meta["ended.by"]
         context["steps_dropped"] = _number(meta.get("dropped.steps"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if "optimizer" in meta:

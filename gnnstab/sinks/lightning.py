@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from gnnstab.errors import MissingExtra, UsageError, warn
 from gnnstab.feed import PREFIX
 from gnnstab.monitor import Monitor
@@ -77,8 +79,9 @@ class GnnstabCallback(Callback):  # type: ignore[misc]  # lightning's own types 
     def _path(self, trainer: Trainer) -> Path | None:
         if self._trace is None:
             return None
-        # Under torchrun the monitor finds the rank itself; Lightning's own launcher sets other variables.
+        # Under torchrun, and of a process group, the monitor finds the rank itself; Lightning's own launcher sets other variables.
         known = os.environ.get("RANK", "").isdigit()
+        known |= torch.distributed.is_available() and torch.distributed.is_initialized()
         return Path(self._trace) if trainer.world_size == 1 or known else rank_path(self._trace, trainer.global_rank)
 
     def _act(self, trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -14,6 +15,7 @@ from gnnstab.errors import let_through
 from gnnstab.probe.attaching.hooks import Hook, ignore, take_off
 from gnnstab.probe.attaching.stale_gradients import StaleGradients
 from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
+from gnnstab.probe.attaching.untold_updates import UntoldUpdates
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
 from gnnstab.torch_private import graph_task, not_compiled, queue_callback
@@ -60,6 +62,7 @@ class Boundary:
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self._optimizers):
             recorder.dropped.wanted = False  # A line search may well meet such points, and leaves them.
         self.stale = StaleGradients(recorder, self._optimizers)
+        self._untold = UntoldUpdates(recorder, optimizer=bool(self._optimizers))
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         # What has not moved by the scaler's update was skipped.
@@ -70,6 +73,9 @@ class Boundary:
         self._unseen = 0
         self._backward = -1
         """Number of the backward within which optimizers have moved the model, -1 for none."""
+
+        self._with_scaled = 0
+        """Updates with gradients that the scaler's scale was not taken out of; -1 once one was made or prepared by the scaler."""
 
         self._running: set[int] = set()
         """Optimizers whose step has begun and not ended."""
@@ -89,6 +95,7 @@ class Boundary:
             self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.ended)))
             self._handles.append(optimizer.register_step_post_hook(self._after_step(after)))
         self.stale.attach()
+        self._untold.begin()
         if self._update is not None:
             self._update = self._update.resume()
 
@@ -102,6 +109,12 @@ class Boundary:
             and "train" in recorder.inputs
         ):
             state.unseen("", "all", f"{state.epoch} forwards, and no backward or step of an optimizer followed them")
+        self._untold.at_end()
+        scale = getattr(self._scaler, "_scale", None)
+        if self._with_scaled > 1 and isinstance(scale, Tensor) and float(scale) != 1:
+            told = {"steps": self._with_scaled, "scale": float(scale)}
+            recorder.writer.meta("scaled.steps", json.dumps(told))
+            self._with_scaled = 0
         take_off("the hooks of the optimizer", self._handles, self._hooks, self._recorder.state.error_guard)
         self.stale.detach()
         if self._update is not None:
@@ -113,6 +126,7 @@ class Boundary:
         """End the step with this optimizer's learning rate and the scaler's scale."""
         rate = None if optimizer is None else optimizer.param_groups[0].get("lr")  # An optimizer may have none.
         lr = None if rate is None else _number(rate)
+        self._untold.update()
         ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
         self._moved = moves
         return ended
@@ -188,9 +202,24 @@ class Boundary:
         self.stale.before(optimizer)
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
+        if self._scaler is not None:
+            self._look_at_scale(optimizer)
         state.error_guard.guard("the next update", self._moving, optimizer)
         ended = self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
         self._count(optimizer, ended)
+
+    def _look_at_scale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Has the scaler unscaled the gradients of this update? What else has changed them since the backward may have done so."""
+        states = getattr(self._scaler, "_per_optimizer_states", None)
+        if self._with_scaled < 0 or not isinstance(states, dict) or not isinstance(self._scale(), Tensor):
+            return
+        stage = getattr(states.get(id(optimizer), {}).get("stage"), "name", "READY")
+        if stage != "READY" or getattr(optimizer, "grad_scale", None) is not None:
+            self._with_scaled = -1
+            return
+        held = (p.grad for group in optimizer.param_groups for p in group["params"])
+        gradient = next((g for g in held if g is not None), None)
+        self._with_scaled += gradient is not None and gradient._version == 0
 
     def _moves_within_backward(self, optimizer: torch.optim.Optimizer) -> None:
         self._ended = True

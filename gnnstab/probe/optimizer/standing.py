@@ -67,10 +67,10 @@ class Standing:
             return
         if self._calls != self._first + 1:
             self._held = self._parameters()
-            self._first, self._since, self._bits, self._moved = self._calls, step, self._sum(self._held), None
+            self._first, self._since, self._bits, self._moved = self._calls, step, bits_of(self._held), None
             self._next = self._calls + 1
             return
-        bits = self._sum(self._held)
+        bits = bits_of(self._held)
         self._moved = None if bits is None or self._bits is None else bits != self._bits
         self._next = max(SECOND, APART * self._first)
         given = [p.grad.detach() for p in self._held if p.grad is not None]
@@ -84,7 +84,7 @@ class Standing:
         """How many updates in a row, up to the end of the run, have left every weight as it was; nothing where one moved."""
         if self._bits is None or self._moved is None or bool(self._moved):
             return []
-        now = self._sum(self._parameters())
+        now = bits_of(self._parameters())
         if now is None or bool(now != self._bits):
             return []
         rates = [rate for rate in self._rates if math.isfinite(rate)]
@@ -98,22 +98,22 @@ class Standing:
         held = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
         return [p for p in self._model.parameters() if p.requires_grad and id(p) in held and not is_lazy(p)]
 
-    @staticmethod
-    def _sum(parameters: Sequence[nn.Parameter]) -> Tensor | None:
-        """The sum of the bits of all weights plus 1, as whole numbers that overflow; None without a weight that can be read so.
 
-        What moves a weight by less than the rounding of 1 moves none: a bias of 0 may follow the smallest number.
-        """
-        held = [parameter.detach() for parameter in parameters]
-        if not all(map(_plain, held)):
-            return None
-        total: Tensor | None = None
-        numbers = (torch.view_as_real(t) if t.is_complex() else t for t in held)
-        for flat, _ in joined(t for t in numbers if t.numel()):
-            shifted = (flat if flat.dtype is torch.float64 else flat.float()) + 1
-            one = shifted.view(_WHOLE[shifted.element_size()]).sum(dtype=torch.int64)
-            total = one if total is None else total + one.to(total.device)
-        return total
+def bits_of(parameters: Sequence[Tensor]) -> Tensor | None:
+    """The sum of the bits of all weights plus 1, as whole numbers that overflow; None without a weight that can be read so.
+
+    What moves a weight by less than the rounding of 1 moves none: a bias of 0 may follow the smallest number.
+    """
+    held = [parameter.detach() for parameter in parameters]
+    if not all(map(_plain, held)):
+        return None
+    total: Tensor | None = None
+    numbers = (torch.view_as_real(t) if t.is_complex() else t for t in held)
+    for flat, _ in joined(t for t in numbers if t.numel()):
+        shifted = (flat if flat.dtype is torch.float64 else flat.float()) + 1
+        one = shifted.view(_WHOLE[shifted.element_size()]).sum(dtype=torch.int64)
+        total = one if total is None else total + one.to(total.device)
+    return total
 
 
 def _plain(tensor: Tensor) -> bool:

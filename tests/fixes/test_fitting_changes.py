@@ -1,0 +1,50 @@
+"""The change that is printed is one of what the cause names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv
+
+from gnnstab import Monitor
+from gnnstab.records import FixAdvice
+
+NODES = 16
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = GATConv(5, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.head(self.conv(x, edge_index).relu())
+
+
+def change(dtype: torch.dtype, loss_of: Callable[[Tensor, int], Tensor]) -> FixAdvice:
+    torch.manual_seed(0)
+    x, edges = torch.randn(NODES, 5, dtype=dtype), torch.randint(0, NODES, (2, 60))
+    model = Net().to(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    with Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for number in range(5):
+            optimizer.zero_grad()
+            loss = loss_of(model(x, edges), number)
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    return monitor.diagnose().root_causes()[0].fixes[0]
+
+
+def test_an_eps_that_is_0_in_16_bits_is_cured_at_the_weights() -> None:
+    labels = torch.randint(0, 3, (NODES,))
+    advice = change(torch.float16, lambda out, _: nn.functional.cross_entropy(out.float(), labels))
+    assert advice.fix == "fp32-weights" and "model.float()" in advice.change and "eps=1e-4" in advice.change
+
+
+def test_a_mean_of_nothing_is_cured_by_leaving_it_out() -> None:
+    advice = change(torch.float32, lambda out, step: out[: 0 if step == 3 else NODES].square().mean())
+    assert "clamp_min" not in advice.change and ("numel()" in advice.change or "too few entries" in advice.change)
