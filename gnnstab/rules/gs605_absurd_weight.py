@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, PLACE_ZERO_WEIGHTS, WEIGHT_RMS
 from gnnstab.rules._silent_by_design import unread
 from gnnstab.rules.base import Rule, first_of_each_layer, rule, threshold
 from gnnstab.rules.learned import came_down
@@ -16,12 +16,13 @@ from gnnstab.rules.queries import largest, measured, names, smallest
 
 @rule("GS605", "absurd-weight", cause="uninitialized-parameter", severity="error", confidence="high")
 class AbsurdWeight(Rule):
-    """A parameter is finite, and larger than anything that an initialisation or an optimizer makes.
+    """A parameter is finite, and larger than anything that an initialisation or an optimizer makes; or all weights are 0.
 
     ## Why it matters
     `torch.empty` hands out memory as it was, anything up to 1e38: finite garbage passes every check for NaN, a tanh or
     a softmax behind it keeps the output finite, and nothing trains through it. No documented initialisation has an RMS
-    above 3, and Adam moves an entry by about its learning rate per step.
+    above 3, and Adam moves an entry by about its learning rate per step. Where every weight is 0 no input reaches the
+    output, and behind a matrix of zeros no gradient reaches another one: nothing ever leaves 0 but a bias.
 
     ## What to do
     Initialise it: `conv.reset_parameters()`, or `torch.nn.init.xavier_uniform_(p)`. Look for `torch.empty`, for
@@ -31,7 +32,7 @@ class AbsurdWeight(Rule):
     The RMS of weights and of biases, in a network at least a quarter of whose parameters are of ordinary size; in a run
     only of what was as large at step 0. Biases, and weights outside of attention, may hold large units: they count from
     a million on, or, as a warning, from a thousand on where the loss of your batch is more than 100 times that of an
-    output of zeros.
+    output of zeros. That every weight is 0: all matrices and all parameters of attention layers, of two matrices at least.
 
     ## When it is silent
     Where the whole network is that large: a run has diverged instead. It is information where the forward never reads
@@ -65,6 +66,11 @@ class AbsurdWeight(Rule):
         found = signals.find("weight.rms")
         if not found:
             raise NotEvaluable(signals.why_missing("weight.rms"))
+        weights = [s for s in found if str(s.detail.get("parameter", "")).endswith("weight")]
+        if len(weights) > 1 and not any(s.value for s in weights):
+            if not signals.find(PLACE_ZERO_WEIGHTS):  # GS201 names them, with their gradients.
+                yield self._nothing(weights)
+            return
         lost = self._lost(signals)
         absurd = [s for s in found if s.value > self._limit(s, lost) and not self._has_grown(s, lost)]
         useless = [s for s in absurd if unread(signals, str(s.detail.get("parameter")))]
@@ -94,6 +100,16 @@ class AbsurdWeight(Rule):
         over = signals.find(LOSS_OVER_ZERO)
         least = smallest(over).value if over and not came_down(signals) else 0.0
         return least if self.lost < least < math.inf else None
+
+    def _nothing(self, weights: Sequence[Signal]) -> Finding:
+        return self.finding(
+            f"every weight is 0, as {weights[0].detail['parameter']} is: nothing of the input reaches the output, and no gradient "
+            "reaches a weight behind another. No weights were copied in here, or they were lost when they were saved. Initialise them, "
+            "or load another state.",
+            limit=0.0,
+            name=WEIGHT_RMS,
+            value=0.0,
+        )
 
     def _never_read(self, useless: Sequence[Signal]) -> Finding:
         listed = sorted({str(s.detail.get("parameter", s.layer)) for s in useless})

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import GATv2Conv
 
 import gnnstab
 from gnnstab.checkpoint._scan import scan
@@ -55,6 +56,15 @@ def test_an_absurd_weight_outside_of_attention(size: float, absurd: bool, saved:
     found = gnnstab.diagnose(saved(_with_head(size)))
     assert ("GS605" in _codes(found)) is absurd
     assert not absurd or "head.weight" in next(f.message for f in found.findings if f.code == "GS605")
+
+
+@pytest.mark.parametrize("kept", [None, "1.weight", "0.lin_l.weight"])
+def test_a_file_in_which_every_weight_is_zero_is_an_error(kept: str | None, saved: Save) -> None:
+    """A last layer that starts at zero, and zeros in front of one, are no such file."""
+    net = nn.Sequential(GATv2Conv(8, 8), nn.Linear(8, 2))
+    state = {name: tensor if name == kept else torch.zeros_like(tensor) for name, tensor in net.state_dict().items()}
+    found = gnnstab.diagnose(saved({"model": state, "epoch": 3}))
+    assert [f.severity for f in found.findings if f.code == "GS605"] == ["error"] * (kept is None)
 
 
 class _Scores(nn.Module):
