@@ -28,7 +28,11 @@ class Factor(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.argument("before", shell_complete=completion.files)
 @click.argument("after", shell_complete=completion.files)
 @click.option(
-    "--fail-on-growth", "factor", type=Factor(), metavar="FACTOR", help="Exit 1 when a number grew by this, e.g. 2x."
+    "--fail-on-growth",
+    "factor",
+    type=Factor(),
+    metavar="FACTOR",
+    help="Exit 1 when a number grew by this, e.g. 2x, or a layer is gone.",
 )
 @case.FORMAT
 @click.option("-v", "--verbose", is_flag=True, help="Every number that grew, head by head.")
@@ -59,4 +63,5 @@ def command(
     output.show(render(comparison, format, factor=factor, verbose=verbose, **output.terminal()), format)
     if output.complain_of_unread([first, second]):
         return ERROR
-    return FINDINGS if factor is not None and comparison.grown(factor) else 0
+    # Of a layer that is gone nobody knows how it grew.
+    return FINDINGS if factor is not None and (comparison.grown(factor) or comparison.only_before) else 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import examples
 import gnnstab
@@ -178,3 +179,40 @@ def test_runs_that_end_alike_are_not_steady_when_one_of_them_exploded_on_its_way
 def test_runs_whose_worst_values_scatter_as_single_steps_do_are_steady() -> None:
     comparison = compare(went_through(10.0, 20.0), went_through(10.2, 35.0))
     assert render(comparison).startswith("STEADY")
+
+
+def seen(model: nn.Module, folder: Path) -> Diagnosis:
+    torch.save(model.state_dict(), folder / "file.pt")
+    return gnnstab.diagnose(folder / "file.pt")
+
+
+@pytest.mark.parametrize("part", ["norms.1.weight", "convs.0.lin_query.bias", "convs.1.lin_value.weight"])
+def test_every_weight_of_a_file_is_compared_by_its_own_size(part: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Stack(2, heads=2, concat=False, pre_norm=True)
+    model.convs[0].lin_query.bias.data.fill_(0.3)
+    before = seen(model, tmp_path)
+    model.get_parameter(part).data.mul_(100)
+    grown = {change.layer: change.growth for change in compare(before, seen(model, tmp_path)).grown(2.0)}
+    own = part if part.startswith("convs") else part.removesuffix(".weight")
+    assert grown[own] == pytest.approx(100, rel=0.01)
+
+
+def test_biases_and_gains_that_leave_zero_have_not_grown(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = Stack(2, heads=2, concat=False, pre_norm=True)
+    leaving = [model.norms[0].weight.data, model.convs[0].lin_key.bias.data]
+    for tensor in leaving:
+        tensor.zero_()
+    before = seen(model, tmp_path)
+    for tensor in leaving:
+        tensor.fill_(0.2)
+    assert compare(before, seen(model, tmp_path)).grown(2.0) == ()
+
+
+def test_a_layer_that_is_gone_is_not_steady() -> None:
+    whole = examples.clean()
+    comparison = compare(whole, replace(whole, layers=whole.layers[:-1]))
+    text = render(comparison, width=200)
+    assert text.startswith("INCOMPLETE") and "1 layer is missing in the later state" in text
+    assert render(compare(replace(whole, layers=whole.layers[:-1]), whole)).startswith("STEADY")

@@ -83,3 +83,35 @@ def test_an_even_choice_has_both_ends(count: int, most: int) -> None:
     assert len(chosen) == min(count, most) and (chosen[0], chosen[-1]) == (0, count - 1)
     gaps = [b - a for a, b in itertools.pairwise(chosen)]
     assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+@pytest.mark.parametrize("bad", [False, True])
+@pytest.mark.parametrize("flat", [False, True])
+def test_the_state_that_deepspeed_keeps_for_each_rank_belongs_to_the_weights_beside_it(
+    bad: bool, flat: bool, tmp_path: Path
+) -> None:
+    """By parameter, or one flat part for each rank; what stands in it counts as in any optimizer's file."""
+    torch.manual_seed(0)
+    model = Stack(2)
+    weights = [torch.nn.Parameter(torch.randn(500))] if flat else list(model.parameters())
+    optimizer = torch.optim.Adam(weights, foreach=False)
+    sum((p.square().sum() for p in weights), torch.zeros(())).backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    if bad:
+        state["state"][0]["exp_avg"].fill_(torch.nan)
+    torch.save(
+        {"module": model.state_dict(), "optimizer": None, "global_steps": 1}, tmp_path / "mp_rank_00_model_states.pt"
+    )
+    kept = {"base_optimizer_state": state, "single_partition_of_fp32_groups": [torch.randn(500)], "loss_scaler": 1}
+    for rank in range(2):
+        torch.save({"optimizer_state_dict": kept}, tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
+    diagnosis = gnnstab.diagnose(tmp_path)
+    assert not [note for note in diagnosis.target.notes if "left out" in note or "not read" in note]
+    assert {f.code for f in diagnosis.at_least("warning")} == ({"GS502"} if bad else set())
+
+
+def test_a_file_that_was_left_out_is_named_once(folder: Path) -> None:
+    torch.save({"epoch": 3}, folder / "3.pt")
+    (left_out,) = [n for n in gnnstab.diagnose(folder, heads=1).target.notes if "left out" in n]
+    assert left_out.startswith("left out 3.pt: holds an object")

@@ -19,10 +19,10 @@ _HUGGING_FACE = re.compile(r"[\w.-]*model[\w.-]*\.bin", re.IGNORECASE)
 """Weights under a suffix that other files bear as well."""
 
 _BESIDE = re.compile(
-    r"(optimizer|rng_state|random_states|scheduler|lr_scheduler|scaler|training_args)(_\d+)?\.(pt|pth|bin|pkl)",
+    r"((optimizer|rng_state|random_states|scheduler|lr_scheduler|scaler|training_args)(_\d+)?|\w+_optim_states)\.(pt|pth|bin|pkl)",
     re.IGNORECASE,
 )
-"""What Trainer and accelerate write beside the weights."""
+"""What Trainer and accelerate write beside the weights, and DeepSpeed, one for each rank."""
 
 MOST_BESIDE = 20
 """Files beside the weights that are read, those of optimizers first."""
@@ -63,7 +63,7 @@ def files_in(folder: str | os.PathLike[str]) -> FolderFiles:
 
 def is_optimizer(path: Path) -> bool:
     """True for a name under which training programs keep an optimizer's state alone."""
-    return path.name.lower().startswith("optimizer")
+    return path.name.lower().startswith("optimizer") or path.stem.lower().endswith("_optim_states")
 
 
 def _named(path: Path) -> bool:

@@ -19,12 +19,13 @@ def layer_signals(stored: StoredLayer, facts: LayerFacts, activation: str) -> li
     """
     signals = gain_signals(stored, facts, activation)
     if facts.heads is None:
-        tried = tried_heads(stored.kind.widths(stored)[0])
+        width = stored.kind.widths(stored)[0]
+        tried = tried_heads(width)
         norms = [{n: max(v) for n, v in stored.kind.logits(stored, heads).items()} for heads in tried]
-        detail = {"over heads": "maximum", "heads tried": list(tried)}
         for name in norms[0]:
-            least = min(one[name] for one in norms)
-            signals.append(Signal(name, least, facts.name, None, source="weights", detail=detail))
+            each = [one[name] for one in norms]
+            detail = {"over heads": "maximum", "heads tried": list(tried), "at each": each, "width": width}
+            signals.append(Signal(name, min(each), facts.name, None, source="weights", detail=detail))
     else:
         for name, values in stored.kind.logits(stored, facts.heads).items():
             signals += [Signal(name, value, facts.name, head, source="weights") for head, value in enumerate(values)]

@@ -27,7 +27,7 @@ from gnnstab.checkpoint.threads import one_thread
 from gnnstab.errors import LoadError, UsageError
 from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts, Signal
-from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, WEIGHT_RMS
+from gnnstab.records.vocabulary import WEIGHT_GAIN_RMS, WEIGHT_NON_FINITE, WEIGHT_RMS
 
 MOST_TOLD = 2000
 """Tensors of a file up to which each one's count of NaN and Inf is told; beyond, those of the layers and the bad ones."""
@@ -37,6 +37,12 @@ MOST_SHARED = 20
 
 SLACK = 2**20
 """Bytes of matrices beyond the size of a file that are decomposed: small layers may share their weights."""
+
+LARGE_VECTOR = 1e3
+"""RMS from which on a gain or a bias outside of attention is told: GS605 judges none below it."""
+
+SMALLEST_GAIN = 0.1
+"""RMS of a gain from which on it is told."""
 
 MOST_LAYERS = 5000
 """Attention layers of one file: each takes about a millisecond, and no network has thousands of them."""
@@ -208,8 +214,13 @@ def _filled(numbers: Statistics) -> dict[str, float]:
     return {"entry": numbers.minimum} if numbers.minimum == numbers.maximum else {}
 
 
+def _sized(name: str, dims: int, size: float) -> bool:
+    """True for a matrix called weight; gains and biases start at one and zero, and count where they are larger than any of them begins."""
+    return (name.endswith("weight") and dims > 1) or (name.endswith(("weight", "bias")) and size > LARGE_VECTOR)
+
+
 def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signal]:
-    """RMS of the attention layers' parameters and of other matrices called weight, and NaN and Inf entries of every tensor of the file."""
+    """RMS of the attention layers' parameters, of other matrices called weight and of large vectors, and NaN and Inf entries of every tensor of the file."""
     owners = _owners(convs)
     few = len(seen.non_finite) <= MOST_TOLD
     values = [
@@ -221,8 +232,14 @@ def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signa
             detail={"parameter": name} | _filled(numbers) | ({} if name in owners else {"plain": True}),
         )
         for name, numbers in seen.parameters.items()
-        if not numbers.non_finite
-        and (name in owners or (few and name.endswith("weight") and len(seen.shapes[name]) > 1))
+        if not numbers.non_finite and (name in owners or (few and _sized(name, len(seen.shapes[name]), numbers.rms)))
+    ]
+    values += [
+        Signal(WEIGHT_GAIN_RMS, numbers.rms, name.rpartition(".")[0], source="weights", detail={"parameter": name})
+        for name, numbers in seen.parameters.items()
+        if few and name not in owners and name.endswith("weight") and len(seen.shapes[name]) == 1
+        # Below it a gain was shut on purpose, and nothing can be said of how it grew.
+        if not numbers.non_finite and numbers.rms >= SMALLEST_GAIN
     ]
     for name, count in seen.non_finite.items():
         if few or name in owners or count:

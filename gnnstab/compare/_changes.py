@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from gnnstab.errors import NothingEvaluable
 from gnnstab.records import SIGNALS, Diagnosis, Finding, Target
 from gnnstab.records.json_numbers import plain
-from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, SignalKind, compared
+from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, WEIGHT_RMS, SignalKind, compared
 from gnnstab.rules.limits import value_of
 
 EXTREME = 2.0
@@ -22,7 +22,7 @@ class Key(NamedTuple):
 
     signal: str
     layer: str
-    """``""`` for a number of the whole model."""
+    """``""`` for a number of the whole model; the parameter's name for its size."""
 
     head: int
     """-1 for the aggregate over heads."""
@@ -153,9 +153,12 @@ def _latest(diagnosis: Diagnosis) -> dict[Key, float]:
             continue
         step, worst = -1 if s.step is None else s.step, s.detail.get("worst")
         for extreme, value in ((False, s.value), (True, worst)):
-            key = Key(s.name, s.layer or "", -1 if s.head is None else s.head, s.source, extreme)
+            place = str(s.detail.get("parameter") or "") if s.name == WEIGHT_RMS else ""
+            key = Key(s.name, place or s.layer or "", -1 if s.head is None else s.head, s.source, extreme)
             if not isinstance(value, (int, float)):
                 continue
+            if place.endswith("bias") and not watched[s.name].counts(value):
+                continue  # Biases begin at 0, from where all that they learn is growth without end.
             if (
                 s.name == WEIGHT_NON_FINITE
             ):  # One signal for every tensor; layers that have no such entry are not told of.

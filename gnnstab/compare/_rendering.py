@@ -71,6 +71,9 @@ def _verdict(comparison: Comparison, factor: float | None, verbose: bool) -> Tex
     grown = comparison.grown(limit)
     if not grown:
         text = f"nothing grew by {limit:g}× or more in {counted(len(comparison.changes), 'number')} compared"
+        if comparison.only_before:
+            lost = f"{text}; {counted(len(comparison.only_before), 'layer', 'is', 'are')} missing in the later state"
+            return Text.assemble(("INCOMPLETE", f"bold {RED}"), "  ", (lost, "bold"))
         return Text.assemble(("STEADY", f"bold {GREEN}"), "  ", (text, "bold"))
     worst = grown[0]
     amount = f"{counted(len(grown), 'number')} grew by {limit:g}× or more"

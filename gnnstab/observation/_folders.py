@@ -46,7 +46,7 @@ def observe_folder(folder: Path, request: Request) -> Observed:
             alone = beside if len(paths) == 1 else ()
             seen = observe_checkpoint(path, request, probe=position in probed, beside=alone)
         except GnnstabError as error:
-            notes.leave_out(path.name, str(error))
+            notes.leave_out(path, error)
             continue
         _of_one_run(folder, run, path.name, seen.signals)
         notes.add(path.name, seen.target.notes)
@@ -89,7 +89,7 @@ def _read_beside(paths: Iterable[Path], request: Request, notes: _Notes, others:
             found.append(read_beside(path, unsafe=request.unsafe))
         except GnnstabError as error:
             if is_optimizer(path):
-                notes.leave_out(path.name, str(error))
+                notes.leave_out(path, error)
             else:
                 others.append(path.name)
     return found
@@ -211,8 +211,8 @@ class _Notes:
         for note in notes:
             self._files.setdefault(note, {})[file] = None
 
-    def leave_out(self, file: str, why: str) -> None:
-        self.left_out.append(f"left out {file}: {why}")
+    def leave_out(self, path: Path, why: GnnstabError) -> None:
+        self.left_out.append(f"left out {path.name}: {str(why).removeprefix(f'{path}: ')}")
 
     def unread(self) -> list[str]:
         """What to say of the files that could not be read."""

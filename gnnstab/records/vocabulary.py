@@ -175,6 +175,8 @@ SIGNALS: dict[str, SignalKind] = {
     (GRADIENT_SPIKE := "gradient.spike"): SignalKind("× running median",
         "largest gradient norm over its running median"),
     (WEIGHT_RMS := "weight.rms"): SignalKind("", "RMS of a parameter", words="size of the weights", floor=0.1),
+    (WEIGHT_GAIN_RMS := "weight.gain_rms"): SignalKind("", "RMS of a vector called weight outside of attention, as the gain of a norm is", words="size of the gains",
+        floor=0.1),
     (WEIGHT_GRAD_RMS := "weight.grad_rms"): SignalKind("", "RMS of a parameter's gradient"),
     (UPDATE_RATIO := "update.ratio"): SignalKind("", "RMS(ΔW)/RMS(W) of one optimizer step", words="size of an update",
         spoken=("update ratio",), floor=0.01, limits=(RuleLimit("GS601", "warn_ratio"),)),

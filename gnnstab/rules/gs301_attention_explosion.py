@@ -13,7 +13,7 @@ from gnnstab.rules._by_steps import OPEN as OPEN
 from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs405_degree_one_attention import nothing_to_weigh
-from gnnstab.rules.learned import as_learned
+from gnnstab.rules.learned import as_learned, beyond
 from gnnstab.rules.queries import (
     ASSUMED_DEGREE,
     Attention,
@@ -70,7 +70,8 @@ class AttentionExplosion(Rule):
     A file alone does not tell earned from ruined: some of 266 healthy programs' files spread and agreed more than those
     of two ruined actors (4 of some 380 are warned of). There it is a warning for queries and keys that agree, weights as
     drawn, wide ones that do not agree, and where no gradient is left (scores that spread by more than 87·√(2 ln d), where
-    all weights but one underflow in fp32), else information.
+    all weights but one underflow in fp32), else information. Of heads that no shape shows, that has to hold at every
+    number that is tried, and agreement is information.
 
     ## Sources
     Zhai et al. 2023, *Stabilizing Transformer Training by Preventing Attention Entropy Collapse*, arXiv 2303.06296;
@@ -286,7 +287,7 @@ class AttentionExplosion(Rule):
             f"{layer.name}: the {_behind(signals, layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
-            severity="info" if worst.detail.get("heads tried") else "warning",  # What was assumed was not observed.
+            severity="warning" if self._of_any_heads(signals, layer, worst) else "info",
             limit=limit,
             signal=worst,
             confidence="medium",
@@ -312,7 +313,7 @@ class AttentionExplosion(Rule):
             f"{aligned[worst.head]:.1f} times as much as independent weights, and an input of RMS "
             f"{self._saturates_at(worst.value, degree):.2g} saturates the attention at in-degree {degree:g}"
             f"{'' if degree_of(signals, layer.name) else ' (assumed)'}. {advice}",
-            severity="info" if worst.detail.get("heads tried") else "warning",  # What was assumed was not observed.
+            severity="warning" if self._of_any_heads(signals, layer, worst) else "info",
             limit=math.sqrt(8 * math.log(max(degree, 2.0))) / self.critical_rms**2,
             signal=worst,
             confidence="low",
@@ -323,9 +324,24 @@ class AttentionExplosion(Rule):
         """Input RMS at which ρ = 4, where Ĥ is about .3 at any in-degree."""
         return float((8 * math.log(max(degree, 2.0))) ** 0.25 / math.sqrt(max(frobenius, 1e-12)))
 
-    def _alignment_limit(self, layer: LayerFacts) -> float:
-        """The limit, raised for narrow heads, whose alignment scatters at initialisation (± 0.3 at 4 channels)."""
-        widths = [w for w in (layer.out_channels, *(layer.in_channels or ())) if w]
+    def _of_any_heads(self, signals: Signals, layer: LayerFacts, worst: Signal) -> bool:
+        """False where a number of heads that was tried, and not observed, leaves room for sharpness that training has found.
+
+        With every one of them no gradient is left, or queries and keys agree no more than independent weights do.
+        """
+        tried = worst.detail.get("heads tried")
+        if not tried or beyond(worst):
+            return True
+        aligned = [s.detail for s in signals.find("logit.alignment", layer=layer.name) if "at each" in s.detail]
+        return bool(aligned) and all(
+            value <= self._alignment_limit(layer, one["width"] // heads)
+            for one in aligned
+            for heads, value in zip(tried, one["at each"], strict=True)
+        )
+
+    def _alignment_limit(self, layer: LayerFacts, channels: int | None = None) -> float:
+        """The limit, raised for narrow heads (of ``channels``), whose alignment scatters at initialisation (± 0.3 at 4 channels)."""
+        widths = [w for w in (channels or layer.out_channels, *(layer.in_channels or ())) if w]
         return max(self.alignment, 1.0 + 2.5 / min(widths)) if widths else self.alignment
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from gnnstab.layers import layer_named
-from gnnstab.records import Finding, Signals
+from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     LOGIT_FROBENIUS,
@@ -38,11 +38,15 @@ def frozen(signals: Signals, state: Attention | None) -> float | None:
     return min(s.value for s in own) if lead > (UNDERFLOW if state.synthetic else LAST_BIT) else None
 
 
+def beyond(spread: Signal) -> bool:
+    """True of a ``logit.frobenius`` at which the softmax of a typical target has no gradient left at an input of RMS 1 (`frozen`)."""
+    return UNDERFLOW * math.sqrt(2 * math.log(ASSUMED_DEGREE)) < spread.value < math.inf
+
+
 def _beyond(signals: Signals, layer: str | None, state: Attention | None) -> float | None:
-    """As `frozen`, of a layer that was not run, by its weights at an input of RMS 1; where heads were not guessed."""
-    limit = UNDERFLOW * math.sqrt(2 * math.log(ASSUMED_DEGREE))
-    own = [s.value for s in signals.find(LOGIT_FROBENIUS, layer=layer) if not s.detail.get("heads tried")]
-    return max((v for v in own if state is None and limit < v < math.inf), default=None)
+    """As `frozen`, of a layer that was not run, by its weights at an input of RMS 1."""
+    own = signals.find(LOGIT_FROBENIUS, layer=layer) if state is None else ()
+    return max((s.value for s in own if beyond(s)), default=None)
 
 
 def as_learned(found: Finding, signals: Signals, state: Attention | None, *, alignment: float, soft: float) -> Finding:

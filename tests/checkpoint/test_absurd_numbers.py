@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import GATv2Conv
 
 import gnnstab
 from gnnstab.checkpoint._scan import scan
@@ -55,6 +56,44 @@ def test_an_absurd_weight_outside_of_attention(size: float, absurd: bool, saved:
     found = gnnstab.diagnose(saved(_with_head(size)))
     assert ("GS605" in _codes(found)) is absurd
     assert not absurd or "head.weight" in next(f.message for f in found.findings if f.code == "GS605")
+
+
+@pytest.mark.parametrize("kept", [None, "1.weight", "0.lin_l.weight"])
+def test_a_file_in_which_every_weight_is_zero_is_an_error(kept: str | None, saved: Save) -> None:
+    """A last layer that starts at zero, and zeros in front of one, are no such file."""
+    net = nn.Sequential(GATv2Conv(8, 8), nn.Linear(8, 2))
+    state = {name: tensor if name == kept else torch.zeros_like(tensor) for name, tensor in net.state_dict().items()}
+    found = gnnstab.diagnose(saved({"model": state, "epoch": 3}))
+    assert [f.severity for f in found.findings if f.code == "GS605"] == ["error"] * (kept is None)
+
+
+class _Scores(nn.Module):
+    """Two columns read off a gated stack."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.norm, self.head = Stack(2, concat=False, heads=2), nn.LayerNorm(16), nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+        """(N, 2) of (N, 16) features."""
+        return self.head(self.norm(self.encoder(x, edge_index)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("part", ["head.weight", "head.bias", "norm.weight"])
+@pytest.mark.parametrize("units", [1.0, 1e5])
+def test_a_loss_far_above_that_of_zeros_tells_large_units_from_garbage(part: str, units: float, saved: Save) -> None:
+    torch.manual_seed(0)
+    model = _Scores()
+    with torch.no_grad():
+        model.get_parameter(part).mul_(1e5 / model.get_parameter(part).square().mean().sqrt())
+    x, edges = torch.randn(12, 16), torch.randint(0, 12, (2, 60))
+    targets = units * torch.randn(12, 2)
+    found = gnnstab.diagnose(
+        saved(model.state_dict()), model=_Scores(), batch=(x, edges), loss=lambda out, _: (out - targets).abs().mean()
+    )
+    told = [f for f in found.findings if f.code == "GS605"]
+    assert [f.severity for f in told] == (["warning"] if units == 1 else [])
+    assert all(part in f.message and "times that of an output of zeros" in f.message for f in told)
 
 
 def _trained(rate: float) -> dict[str, Any]:

@@ -17,6 +17,14 @@ def test_growth_fails_only_when_asked(cli) -> None:
     assert cli("compare", "one.pt", "one.pt", "--fail-on-growth", "1.01×").code == 0
 
 
+def test_a_layer_that_is_gone_fails_only_when_growth_is_asked_for(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = examples.clean()
+    monkeypatch.setitem(examples.ALL, "less", lambda: replace(whole, layers=whole.layers[:-1]))
+    assert cli("compare", "clean.pt", "less.pt").code == 0
+    assert cli("compare", "clean.pt", "less.pt", "--fail-on-growth", "2x").code == 1
+    assert cli("compare", "less.pt", "clean.pt", "--fail-on-growth", "2x").code == 0
+
+
 def test_nothing_in_common_is_3_and_unreadable_2(cli) -> None:
     assert cli("compare", "clean.pt", "many.pt").code == 3
     assert cli("compare", "clean.pt", "missing.pt").code == 2
