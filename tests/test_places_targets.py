@@ -115,6 +115,32 @@ def test_a_loss_that_is_divided_still_compares_raw_targets(face: Callable[..., D
     assert loud(face(Net(), batch, lambda output, b: F.mse_loss(output, (b.y - MEAN) / SPREAD))) == []
 
 
+@pytest.mark.parametrize("error", [F.mse_loss, F.l1_loss])
+def test_a_run_that_is_spent_on_growing_to_the_scale_of_its_targets(error: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The output has the size of the targets at the end, and tells them not apart."""
+    diagnosis = _grown(Net(), error, 0.02)
+    assert [c.cause for c in diagnosis.root_causes()] == ["feature-scale"]
+    assert ["at its end the output leaves" in f.message for f in loud(diagnosis)] == [True]
+
+
+def test_an_output_that_began_at_large_targets_is_not_blamed_for_their_size() -> None:
+    model = Net()
+    with torch.no_grad():
+        model.out.bias.fill_(4000.0)
+    assert not loud(_grown(model, F.mse_loss, 1e-3), "GS406")
+
+
+def _grown(model: Net, error: Callable[[Tensor, Tensor], Tensor], lr: float) -> Diagnosis:
+    """A run of batches of which the first has the smallest targets."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for step in range(60):
+            batch = data()
+            batch.y = 4000.0 + (300.0 + (step > 0)) * batch.y
+            take_step(optimizer, error(model(batch), batch.y), monitor)
+    return monitor.diagnose()
+
+
 class Bounded(Net):
     """The output passes a function last, is scaled, and may be scaled by what is learned."""
 

@@ -13,6 +13,7 @@ from gnnstab.records.vocabulary import (
     LOSS_MARKED_TARGETS,
     LOSS_TARGET_RMS,
     OPTIMIZER_INPUT_SHARE,
+    PLACE_TARGETS_LEFT,
     PLACE_UNREACHED_TARGETS,
 )
 from gnnstab.rules._by_steps import by_steps_of_inputs
@@ -47,8 +48,7 @@ class FeatureScale(Rule):
     Warnings by themselves:
 
     - an RMS above 1000 that reaches a weight;
-    - targets of an RMS above 1000 that the output falls 30 times short of; where nobody saw them, a first loss that no
-      mean or sum of squares of smaller ones reaches;
+    - targets of an RMS above 1000 that the output falls 30 times short of, or did at first and leaves more than half of their variance at the end of a run; where nobody saw them, a first loss that no mean or sum of squares of smaller ones reaches;
     - targets out of the range of a sigmoid or tanh that ends the model (times a number or not), under a squared or
       absolute error;
     - one number far away from all others that several targets of a squared error hold. Three deviations are enough
@@ -110,6 +110,9 @@ class FeatureScale(Rule):
         0.01, unit="RMS", source="derived: beside biases of the size of the weights next to nothing of it is left"
     )
     taken: float = threshold(0.65, unit="share of the progress", source="as GS103")
+    left: float = threshold(
+        0.5, unit="share of the variance", source="heuristic: the mean of the targets alone leaves all of it"
+    )
     short: float = threshold(30.0, unit="× the output", source="heuristic: many hundred steps of Adam at 1e-3 away")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -117,6 +120,7 @@ class FeatureScale(Rule):
         yield from self._of_the_loss(signals)
         yield from self._marked(signals)
         yield from self._out_of_range(signals)
+        yield from self._at_their_mean(signals)
         # What is not even finite has no scale: GS407 tells.
         broken = {s.layer for s in signals.find("place.non_finite")}
         yield from self._at_places(signals, [s for s in self._places(signals) if s.layer not in broken])
@@ -160,6 +164,25 @@ class FeatureScale(Rule):
                 value=start,
                 unit="loss",
                 confidence="medium",
+            )
+
+    def _grown(self, signals: Signals) -> Iterator[Signal]:
+        """Targets to whose scale the output of a run has grown, and not much further."""
+        first = max((s.value for s in signals.find("place.output")), default=math.inf)
+        short = {str(s.layer) for s, _ in self._crossed(measured(signals.find("place.rms")), first_loss(signals))}
+        for signal in signals.find(PLACE_TARGETS_LEFT) if signals.kind == "trace" else ():
+            size = signal.detail.get("rms")  # A trace may come from a stranger.
+            large = isinstance(size, float) and size > max(self.target, self.short * first)
+            yield from [signal] if large and signal.value > self.left and signal.layer not in short else []
+
+    def _at_their_mean(self, signals: Signals) -> Iterator[Finding]:
+        for signal in self._grown(signals):
+            yield self.finding(
+                f"the targets `{signal.layer}` of the batch have RMS {signal.detail['rms']:.3g} (limit {self.target:g}), and the output began far below: the run has "
+                f"been spent on growing to their scale, and at its end the output leaves {signal.value:.2g} times their variance, where their mean alone leaves 1. Standardise the targets.",
+                severity="warning",
+                limit=self.left,
+                signal=signal,
             )
 
     def out_of_range(self, signals: Signals) -> Iterator[Signal]:
@@ -301,6 +324,7 @@ class FeatureScale(Rule):
         """The targets that the output falls far short of; ``y`` where the loss alone shows them."""
         places = measured(signals.find("place.rms"))
         found = [str(s.layer) for s, _ in self._crossed(places, first_loss(signals)) if s.detail.get("target")]
+        found += [str(s.layer) for s in self._grown(signals)]
         return found or ["y" for _ in (*self._of_the_loss(signals), *self.out_of_range(signals))]
 
     def _inputs_beyond(self, signals: Signals) -> list[Signal]:

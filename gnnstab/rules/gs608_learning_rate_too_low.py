@@ -39,7 +39,7 @@ class LearningRateTooLow(Rule):
     the loss by a tenth, where one of these holds:
 
     - the schedule has taken the rate below a hundredth of its largest for more than half of the run, in which little
-      was learned, or less than twenty steps at the largest rate would add;
+      was learned, or less than twenty steps at the largest rate would add (where that holds of some groups of parameters, the first of them among these, theirs alone is raised);
     - no weight has moved by more than rounding from some step to the end of the run, although gradients came (a rate of 0);
     - a run of constant rate ends with updates that move the output by next to nothing and a loss that stands still:
       tried at 10, 100, … times the rate;
@@ -142,13 +142,17 @@ class LearningRateTooLow(Rule):
                     if fallen < self.learned
                     else f"the loss fell by {percent(-math.expm1(-fallen))} in all"
                 )
+                groups = slow.detail.get("groups")
+                whose = f" of {groups[0]} of {groups[1]} groups of parameters" if isinstance(groups, list) else ""
                 yield self.finding(
-                    f"the schedule has taken the rate from {rates['largest']:.3g} to {lr:.3g}, and {percent(rates['spent'])} of the run were spent "
+                    f"the schedule has taken the rate{whose} from {rates['largest']:.3g} to {lr:.3g}, and {percent(rates['spent'])} of the run were spent "
                     f"below a hundredth of it, while {fell}: on a copy {slow.detail['steps']} steps lower it by {100 * own:.2g} %, at "
                     f"{rate:.3g} by {percent(better)}{most}, calmly. Step the schedule less often, or let it end higher.",
                     limit=self.factor,
                     signal=slow,
                 )
+            elif "groups" in slow.detail:
+                continue  # Groups that are meant to be slower than others.
             elif slow.value >= self.factor and stood:
                 yield self.finding(
                     f"at its rate of {lr:.3g} an update moves the output by {moved:.2g} of its spread, and the loss stands still: on a copy "

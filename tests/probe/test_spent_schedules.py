@@ -100,6 +100,25 @@ def test_a_schedule_that_is_spent_before_anything_is_learned_or_never_comes_up(
     assert warned == (["learning-rate"] if told else [])
 
 
+@pytest.mark.parametrize(("gamma", "told"), [(0.4, True), (0.98, False)])
+def test_the_rates_of_all_groups_but_one_are_spent(gamma: float, told: bool) -> None:
+    model, data = _learner(trained=False)
+    first, last = list(model.conv.parameters()), list(model.out.parameters())
+    groups = [{"params": first}, {"params": last[:-1]}, {"params": last[-1:]}]
+    optimizer = torch.optim.Adam(groups, lr=RATE)
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=loss) as monitor:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            value = loss(model(data), data)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+            for group in optimizer.param_groups[:-1]:
+                group["lr"] *= gamma
+    warned = [f.code for f in monitor.diagnose().findings if f.severity in ("warning", "error")]
+    assert warned == (["GS608"] if told else [])
+
+
 def _learner(trained: bool) -> tuple[Net, Data]:
     g = torch.Generator().manual_seed(1)
     x = torch.randn(60, 6, generator=g)

@@ -51,7 +51,7 @@ def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
     for factor in sorted({*FACTORS, *(f for f in before if f > FACTORS[-1])}) if own.fall < FALLS else ():
         trial = bench.trial(STEPS, factor=factor, until=_learned, setting=hold_rates)
         if not trial.calm:
-            return
+            break
         if trial.fall >= FALLS:
             whole = bench.trial(STEPS, factor=HUNDRED, setting=hold_rates)
             high = [bench.trial(STEPS, factor=one, setting=hold_rates) for one in before if one >= HUNDRED]
@@ -66,6 +66,37 @@ def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
                 "optimizer": type(bench.optimizer).__name__,
             }
             yield Signal(OPTIMIZER_SLOW, factor, source="steps", detail=detail)
+            return
+    if own.fall < FALLS:
+        yield from _of_groups(bench, own, largest)
+
+
+def _of_groups(bench: Bench, own: Trial, largest: float) -> Iterator[Signal]:
+    """The same where some groups alone have come down to less than 1/`HUNDRED` of ``largest``: these are raised, and the others stay."""
+    rates = [float(group["lr"]) for group in bench.optimizer.param_groups]
+    low = [place for place, rate in enumerate(rates) if rate * HUNDRED < largest]
+    if not low or len(low) == len(rates):
+        return
+    highest = max(rates[place] for place in low)
+    for rate in (0.01 * largest, 0.1 * largest, largest):
+
+        def raised(optimizer: torch.optim.Optimizer, rate: float = rate) -> None:
+            for place in low:
+                optimizer.param_groups[place]["lr"] = rate
+            hold_rates(optimizer)
+
+        trial = bench.trial(STEPS, setting=raised)
+        if trial.calm and trial.fall >= FALLS:
+            detail = {
+                "lr": highest,
+                "rate": rate,
+                "steps": len(trial.losses) - 1,
+                "fell": [own.fall, trial.fall],
+                "over_zeros": own.losses[0] / of_zeros(bench),
+                "optimizer": type(bench.optimizer).__name__,
+                "groups": [len(low), len(rates)],
+            }
+            yield Signal(OPTIMIZER_SLOW, rate / max(highest, rate / FACTORS[-1]), source="steps", detail=detail)
             return
 
 

@@ -27,6 +27,7 @@ from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _graph_size as graph_size
 from gnnstab.probe.places import _inputs as inputs
+from gnnstab.probe.places import _left as left
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
@@ -230,6 +231,7 @@ def _survey(
         answer = outputs[0] if returned is None else returned
         raw = {n for n, t in named.items() if is_target(n) and is_squared_error_of(t, answer, asked, value)}
         found = [p._replace(detail={**p.detail, "compared": True}) if p.name in raw else p for p in found]
+        found += [Place(*row) for row in left.rows(seen, answer, asked, value)]
     found += [Place(*row) for row in floors.rows(seen, end, asked, value, returned)]
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     with torch.no_grad():
