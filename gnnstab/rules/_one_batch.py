@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -30,18 +31,33 @@ def of_one_batch(finding: Finding, signals: Signals) -> Finding:
         or not _alone(_of(signals, name, finding.layer), step)
     ):
         return finding
+    past = learned_half(signals) or trained_well(signals)
+    then = "the loss or the layers jump with it; at the next recorded step all is calm again"
+    blame = "and the rate is not to blame"
+    return _of_the_input(signals, step, then, blame, past=past) or finding
+
+
+def of_the_broken_step(signals: Signals) -> Iterator[Finding]:
+    """A jump of the input in the very step in which the run went non-finite: what grows with it there, no weight has made."""
+    first = min((event.step for event in signals.events if event.kind == "non-finite"), default=None)
+    if first is not None:
+        then = "the first non-finite value comes in this step"
+        found = _of_the_input(signals, first, then, "and scores that are too large there follow from them", past=False)
+        yield from () if found is None else (found,)
+
+
+def _of_the_input(signals: Signals, step: int, then: str, blame: str, *, past: bool) -> Finding | None:
+    """The jump of what the first attention layer was given at this step alone; None where there is none."""
     first = min((layer for layer in signals.layers if layer.attention), key=lambda layer: layer.position, default=None)
     given = None if first is None else _of(signals, INPUT_RMS, first.name)
     if first is None or given is None or not _alone(given, step):
-        return finding
+        return None
     at, usual = float(given.values[given.steps == step][0]), float(np.max(given.values[given.steps < step]))
-    past = learned_half(signals) or trained_well(signals)
     return replace(
         FeatureScale().finding(
-            f"at step {step} the input of {first.name} has RMS {at:.3g}, {at / usual:.3g} times the most before, and the loss or the layers jump "
-            "with it; at the next recorded step all is calm again: rows of that batch lie far beyond all others, and the rate is not to blame. "
-            f"With x that input, (x.abs() > {BEYOND * usual:.2g}).nonzero() names row and column; correct such rows, or leave them out."
-            f"{' The run has come past it.' if past else ''}",
+            f"at step {step} the input of {first.name} has RMS {at:.3g}, {at / usual:.3g} times the most before, and {then}: rows of that batch lie "
+            f"far beyond all others, {blame}. With x that input, (x.abs() > {BEYOND * usual:.2g}).nonzero() names row and column; correct such "
+            f"rows, or leave them out.{' The run has come past it.' if past else ''}",
             severity="info" if past else "warning",
             limit=BEYOND * usual,
             name=INPUT_RMS,

@@ -12,7 +12,7 @@ from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable, let_
 from gnnstab.records import Finding, RuleStatus, Signals
 from gnnstab.records.vocabulary import SCORE_GROWTH
 from gnnstab.rules._by_steps import by_steps
-from gnnstab.rules._one_batch import of_one_batch
+from gnnstab.rules._one_batch import of_one_batch, of_the_broken_step
 from gnnstab.rules.base import Rule
 from gnnstab.rules.explanation import explain
 from gnnstab.rules.recalled import findings_in, joined, outlived, settled
@@ -82,6 +82,7 @@ def run(
     kept: list[Finding] = []
     statuses: list[RuleStatus] = []
     raised = [_tried(f, signals) for f in findings_in(signals.events) if not settled(f, signals.series)]
+    raised += of_the_broken_step(signals)
     for rule in plain.values():
         if not selection.includes(rule.code):
             statuses.append(RuleStatus(rule.code, "suppressed", "not selected"))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gnnstab
-from gnnstab.records import Event, Finding, LayerFacts, Series, Signals
+from gnnstab.records import Event, Finding, LayerFacts, Series, Signal, Signals
 from gnnstab.report import render
 from gnnstab.rules.engine import Override, run
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
@@ -212,6 +212,18 @@ def test_a_jump_that_one_batch_brings_in_is_no_rate(loss: Series, given: Series,
     layers = (LayerFacts("conv", "TransformerConv", 0, True),)
     found = run(Signals("trace", layers, series=(loss, given), events=(as_event(raised),))).findings
     assert [(f.code, f.severity) for f in found if f.code in ("GS406", "GS601")] == [expected]
+
+
+@pytest.mark.parametrize(("broke", "told"), [(60, ["GS406"]), (61, []), (20, [])])
+def test_a_jump_of_the_input_in_the_step_that_broke_the_run_is_told_beside_it(broke: int, told: list[str]) -> None:
+    layers = (LayerFacts("conv", "TransformerConv", 0, True),)
+    events = (Event(broke, "non-finite", stage="loss"),)
+    scores = Series("score.max_abs", "conv", None, np.arange(61), np.where(np.arange(61) < 60, 1.0, 1e8))
+    rounded = Signal("precision.rounding", 8.7, "conv", step=60)
+    signals = Signals("trace", layers, (rounded,), series=(jump("input.rms", "conv", 1.0), scores), events=events)
+    found = run(signals).findings
+    assert [f.code for f in found if f.code == "GS406"] == told
+    assert [f.explained_by for f in found if f.code == "GS501"] == [told[0] if told else None]
 
 
 @pytest.mark.parametrize(("end", "expected"), [(0.4, True), (0.9, False)])
