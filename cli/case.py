@@ -34,7 +34,7 @@ STEPS = click.option(
 )
 LR = click.option(
     "--lr",
-    type=click.FloatRange(min=0, min_open=True),
+    type=options.FiniteRange(min=0, min_open=True),
     help="Of the short training; with --loss steps at it are tried; when omitted that of the checkpoint's Adam, else 0.001.",
 )
 

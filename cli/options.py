@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,6 +35,17 @@ def numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[float, .
         return tuple(float(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is no list of numbers such as 0.5,1,2,4") from None
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers, of which NaN and ∞ are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; fails for one that is not finite or outside of the range."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not finite", param, ctx)
+        return number
 
 
 def codes(name: str, help: str) -> Callable[[F], F]:

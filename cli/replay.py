@@ -79,10 +79,14 @@ def _of_checkpoint(
     path: str | None, model: str | None, batch: str | None, precision: str, fixes: Any, *, unsafe: bool
 ) -> Replay:
     from gnnstab.errors import UsageError
+    from gnnstab.observation import is_trace
     from gnnstab.probe.batches.arguments import as_arguments
     from gnnstab.probe.batches.chosen import MOST_RUN
+    from gnnstab.probe.replaying.bundle import beside
     from gnnstab.verification.replay import FIRST_AID, replay
 
+    if path is not None and is_trace(Path(path)):
+        raise UsageError(f"{path}: a trace holds no weights and no forward to replay{beside(path)}")
     if model is None or batch is None:
         raise UsageError("without a bundle a replay needs both --model pkg.mod:factory and --batch FILE")
     given = case.load(path, model, batch, None, unsafe)

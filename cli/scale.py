@@ -30,7 +30,7 @@ def command(
     """How the numbers grow with in-degree, and the in-degree at which each limit breaks.
 
     Runs at fp32, fp16 and bf16 whatever --precision says; the graphs are made from the neighbourhoods of the batch, of several the
-    first. Exit code 1 when a value is non-finite in fp32, else 0.
+    first. A factor above 8 that makes more than 262144 edges, or is above 1024, is refused. Exit code 1 when a value is non-finite in fp32, else 0.
     """
     from gnnstab.verification.clamping import compare
     from gnnstab.verification.scaling import scale

@@ -10,7 +10,7 @@ from . import options
 @click.command()
 @click.argument("trace", type=click.Path())
 @click.option("--once", is_flag=True, help="Print one frame and exit; so does a standard output that is no terminal.")
-@click.option("--refresh", type=click.FloatRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS",
+@click.option("--refresh", type=options.FiniteRange(min=0.1), default=1.0, show_default=True, metavar="SECONDS",
               help="Shortest time between two looks at the trace.")  # fmt: skip
 @options.debug
 def command(trace: str, once: bool, refresh: float) -> int:

@@ -17,6 +17,7 @@ from torch import Tensor
 from gnnstab.characters import counted
 from gnnstab.checkpoint._correspondence import matching_names
 from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._meant import MASK, meant
 from gnnstab.checkpoint._memory import MappedFiles
 from gnnstab.checkpoint._naming import is_statistic, listed
 from gnnstab.checkpoint._scan import Statistics, entries, finite, scan
@@ -87,9 +88,9 @@ def scan_tensors(checkpoint: Checkpoint, parameters: Container[str] = ()) -> Ten
             if view in masks:
                 kind, first = masks.pop(view)  # A weight, and a mask by another of its names alone.
                 unread[kind].remove(first)
-            elif not learned(name) and (meant := _meant(name, tensor, checkpoint.tensors)):
-                unread[meant].append(name)
-                masks[view] = meant, name
+            elif not learned(name) and (kind := meant(name, tensor, checkpoint.tensors)):
+                unread[kind].append(name)
+                masks[view] = kind, name
                 continue
         found.non_finite[name] = numbers.non_finite
         if numbers.non_finite and _unwritten(tensor):
@@ -110,9 +111,9 @@ def scan_tensors(checkpoint: Checkpoint, parameters: Container[str] = ()) -> Ten
             view = identity(tensor)
             if view not in once:
                 once[view] = scan(tensor, mapped).non_finite
-            meant = _meant_beside(name, tensor, checkpoint, learned) if once[view] else ""
-            if meant:
-                unread[meant].append(name)
+            kind = _meant_beside(name, tensor, checkpoint, learned) if once[view] else ""
+            if kind:
+                unread[kind].append(name)
             else:
                 found.non_finite[name] = once[view]
     found.uninitialised = tuple(unread.pop("uninitialised", ()))
@@ -182,7 +183,7 @@ class _Learned:
 
     def __call__(self, name: str) -> bool:
         own = name.rpartition(".")[2].lower()
-        by_word = _LEARNED.search(own) or (_WEIGHT.search(own) and not _MASK.search(own.removeprefix("bias_")))
+        by_word = _LEARNED.search(own) or (_WEIGHT.search(own) and not MASK.search(own.removeprefix("bias_")))
         return bool(by_word) or name in self._parameters or name in self._trained
 
     @cached_property
@@ -201,7 +202,7 @@ _LEARNED = re.compile("(weight|token|tokens|embed|emb|embedding|embeddings)$")
 
 
 def _meant_beside(name: str, tensor: Tensor, checkpoint: Checkpoint, learned: _Learned) -> str:
-    """`_meant` of what stands beside the networks: averaged weights are what the weights are that they copy."""
+    """`meant` of what stands beside the networks: averaged weights are what the weights are that they copy."""
     parts = name.split(".")
     original = next((n for i in range(1, len(parts)) if (n := ".".join(parts[i:])) in checkpoint.tensors), name)
     if name in checkpoint.shadows and tensor.numel() == 1 and not bool(torch.isnan(tensor).any()):
@@ -212,52 +213,7 @@ def _meant_beside(name: str, tensor: Tensor, checkpoint: Checkpoint, learned: _L
         return ""
     optimizers = {optimizer.path for optimizer in checkpoint.optimizers}
     kept = any(".".join(parts[:i]) in optimizers for i in range(1, len(parts)))
-    return _meant(name, tensor, checkpoint.shadows, masks=not kept)
-
-
-def _meant(name: str, tensor: Tensor, others: Mapping[str, Tensor], *, masks: bool = True) -> str:
-    """What kind of buffer holds these entries on purpose: a mask, or the bounds of an observer that has seen nothing yet.
-
-    ``""`` for any other tensor, and for one with a NaN. A single row of 0 and −∞ may be a broken bias, and a parameter that was drawn as
-    zeros breaks in some entries: without a mask's word, a mask is what closes more than a quarter of the pairs of n and n. An optimizer
-    keeps no ``masks``.
-    """
-    own = name.rpartition(".")[2].lower()
-    if tensor.is_complex():
-        return ""
-    below = above = zero = count = 0
-    for part in entries(tensor):
-        if bool(torch.isnan(part).any()):
-            return ""
-        below, above = below + int((part == -math.inf).sum()), above + int((part == math.inf).sum())
-        zero, count = zero + int((part == 0).sum()), count + part.numel()
-    words = set(re.split(r"[^a-z]+", own)) - {""}
-    if masks and not above and below < count and tensor.dim() >= 2:
-        square = tensor.shape[-1] == tensor.shape[-2] and 4 * below > count
-        if below + zero == count and (square or _CLOSED.search(own)):
-            return "mask of 0 and −∞"
-        if own != "bias" and _MASK.search(own):
-            return "mask of −∞"
-    side = below if "max" in words else above
-    if not words & {"min", "max"} or side != count:
-        return ""
-    # An observer keeps two bounds, which see the same; a lone one is told by its words from a factor or a limit.
-    twin = others.get(name[: -len(own)] + own.replace("max", "MIN").replace("min", "max").replace("MIN", "min"))
-    if twin is None:
-        unseen = words - {"min", "max"} <= _SEEN
-    else:
-        bound = math.inf if "max" in words else -math.inf
-        unseen = readable(twin) and all(bool((part == bound).all()) for part in entries(twin))
-    return "bounds before anything was seen" if unseen else ""
-
-
-_SEEN = frozenset({"val", "value", "running", "seen", "observed", "best", "so", "far"})
-_MASK = re.compile("mask|causal|alibi|bias$")
-"""In the name of what is added to scores."""
-_CLOSED = re.compile(
-    f"{_MASK.pattern}|bias|tril|triu|future|pad|allowed|adj|visib|neighb|attend|forbid|valid|window|band"
-)
-"""In the name of what only opens and closes pairs."""
+    return meant(name, tensor, checkpoint.shadows, masks=not kept)
 
 
 def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:

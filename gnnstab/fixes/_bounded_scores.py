@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.fixes.base import Fix, attention_in, positive
+from gnnstab.fixes.base import POSITIVE, Fix, attention_in, positive
 from gnnstab.fixes.model_structure import editable_layers
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.layers import layer_named
@@ -54,6 +54,7 @@ class ScoreCap(_Exchange):
     name = "score-cap"
     title = "degree-aware cap on the attention scores"
     options = ("cap", "by_degree", "shape", "only")
+    limits: ClassVar = {"cap": POSITIVE}
     causes = ("attention-explosion",)
     signal = ATTENTION_ENTROPY
     keeps_function = True

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
-from gnnstab.fixes.base import NOTHING_MEASURED, Fix, attention_in
+from gnnstab.fixes.base import NOTHING_MEASURED, POSITIVE, Fix, attention_in
 from gnnstab.fixes.model_structure import attention_layers, editable_layers
 from gnnstab.fixes.printing import attribute_names, looped, written
 from gnnstab.layers import LAYERS, layer_named, layer_of
@@ -54,6 +54,7 @@ class DepthInit(_Xavier):
     name = "depth-init"
     title = "depth-scaled Xavier initialisation"
     options = ("gain",)
+    limits: ClassVar = {"gain": POSITIVE}
     causes = ("unsuitable-init",)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
-from gnnstab.fixes.base import Fix, attention_in
+from gnnstab.fixes.base import Fix, Limits, attention_in
 from gnnstab.fixes.model_structure import add_part, editable_layers
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.layers import layer_named
@@ -31,6 +31,7 @@ class Dropout(Fix):
     name = "dropout"
     title = "dropout on the attention weights"
     options = ("p",)
+    limits: ClassVar = {"p": Limits(0.0, 1.0, low_in=True)}
     causes = ("no-dropout",)
     signal = LOSS_GENERALISATION_GAP
     unless = "GS204"
@@ -51,10 +52,9 @@ class Dropout(Fix):
 
 
 def _probability(options: Mapping[str, Any]) -> float:
-    p = float(options.get("p", 0.1))
-    if not 0.0 <= p < 1.0:
-        raise FixError(f"dropout p={p} must lie in [0, 1)")
-    return p
+    p = options.get("p", 0.1)
+    Dropout.limits["p"].check("dropout p", p)
+    return float(p)
 
 
 class Beta(Fix):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
-from gnnstab.fixes.base import Fix, attention_in, positive
+from gnnstab.fixes.base import POSITIVE, Fix, attention_in, positive
 from gnnstab.fixes.model_structure import add_part, attention_layers, editable_layers, exchange, like
 from gnnstab.fixes.printing import activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
@@ -108,6 +108,7 @@ class ActivationClamp(Fix):
     name = "activation-clamp"
     title = "clamp on the layers' outputs (stop-gap)"
     options = ("limit",)
+    limits: ClassVar = {"limit": POSITIVE}
     signal = OUTPUT_MAX_ABS
     keeps_function = True
     cost = "no gradient through clipped entries; hides the cause"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from gnnstab.fixes.base import NOTHING_MEASURED, Fix, positive
+from gnnstab.fixes.base import NOTHING_MEASURED, POSITIVE, Fix, Limits, positive
 from gnnstab.fixes.printing import on_one_line, variable
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.rises import harms
@@ -44,6 +44,7 @@ class LowerLearningRate(Fix):
     name = "lower-lr"
     title = "lower learning rate"
     options = ("lr", "factor", "current")
+    limits: ClassVar = dict.fromkeys(options, POSITIVE)
     causes = ("learning-rate", "dead-units")
     unless = "GS608"
     signal = OPTIMIZER_LR_TO_RMS
@@ -108,6 +109,7 @@ class GradientClipping(Fix):
     name = "gradient-clipping"
     title = "gradient clipping at the measured percentile"
     options = ("norm", "percentile")
+    limits: ClassVar = {"norm": POSITIVE, "percentile": Limits(0.0, 100.0, high_in=True)}
     causes = ("learning-rate",)
     unless = "GS608"
     signal = GRADIENT_SPIKE
@@ -153,6 +155,7 @@ class AdamEps(Fix):
     name = "adam-eps"
     title = "smaller Adam eps"
     options = ("eps",)
+    limits: ClassVar = {"eps": POSITIVE}
     causes = ("adam-epsilon",)
     signal = OPTIMIZER_BELOW_EPS_SHARE
     keeps_function = True

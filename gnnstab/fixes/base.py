@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,40 @@ if TYPE_CHECKING:
 
 NOTHING_MEASURED = Signals("model", ())
 """What a change is printed from where nobody has measured anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """A range of finite numbers."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    low_in: bool = False
+    """True when ``low`` itself is allowed."""
+
+    high_in: bool = False
+    """The same of ``high``."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise `FixError`, which begins with ``name``, for what is no number, not finite or outside."""
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise FixError(f"{name}={value!r} is no number") from None
+        above = number > self.low or (self.low_in and number == self.low)
+        below = number < self.high or (self.high_in and number == self.high)
+        if not (math.isfinite(number) and above and below):
+            raise FixError(f"{name}={number:g} {self._said}")
+
+    @property
+    def _said(self) -> str:
+        if self.high < math.inf:
+            return f"must lie in {'[' if self.low_in else '('}{self.low:g}, {self.high:g}{']' if self.high_in else ')'}"
+        return "must be positive and finite" if self.low == 0 else "must be finite"
+
+
+POSITIVE = Limits(0.0)
+FINITE = Limits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +103,9 @@ class Fix:
 
     options: ClassVar[tuple[str, ...]] = ()
     """Names of the options that a caller may set; any other is a `FixError`."""
+
+    limits: ClassVar[Mapping[str, Limits]] = {}
+    """Options that are numbers → between what they must lie, and what they are measured in."""
 
     edit: ClassVar[str] = ""
     """What it does to a layer, where not every kind can be edited so: see `gnnstab.layers.Layer.applies`."""
@@ -130,7 +168,6 @@ def attention_in(layers: Sequence[LayerFacts]) -> list[LayerFacts]:
 
 def positive(options: Mapping[str, Any], key: str, default: float) -> float:
     """An option that must be a positive number."""
-    value = float(options.get(key, default))
-    if not value > 0:
-        raise FixError(f"{key}={value} must be positive")
-    return value
+    value = options.get(key, default)
+    POSITIVE.check(key, value)
+    return float(value)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes._initialisation import init_lines, initialise
-from gnnstab.fixes.base import Fix, attention_in
+from gnnstab.fixes.base import FINITE, Fix, attention_in
 from gnnstab.fixes.model_structure import Stack, Unit, add_part, stacks
 from gnnstab.fixes.printing import ACT, activated, attribute_names, layer_call
 from gnnstab.layers import layer_of
@@ -24,6 +24,7 @@ class _AroundLayers(Fix):
 
     signal = GRADIENT_RATIO
     needs_fresh_weights = True
+    limits: ClassVar = {"weight": FINITE}
     weight: ClassVar[float] = 1.0
     norms: ClassVar[bool] = False
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
-from gnnstab.fixes.base import Fix
+from gnnstab.fixes.base import POSITIVE, Fix
 from gnnstab.fixes.model_structure import editable_layers
 from gnnstab.fixes.printing import written
 from gnnstab.layers import FAMILY, layer_named, layer_of
@@ -44,6 +44,7 @@ class QKClip(Fix):
     name = "qk-clip"
     title = "QK-clip: scale the query weights of saturated heads"
     options = ("scores", "degree", "cap")
+    limits: ClassVar = {"degree": POSITIVE, "cap": POSITIVE}
     causes = ("attention-explosion", "precision")
     signal = ATTENTION_ENTROPY
     edit = "scale_scores"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError, hint
@@ -114,13 +114,16 @@ _GIVEN = ("batch", "signals", "seed")
 """Options that every fix may be given, whether it needs them or not."""
 
 
-def check_options(name: str, options: Iterable[str]) -> None:
-    """Raise `FixError` with the nearest names for an option that the fix has not."""
-    known = find(name).options
-    for option in options:
+def check_options(name: str, options: Mapping[str, Any]) -> None:
+    """Raise `FixError` for an option that the fix has not, with the nearest names, and for a number out of its range."""
+    fix = find(name)
+    known = fix.options
+    for option, value in options.items():
         if option not in known and option not in _GIVEN:
             has = f"its options are {', '.join(known)}" if known else "it has none"
             raise FixError(f"{name} has no option {option!r}; {hint(option, known, has)}")
+        if option in fix.limits and value is not None:
+            fix.limits[option].check(f"{name} {option}", value)
 
 
 @keeps_random_state

@@ -29,6 +29,16 @@ PART_WINDOW = 0.1
 """The same for whole graphs of a batch, by their number of edges."""
 
 
+SMALL_FACTOR = 8.0
+"""Up to this factor a graph is made whatever its size: the batch itself was run."""
+
+MOST_EDGES = 2**18
+"""Edges of the largest graph that is made beyond it: ten seconds and a GB of a small network."""
+
+LARGEST_FACTOR = 1024.0
+"""Of few edges, too: every unit of a factor lays the graph over itself once more."""
+
+
 @dataclass(frozen=True)
 class GraphCall:
     """The outermost module that is called with node features and edges, and what it was called with."""
@@ -103,14 +113,25 @@ def _is_features(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2 and value.is_floating_point()
 
 
+def check_growth(call: GraphCall, factor: float) -> None:
+    """Raise `UsageError` for a factor beyond `SMALL_FACTOR` that makes more than `MOST_EDGES`, or is above `LARGEST_FACTOR`."""
+    count = call.graph[1].size(1)
+    most = max(SMALL_FACTOR, min(LARGEST_FACTOR, MOST_EDGES / max(count, 1)))
+    if factor > most:
+        raise UsageError(
+            f"an in-degree {factor:g} times that of the batch, whose edges are {count}, is too large to run: at most {int(most)} times"
+        )
+
+
 def grown(call: GraphCall, factor: float, generator: torch.Generator) -> Arguments:
     """The call on a graph whose in-degrees are about ``factor`` times as large, nodes and their features unchanged.
 
     Below 1 every edge is kept with that probability. Above 1 every node also takes over the incoming edges of another
     node of about its own in-degree, with their edge data: the union of neighbourhoods that occur, which keeps what
     messages look like and changes only how many there are. In a batch of several graphs it is whole graphs that are laid
-    over each other, so that nodes which shared their neighbours still do.
+    over each other, so that nodes which shared their neighbours still do. Raises `UsageError` as `check_growth` does.
     """
+    check_growth(call, factor)
     x, edges = call.graph
     count = edges.size(1)
     if factor <= 1:

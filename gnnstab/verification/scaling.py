@@ -14,7 +14,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import NothingEvaluable, UsageError
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.observation import measured_signals
 from gnnstab.probe.batches.arguments import as_arguments
@@ -33,7 +33,7 @@ from gnnstab.records.vocabulary import (
     SCORE_STD,
 )
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.verification._growth import GraphCall, bound, find_graph_call, grown, in_degrees
+from gnnstab.verification._growth import GraphCall, bound, check_growth, find_graph_call, grown, in_degrees
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.measuring import judged
 
@@ -149,6 +149,8 @@ class Scaling:
         if self.not_finite:
             return self.not_finite
         parts = [limit.sentence for limit in self.limits if math.isfinite(limit.degree)]
+        if not parts and not self.limits:
+            return "no limit was looked for: no attention layer was measured at two in-degrees above 0"
         return ", ".join(parts) or "no limit is reached: nothing breaks with more neighbours per node"
 
 
@@ -180,12 +182,17 @@ def scale(
         progress: Called after every point.
 
     Raises:
-        UsageError: No module gets node features and edges, or a factor is not positive.
+        UsageError: No module gets node features and edges, or a factor is not positive, not finite, or makes too many edges
+            (`growth.check_growth`).
+        NothingEvaluable: The batch has no edge.
     """
-    if not factors or min(factors) <= 0:
-        raise UsageError("factors must be positive multiples of the batch's in-degree")
+    if not factors or not all(0 < factor < math.inf for factor in factors):
+        raise UsageError("factors must be positive, finite multiples of the batch's in-degree")
     twin = in_mode(duplicate(model), False)
     call = find_graph_call(twin, as_arguments(taken(batch, twin), twin)[0])
+    if not call.graph[1].size(1):
+        raise NothingEvaluable("the batch has no edges: there is no in-degree that could grow; pass a batch with some")
+    check_growth(call, max(factors))
     part = twin.get_submodule(call.name)
     plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]
     jobs = {f"{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan}

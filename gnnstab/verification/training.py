@@ -38,6 +38,12 @@ class TrainingSettings:
     clip_percentile: float | None = None
     """When set, the limit is this percentile of the norms seen so far, from the tenth step on."""
 
+    def __post_init__(self) -> None:
+        """Raises `UsageError` for a rate or an eps that no training can have; 0 is the end of many a schedule."""
+        for name, value in (("lr", self.lr), ("eps", self.eps)):
+            if not 0 <= value < math.inf:
+                raise UsageError(f"{name}={value:g} of the short training must be a finite number, not below 0")
+
     @property
     def rate(self) -> str:
         """The rate in words, for beside a verdict: it holds for this rate."""

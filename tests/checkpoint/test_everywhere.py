@@ -181,6 +181,55 @@ MEANT: dict[str, Callable[[], Any]] = {
     "state of an optimizer": lambda: beside(o=adam(al=[None, torch.tensor(1.0)], old=[torch.ones(3)])),
 }
 
+OPEN = torch.tensor([INF, 1.0])
+MEANT |= {
+    f"{name} in a model": (lambda name=name, value=value: {**MODEL, f"policy.{name}": value})
+    for name, value in {
+        "best": torch.tensor(INF),
+        "best_val_loss": bad(1, value=INF),
+        "best_scores": torch.tensor([0.5, -INF]),
+        "highest_return": torch.tensor(-INF),
+        "min_loss": torch.tensor(INF),
+        "action_low": -OPEN,
+        "action_max": OPEN,
+        "obs_high": bad(3, value=INF),
+        "upper_bound": OPEN,
+        "bounds": torch.stack([-OPEN, OPEN]),
+        "clip_value": torch.tensor(INF),
+        "log_prior": torch.tensor([0.0, 0.5, 0.5]).log(),
+        "class_logprior": torch.tensor([-INF, 0.0, -1.0]),
+        "log_class_probs": torch.tensor([1.0, 0.0]).log(),
+        "log_zero": torch.tensor(-INF),
+        "neg_inf": torch.tensor(-INF),
+    }.items()
+}
+FOUND |= {
+    f"{name} in a model": (lambda name=name, value=value: {**MODEL, f"policy.{name}": value}, f"policy.{name}")
+    for name, value in {
+        "best_loss": torch.tensor(-INF),
+        "best_reward": torch.tensor(INF),
+        "best_metric": torch.tensor(NAN),
+        "best_theta": OPEN,
+        "lower_bound": torch.tensor(INF),
+        "action_high": -OPEN,
+        "action": OPEN,
+        "action_low": torch.tensor([-INF, NAN]),
+        "low_rank": -OPEN,
+        "high.bias": OPEN,
+        "prior_mu": -OPEN,
+        "log_prior": bad(3, value=-INF),
+        "class_log_prior": torch.tensor([-INF, 3.0]),
+        "log_alpha": torch.tensor(-INF),
+        "exp_inf": bad(3, value=INF),
+        "norm.running_mean": -OPEN,
+        "norm.running_var": bad(3, value=INF),
+    }.items()
+}
+FOUND |= {
+    "a bound that an optimizer trains": (lambda: stepped("lower", -OPEN), "lower"),
+    "a prior of an averaged model": (lambda: {"model": MODEL, "ema": MODEL | {"prior": OPEN}}, "ema.prior"),
+}
+
 
 def non_finite(file: Path) -> set[str]:
     signals = gnnstab.diagnose(file).signals

@@ -147,6 +147,10 @@ def test_new_parameters_come_from_the_seed_alone():
         (lambda: torch.nn.Linear(2, 2), "dropout", {}, "no attention layer"),
         (Stack, "dropout", {"p": 1.5}, "must lie in"),
         (Stack, "score-cap", {"cap": 0}, "must be positive"),
+        (Stack, "activation-clamp", {"limit": float("inf")}, "limit=inf must be positive and finite"),
+        (Stack, "lower-lr", {"factor": float("nan")}, "factor=nan must be positive"),
+        (Stack, "gradient-clipping", {"percentile": 101}, "must lie in .0, 100."),
+        (Stack, "residual", {"weight": "much"}, "weight='much' is no number"),
         (SumThenAttention, "aggregation", {"aggr": "average"}, "is no aggregation of PyG"),
     ],
 )

@@ -122,6 +122,24 @@ def test_verify_fits_a_screen_says_the_rate_and_shows_everything_on_request(caps
     assert out.count("Compared: ") == len({line for line in out.splitlines() if "Compared: " in line})
 
 
+@pytest.mark.parametrize("more", ["--lr nan", "--lr inf", "--lr 0", "--fix score-cap:cap=nan", "--fix dropout:p=2"])
+def test_verify_refuses_numbers_out_of_range(capsys, case, more):
+    code, _, err = call(capsys, f"verify {case} --fix lower-lr {more}")
+    assert code == 2
+    assert "unexpected" not in err
+
+
+def test_replay_of_what_is_no_bundle_says_where_the_bundles_stand(capsys, tmp_path):
+    (tmp_path / "a.bundle-7").mkdir()
+    (tmp_path / "a.bundle-7" / "event.json").write_text("{}")
+    for name in ("a.gnnstab", "b.gnnstab"):
+        (tmp_path / name).write_bytes(b"SQLite format 3\x00")
+    for target, said in ((tmp_path, "no bundle"), (tmp_path / "a.gnnstab", "a trace holds no weights")):
+        code, _, err = call(capsys, f"replay {target}")
+        assert (code, said in err, "a.bundle-7" in err) == (2, True, True)
+    assert "no bundle stands beside it" in call(capsys, f"replay {tmp_path / 'b.gnnstab'}")[2]
+
+
 def test_replay_shows_the_last_stages_by_argument_and_tries_no_fix_on_bad_data(capsys, tmp_path):
     bad = random_batch(16, 5, 16)
     bad["x"][3, 1] = float("inf")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import NothingEvaluable, UsageError
 from gnnstab.observation import measured_signals
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.records.vocabulary import PRECISION_FP16_HEADROOM
@@ -111,6 +111,12 @@ def test_what_never_breaks_is_not_given_a_limit():
     assert "nothing breaks" in found.summary
 
 
+@pytest.mark.parametrize("degrees", [(4.0,), (0.0, 0.0), (0.0, 4.0)])
+def test_one_in_degree_shows_no_growth_and_no_absence_of_limits(degrees):
+    found = evaluate([Point(d, 10, "fp32", {"score.std|c": 1.0, "precision.fp16_headroom|c": 50.0}) for d in degrees])
+    assert "no limit was looked for" in found.summary
+
+
 @pytest.mark.parametrize("drift", [0.0, 1e-9, -1e-9])
 def test_a_nearly_flat_curve_has_neither_a_limit_nor_an_undefined_exponent(drift):
     points = [
@@ -135,6 +141,15 @@ def test_what_cannot_be_scaled_is_refused():
         scale(Hetero(), batch=hetero_batch())
     with pytest.raises(UsageError, match="positive"):
         scale(Stack(1, 8), batch=random_batch(8, 3, 8), factors=(0.0,))
+    for factor in (math.nan, math.inf):
+        with pytest.raises(UsageError, match="finite"):
+            scale(Stack(1, 8), batch=random_batch(8, 3, 8), factors=(1.0, factor))
+    for nodes, factor in ((8, 1e9), (8, 2000.0), (5000, 100.0)):
+        with pytest.raises(UsageError, match="too large to run"):
+            scale(Stack(1, 8), batch=random_batch(nodes, 3, 8), factors=(factor,))
+    alone = {"x": torch.randn(5, 8), "edge_index": torch.empty(2, 0, dtype=torch.long)}
+    with pytest.raises(NothingEvaluable, match="no edges"):
+        scale(Stack(1, 8), batch=alone)
     with pytest.raises(UsageError, match="was not measured"):
         evaluate(known(1.0)).predict("score.std", "d", 3.0)
     with pytest.raises(UsageError, match="above 0"):

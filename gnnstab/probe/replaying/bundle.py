@@ -29,9 +29,12 @@ from gnnstab.records import Event, LayerFacts
 from gnnstab.sharding import WHY, is_sharded
 
 _KIND, _VALUE = "gnnstab.kind", "gnnstab.value"
+_EVENT = "event.json"
 _LARGEST_JSON = 20_000_000
 _MOST_LEFT_OUT, _LONGEST_LEFT_OUT = 500, 1000
 """Values of which a bundle says that it lacks them, and characters of each."""
+
+_MOST_SHOWN = 3
 
 _DATA = {"Data": Data, "HeteroData": HeteroData}
 
@@ -93,7 +96,10 @@ def read(folder: str | os.PathLike[str]) -> Bundle:
         LoadError: The folder is no bundle, or one of its files is damaged.
     """
     path = Path(folder)
-    about = _read_json(path / "event.json")
+    if not os.path.lexists(path / _EVENT):
+        within = sorted(name for name in os.listdir(path) if (path / name / _EVENT).is_file()) if path.is_dir() else []
+        raise LoadError(f"{path}: no bundle, it has no {_EVENT}{_shown('; in it stand', [path / n for n in within])}")
+    about = _read_json(path / _EVENT)
     batch, rng, weights = (load_plain(path / name, "bundle file") for name in ("batch.pt", "rng.pt", "weights.pt"))
     try:
         for content in (about, batch, rng, weights):
@@ -115,6 +121,24 @@ def read(folder: str | os.PathLike[str]) -> Bundle:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LoadError(f"{path}: not a bundle of gnnstab ({type(error).__name__}: {error})") from error
+
+
+def beside(trace: str | os.PathLike[str]) -> str:
+    """Where the bundles of a trace stand, in words: ``; its bundles: run.bundle-12, run.bundle-40``, or that there is none."""
+    path = Path(trace)
+    start = f"{path.name.removesuffix('.gnnstab')}.bundle-"
+    try:
+        found = sorted(
+            n for n in os.listdir(path.parent) if n.startswith(start) and (path.parent / n / _EVENT).is_file()
+        )
+    except OSError:
+        found = []
+    return _shown("; its bundles:", [path.parent / name for name in found]) or "; no bundle stands beside it"
+
+
+def _shown(words: str, paths: Sequence[Path]) -> str:
+    more = ", …" if len(paths) > _MOST_SHOWN else ""
+    return f"{words} {', '.join(map(str, paths[:_MOST_SHOWN]))}{more}" if paths else ""
 
 
 def _told(left_out: list[str]) -> list[str]:
