@@ -63,12 +63,13 @@ def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[str]) -> None:
             raise UsageError(f"cannot write {path}: it is read as well; name another file")
         if path.name.lower().endswith(STORED) and os.path.lexists(path):
             raise UsageError(
-                f"cannot write {path}: it is there and named as a checkpoint, a trace or a project's settings; name another file"
+                f"cannot write {path}: it is there and named as a checkpoint, a trace, code or a project's settings; name another file"
             )
 
 
 STORED = (
     *(".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".index.json", "pyproject.toml", "setup.cfg", "gnnstab.toml"),
+    *(".py", ".ipynb"),
     *(f".gnnstab{end}" for end in ("", "-wal", "-shm", "-journal", "-lock")),
 )
 """Ends of the names of files that no report replaces."""

@@ -163,6 +163,7 @@ def test_same_input_same_bytes(cli, tmp_path: Path) -> None:
         (["one.pt", "--output", "json=run.gnnstab-shm"], "named as a checkpoint, a trace"),
         (["one.pt", "--output", "json=two.safetensors.index.json"], "or a project's settings"),
         (["one.pt", "--output", "json=net/setup.cfg"], "or a project's settings"),
+        (["one.pt", "--model", "work:make", "--output", "json=net/work.py"], "named as a checkpoint, a trace, code"),
         (["one.pt", "--config", "own.toml", "--fail-on", "info", "--output", "json=own.toml"], "it is read as well"),
         (["one.pt", "--model", "net.work:make", "--output", "json=net/work.py"], "it is read as well"),
         (["one.pt", "--model", "a:b", "--batch", "data.json", "--output", "json=data.json"], "it is read as well"),
