@@ -6,13 +6,14 @@ import copy
 import re
 import sys
 import warnings
+from typing import Any
 
 import pytest
 import torch
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning, UnstableError, UsageError, warn
-from gnnstab.monitor._telling import act, in_words
+from gnnstab.monitor._telling import in_words
 from gnnstab.records import Finding
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.selection import Selection
@@ -76,14 +77,23 @@ def test_a_selection_is_a_text_or_a_list(given) -> None:
 def test_information_is_handed_over_and_no_warning() -> None:
     told: list[Finding] = []
     quiet, loud = (
-        AttentionExplosion().finding("scores grow", severity=s, name="score.growth", value=1.0, limit=0.5)
-        for s in ("info", "warning")
+        AttentionExplosion().finding(
+            "scores grow", severity=severity, name="score.growth", value=1.0, limit=0.5, layer=severity
+        )
+        for severity in ("info", "warning")
     )
+
+    def act(found: list[Finding], how: Any) -> None:
+        monitor = gnnstab.Monitor(torch.nn.Linear(2, 2), on_finding=how)
+        monitor._waiting = found
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "gnnstab: the monitor was not entered")
+            monitor._act()
+
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        act([quiet], "warn")
-        act([quiet], "raise")
-        act([quiet, loud], "ignore")
+        for how in ("warn", "raise", "ignore"):
+            act([quiet], how)
     act([quiet, loud], told.append)
     assert told == [quiet, loud]
     with pytest.warns(GnnstabWarning, match="scores grow"):

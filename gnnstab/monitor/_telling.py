@@ -9,15 +9,12 @@ import torch
 from torch import nn
 
 from gnnstab.characters import counted
-from gnnstab.errors import UnstableError, warn
-from gnnstab.monitor._arguments import OnFinding
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import columns, is_target, value_columns
 from gnnstab.probe.places import rms
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Finding
-from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 
 _RATE = "learning-rate"
@@ -53,23 +50,6 @@ def told(finding: Finding, recorder: Recorder) -> Finding:
             "look at its scale first."
         )
     return replace(finding, message=message)
-
-
-def act(fresh: Sequence[Finding], how: OnFinding) -> None:
-    """Hand over every finding, or warn about or raise those that are more than information.
-
-    Raises:
-        UnstableError: For the first of them, where ``how`` is ``"raise"``.
-    """
-    if callable(how):
-        for finding in fresh:
-            how(finding)
-        return
-    loud = [finding for finding in fresh if is_warning(finding)]
-    if loud and how == "raise":
-        raise UnstableError(loud[0])
-    for text in in_words(loud) if how == "warn" else ():
-        warn(text)
 
 
 def in_words(fresh: Sequence[Finding]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError, warn
+from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
@@ -28,7 +28,7 @@ from gnnstab.monitor._arguments import (
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
-from gnnstab.monitor._telling import ENTER_IT, act, nothing_yet, told
+from gnnstab.monitor._telling import ENTER_IT, in_words, nothing_yet, told
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.operations.repeat import objective_of
@@ -37,6 +37,7 @@ from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.places import NotHeld
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals, Target
+from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue, follows
 from gnnstab.rules.queries import fresh
 from gnnstab.rules.recalled import as_event
@@ -71,8 +72,8 @@ class Monitor:
         model: The model, also one compiled by `torch.compile` or wrapped for data parallelism.
         optimizer: The optimizer, or a sequence of optimizers, that moves it.
         trace: Path of the trace. In a distributed run every rank writes its own, ``run.rank0.gnnstab``, ….
-        on_finding: ``"warn"`` or ``"raise"`` (`UnstableError`, out of the optimizer's step, `step` or a `loss` given after it) for
-            warnings and errors, ``"ignore"``, or a callable that gets each `Finding` once, information too.
+        on_finding: ``"warn"`` of warnings and errors, ``"raise"`` them (`UnstableError`, out of the optimizer's step, `step` or
+            a `loss` given after it), ``"ignore"``, or a callable that gets each `Finding` once, information too.
         schedule: Steps between two full-tier measurements, or ``"every step"``; the light tier then records every step.
             Without it, and without a budget, a budget of 0.02 holds, with a closer beginning: the first 16 steps, at
             least every 8th of the first 100, and the one after a loss or a gradient norm that is larger than all before.
@@ -297,8 +298,7 @@ class Monitor:
     def _warn_foreign_optimizer(self) -> None:
         """Say so when none of the optimizers moves the model: their steps are those of another network."""
         held = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
-        own = {id(tensor) for tensor in self._model.parameters()}
-        if held and own and held.isdisjoint(own):
+        if held and (own := {id(tensor) for tensor in self._model.parameters()}) and held.isdisjoint(own):
             warn("gnnstab: the optimizer holds no parameter of the monitored model; pass the one that moves this model")
 
     def _warn_not_entered(self) -> None:
@@ -373,12 +373,12 @@ class Monitor:
         warn(f"gnnstab: {failure}")
 
     def _deduplicate(self, fresh: list[Finding]) -> None:
-        """Move the findings that were not told before into ``fresh``."""
+        """Move the findings that were not told before into ``fresh``; a function gets information too."""
         waiting, self._waiting = (told(f, self._recorder) for f in self._waiting), []
         for finding in waiting:
             if finding.fingerprint not in self._reported:
                 self._reported.add(finding.fingerprint)
-                fresh.append(finding)
+                fresh += [finding] if callable(self._on_finding) or is_warning(finding) else []
                 self._feed.finding(finding)
 
     def _guarded(self, where: str, body: Callable[[], object]) -> None:
@@ -391,4 +391,10 @@ class Monitor:
             return
         fresh: list[Finding] = []
         self._guarded("the findings", lambda: self._deduplicate(fresh))
-        act(fresh, self._on_finding)
+        for finding in fresh:
+            if callable(self._on_finding):
+                self._on_finding(finding)
+            elif self._on_finding == "raise":
+                raise UnstableError(finding)
+        for text in in_words(fresh) if self._on_finding == "warn" else ():
+            warn(text)
