@@ -105,7 +105,7 @@ class Fix:
     """Names of the options that a caller may set; any other is a `FixError`."""
 
     limits: ClassVar[Mapping[str, Limits]] = {}
-    """Options that are numbers → between what they must lie, and what they are measured in."""
+    """Options that are numbers → the range that they must lie in."""
 
     edit: ClassVar[str] = ""
     """What it does to a layer, where not every kind can be edited so: see `gnnstab.layers.Layer.applies`."""

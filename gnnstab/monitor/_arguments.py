@@ -155,9 +155,8 @@ def path_of(trace: str | os.PathLike[str] | None) -> Path | None:
 
 def of_processes() -> dict[str, str]:
     """The rank of this process and how many there are; empty outside a distributed run."""
-    if (
-        torch.distributed.is_available() and torch.distributed.is_initialized()
-    ):  # As by mp.spawn, whose processes are told by their arguments.
+    # Processes of mp.spawn are told their rank by arguments, and the environment says nothing.
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
         own, of = torch.distributed.get_rank(), torch.distributed.get_world_size()
         return {"rank": str(own), "world_size": str(of)} if of > 1 else {}
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")

@@ -108,9 +108,8 @@ class UnstableInitGain(Rule):
             drawn = (fresh(signals) and not tied) or (known and not made)
             if tied and (not far_off or came_down(signals)):  # Small states, or ones divided by √d, make up for it.
                 continue
-            if (
-                signal.detail.get("last") and suits
-            ):  # Behind it is the output alone, which is no larger than the targets.
+            # Behind the last map is the output alone, which is no larger than the targets.
+            if signal.detail.get("last") and suits:
                 continue
             if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):
                 what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
@@ -193,7 +192,7 @@ def _of_squared_errors(signals: Signals) -> Iterator[float]:
     for size in signals.find(LOSS_TARGET_RMS):
         output = size.detail.get("output_rms")  # A trace may come from a stranger.
         if isinstance(output, float) and size.value > 0:
-            yield 1 + (output / size.value) ** 2
+            yield 1 + (output / size.value) * (output / size.value)
 
 
 def _judged_elsewhere(signals: Signals, module: str) -> bool:
