@@ -90,7 +90,9 @@ def test_a_model_that_has_learned_is_not_blamed(files: Any) -> None:
             assert bool(verdicts(found)[1]) == ruined, (path, loss)
             told = [f.message for f in found.findings if f.code in ("GS301", "GS302")]
             assert ruined or told, "sharp attention is told as information"
-            assert ruined or all(("has learned" if loss else "your loss tells") in one for one in told)
+            # Beside an optimizer the weights are known to be trained: softer scores are tried there, and lose.
+            said = ("has learned", "the sharpness is earned") if loss else ("your loss tells",)
+            assert ruined or all(any(words in one for words in said) for one in told)
             # Without a loss nobody knows whether it is of use: that is not seen, and the model not called stable.
             assert ruined or state(found) == ("stable" if loss else "nothing-found")
             assert ("whether its sharp attention is of use" in str(found)) is (not ruined and loss is None)
