@@ -14,13 +14,14 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_UNDONE,
     PLACE_COPIED_UNITS,
 )
+from gnnstab.rules.gs104_gate_saturated import GATES
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs408_batch_dependence import BatchDependence
 from gnnstab.rules.gs601_learning_rate_too_high import calm_rate
 from gnnstab.rules.gs604_never_updated_parameter import silent_parameters
-from gnnstab.rules.queries import large_gain, largest, measured, sharp_from_the_start
+from gnnstab.rules.queries import large_gain, largest, measured, sharp_from_the_start, stops
 
 Condition = Callable[[Finding, Finding, Signals], bool]
 """(symptom, explanation, signals) → whether the mechanism ties the two on this target."""
@@ -258,8 +259,8 @@ def of_targets_that_drove(symptom: Finding, explanation: Finding, signals: Signa
 
 
 def shut_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """A unit that stands at its limit on every entry hands no gradient on, and gives every node the same: nodes that differed before it are alike."""
-    return bool(signals.find("place.gradient_stops")) and not alike_from_the_start(explanation, symptom, signals)
+    """A tanh or sigmoid that stands at its limit on every entry gives every node the same: nodes that differed before it are alike."""
+    return bool(stops(signals, *GATES)) and not alike_from_the_start(explanation, symptom, signals)
 
 
 def alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from gnnstab.records import FIVE_CAUSES, Cause, LayerFacts, Signal, Signals
+from gnnstab.records import FIVE_CAUSES, Cause, Finding, LayerFacts, Signal, Signals
 from gnnstab.rules import advice, causes, run
+from gnnstab.rules.explanation import explain
 
 CONV: dict[str, Any] = {
     "dropout": 0.0, "beta": False, "root_weight": True, "identity_path": False, "activation": "relu",
@@ -257,3 +258,64 @@ def test_a_gate_that_weights_drawn_too_wide_have_shut_follows_from_them(cause: s
     assert explained["GS104"] == ("GS609" if root else None)
     assert explained["GS609"] == ("GS104" if drawn == "gate.bias" else None)
     assert ("saturated-gate" not in roots(found)) is root and (cause in roots(found)) is (drawn != "gate.bias")
+
+
+def wide_map(target: float, *, last: bool = True) -> Signals:
+    """A map of gain 6 whose output has RMS 2.4, under a squared error with targets of this RMS."""
+    gain = Signal("place.gain", 6.0, "head", detail={"table": False, "drawn": True, "last": last})
+    size = Signal("loss.target_rms", target, detail={"output_rms": 2.4})
+    return Signals("trace", (), (gain, size))
+
+
+@pytest.mark.parametrize(
+    ("signals", "told"),
+    [
+        (wide_map(20.0), False),
+        (wide_map(2.4), False),
+        (wide_map(1.0), True),
+        (wide_map(20.0, last=False), True),
+        (wide_map(1e-300), True),
+    ],
+)
+def test_a_last_map_that_is_as_wide_as_its_targets_ask_is_let_be(signals: Signals, told: bool) -> None:
+    assert ["GS201" in f.code for f in run(signals).findings if f.signal == "place.gain"] == [True] * told
+
+
+def alike(kind: str, position: int, *values: Signal) -> tuple[Finding, Signals]:
+    """Nodes that are alike from one place on, the first (0) or a later one, and what was measured."""
+    layer = "x" if position == 0 else "mlp.0"
+    before = Signal("place.node_difference", 1e-4 if position == 0 else 0.9, "x", detail={"position": 0})
+    found = Signal("place.node_difference", 1e-4, layer, detail={"position": position})
+    same = found_by("GS704", "indistinguishable-nodes", "place.node_difference", layer, "the nodes are alike")
+    return same, Signals(kind, (), (*values, before, found))
+
+
+def found_by(code: str, cause: str, signal: str, layer: str, message: str) -> Finding:
+    return Finding(code, "n", cause, "warning", "high", layer, None, None, signal, 1.0, 0.0, "", message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "position", "of", "expected"),
+    [
+        ("trace", 3, "the targets `y` of the batch have RMS 3e+05", "GS406"),
+        ("trace", 0, "the targets `y` of the batch have RMS 3e+05", None),
+        ("trace", 3, "the input `x` of the batch has RMS 3e+05", None),
+        ("model", 3, "the targets `y` of the batch have RMS 3e+05", None),  # nothing has driven its weights
+    ],
+)
+def test_targets_far_away_make_nodes_alike_that_were_not_at_first(
+    kind: str, position: int, of: str, expected: str | None
+) -> None:
+    same, signals = alike(kind, position)
+    scale = found_by("GS406", "feature-scale", "place.rms", "y", of)
+    assert explain([scale, same], signals)[1].explained_by == expected
+
+
+@pytest.mark.parametrize(
+    ("operation", "position", "expected"), [("tanh", 3, "GS601"), ("tanh", 0, None), ("layer_norm", 3, None)]
+)
+def test_a_rate_that_has_shut_gates_makes_nodes_alike(operation: str, position: int, expected: str | None) -> None:
+    shut = Signal("place.gradient_stops", 26.0, "conv", detail={"operation": operation})
+    same, signals = alike("model", position, shut)
+    rate = found_by("GS601", "learning-rate", "optimizer.lr_to_rms", "conv", "the rate is too high")
+    assert explain([rate, same], signals)[1].explained_by == expected

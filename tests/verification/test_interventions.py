@@ -18,7 +18,7 @@ from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
 from gnnstab.verification.interventions import _trying as trying
 from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
-from gnnstab.verification.interventions._suspects import identity_paths
+from gnnstab.verification.interventions._suspects import identity_paths, unit_gains
 from gnnstab.verification.interventions._symptoms import symptoms_in
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, decided_causes, rulings
@@ -386,3 +386,13 @@ def test_what_drives_the_weights_in_training(rule, name, message, trained, drive
     signals = Signals("trace", (), context={"trained": trained})
     case = Case(nn.Identity(), None, None, "fp32", signals, (finding,), ())
     assert trying._rate(case) is (finding if driven else None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gain", "suspected"), [("trace", 2.0, False), ("trace", 8.0, True), ("model", 2.0, True)]
+)
+def test_a_run_may_train_weights_to_a_gain_that_no_draw_has(kind, gain, suspected):
+    layer = LayerFacts("conv", "TransformerConv", 0, True, initialisation="unknown")
+    signals = Signals(kind, (layer,), (Signal("gain.value", gain, "conv"),))
+    case = SimpleNamespace(signals=signals, findings=(), symptoms=(), suffers=lambda *names: True)
+    assert [trial.name for trial in unit_gains(case, None)] == ["unit-gains"] * suspected
