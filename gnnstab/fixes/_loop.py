@@ -77,7 +77,7 @@ class FloatWeights(ByHand):
 
     name = "fp32-weights"
     title = "weights in float32"
-    causes = ("precision",)
+    causes = ("adam-epsilon",)
     signal = OPTIMIZER_EPS_LOST
     cost = "twice the memory of the weights"
     where = "what the optimizer is given"

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gnnstab.fixes._loop import eps_broke
 from gnnstab.fixes.base import NOTHING_MEASURED, POSITIVE, Fix, Limits, positive
 from gnnstab.fixes.printing import on_one_line, variable
 from gnnstab.records import LayerFacts, Signals
@@ -162,6 +163,10 @@ class AdamEps(Fix):
     shows_in_training = True
     costs_no_time = True
     cost = "none; larger steps where gradients are tiny"
+
+    def helps(self, signals: Signals, **options: Any) -> bool:
+        """False where the format of the weights holds the usual eps as 0."""
+        return not eps_broke(signals)
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return f"torch.optim.{variable(_own_class(signals))}(model.parameters(), lr=lr, eps={positive(options, 'eps', 1e-8):g})"

@@ -14,7 +14,6 @@ from gnnstab.records.vocabulary import (
     LOSS,
     LOSS_MARKED_TARGETS,
     OPTIMIZER_DECAY,
-    OPTIMIZER_NEVER_UPDATED,
     OPTIMIZER_UNDONE,
     OPTIMIZER_UNSEEN,
     PLACE_ALONE_DIFFERENCE,
@@ -363,28 +362,3 @@ class Fp32Operation(ByHand):
         else:
             change = "with torch.autocast(output.device.type, enabled=False):\n    loss = criterion(output.float(), target.float())"
         return _spot(operation) + change
-
-
-class Reconnect(ByHand):
-    """Take ``detach()`` and ``no_grad()`` out of forward, and give the optimizer every parameter."""
-
-    name = "reconnect"
-    title = "a path from the loss to every parameter"
-    causes = ("never-updated-parameter",)
-    signal = OPTIMIZER_NEVER_UPDATED
-    where = "forward or of the optimizer's parameters"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
-        untold = signals.context.get("untold") or {}
-        if untold and not (untold.get("updates") or untold.get("moved")):
-            return "loss.backward()\noptimizer.step()  # after each backward, or after every few of them"
-        return _RECONNECT
-
-
-_RECONNECT = (
-    "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
-    "loss.backward()\n"
-    "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
-    "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
-    "assert all(id(p) in held for p in model.parameters() if p.requires_grad)"
-)

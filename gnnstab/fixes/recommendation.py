@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gnnstab.fixes._loop import eps_broke, in_place_of_a_lower_rate
+from gnnstab.fixes._loop import in_place_of_a_lower_rate
 from gnnstab.fixes.base import NOTHING_MEASURED, Seen
 from gnnstab.fixes.by_hand import ByHand, decays, divided_by_own_size, operation_behind
 from gnnstab.fixes.table import addressing, find
@@ -150,8 +150,6 @@ def _for_init(seen: Seen) -> list[Choice]:
 def _for_precision(seen: Seen) -> list[Choice]:
     """Where it overflowed, or what was rounded away, decides: no change of the attention helps elsewhere."""
     by_hand: list[Choice] = [("fp32-operation", {}, "")]
-    if "GS503" in seen.codes and eps_broke(seen.signals):
-        return [("fp32-weights", {}, "")]
     if not seen.codes & {"GS501", "GS502"} and seen.codes & {"GS503", "GS504"}:
         lost = [s for s in seen.signals.find(PLACE_LOST_DIGITS) if s.detail.get("how") not in ("spaced", "scaled")]
         return by_hand if "GS504" in seen.codes and lost else []

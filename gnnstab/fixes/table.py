@@ -18,6 +18,7 @@ from gnnstab.fixes._norms_and_clamps import (
     RemoveClamp,
 )
 from gnnstab.fixes._training import AdamEps, GradientClipping, LowerLearningRate
+from gnnstab.fixes._unmoved import Reconnect
 from gnnstab.fixes.aggregation import Aggregation, MeanAggregationRoot, NormAfterSum
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.by_hand import (
@@ -26,7 +27,6 @@ from gnnstab.fixes.by_hand import (
     DivideSum,
     Fp32Operation,
     LowerDecay,
-    Reconnect,
     SafeOperation,
     SetMask,
     StandardiseTargets,

@@ -27,7 +27,7 @@ def said(signal: Signal) -> str:
     # A loss that begins far off may fall far, and the model knows less than nothing.
     beside = f", where an output of zeros has {zeros:.3g}" if isinstance(zeros, float) and zeros < best else ""
     any_rate = (
-        f", and to {rate:.3g} at the best of a tenth, a third, three and ten times your rate"
+        f", and to {rate:.3g} at the best of {told.get('rates', 'a tenth, a third, three and ten')} times your rate"
         if isinstance(rate, float)
         else ""
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from gnnstab.records import SEVERITIES, Finding, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_VANISHED_SHARE,
-    OPTIMIZER_EPS_LOST,
     OPTIMIZER_INPUT_SHARE,
     OPTIMIZER_LOST_SHARE,
     OPTIMIZER_UNDONE,
@@ -77,8 +76,7 @@ LINKS = tuple(
         ("GS501", on.told_by(PLACE_OVERFLOW), "GS701 GS604 GS704 GS301 GS302"),
         # Where no neighbour has any weight, how sharp the attention is says nothing.
         ("GS503", on.told_by(ATTENTION_VANISHED_SHARE), "GS406 GS301 GS302"),
-        ("GS503", on.eps_lost, "GS502 GS601 GS603"),
-        ("GS602", on.told_by(OPTIMIZER_EPS_LOST), "GS502 GS601 GS603"),
+        ("GS602", on.eps_lost, "GS502 GS601 GS603"),
         ("GS503", on.told_by(OPTIMIZER_LOST_SHARE), "GS608"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", on.always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),

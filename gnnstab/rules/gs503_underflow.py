@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from gnnstab.characters import counted
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_VANISHED_SHARE,
     LOSS,
-    OPTIMIZER_EPS_LOST,
     OPTIMIZER_FEW_BITS,
-    OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LOST_SHARE,
     OPTIMIZER_LR_JUMP,
 )
@@ -42,8 +39,6 @@ class Underflow(Rule):
       of the distance to the next number (median over steps 0, 50, 100, 200, …; at a constant rate the latest of them as
       well), or one step of your optimizer on a copy;
     - the share of the non-zero entries of the gradients that are one to four times the smallest number of fp16;
-    - an eps of the optimizer that is 0 in the format of the weights, as 1e-8 is in fp16: an error where an update, or
-      steps on a copy, have made weights non-finite, else information;
     - of attention that is written as exponentials over their sum: the share of the targets at which all of them are 0.
 
     ## When it is silent
@@ -77,7 +72,7 @@ class Underflow(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer, and one for the weights."""
-        found = [*self._vanished(signals), *self._eps(signals), *self._updates(signals), *self._gradients(signals)]
+        found = [*self._vanished(signals), *self._updates(signals), *self._gradients(signals)]
         yield from found
         # A network without a layer whose outputs are measured has weights and gradients all the same.
         shares = (signals.find if found else signals.need)("precision.underflow_share")
@@ -107,27 +102,6 @@ class Underflow(Rule):
                     signal=signal,
                     confidence="high",
                 )
-
-    def _eps(self, signals: Signals) -> Iterator[Finding]:
-        """An eps that is 0 guards no division: the first gradient of exactly 0, or too small to be squared, gives 0/0."""
-        weights = [e for e in signals.events if e.kind == "non-finite" and e.stage == "weight"]
-        broke = bool(weights) or any(math.isinf(s.value) for s in signals.find(OPTIMIZER_LOSS_RISE))
-        for signal in (s for s in signals.find(OPTIMIZER_EPS_LOST) if s.detail.get("eps") != 0):
-            formats = ", ".join(map(str, signal.detail.get("formats", ()))) or "their format"
-            told = (
-                "updates divide 0 by 0, and the weights have become non-finite"
-                if broke
-                else "an update may divide 0 by 0"
-            )
-            yield self.finding(
-                f"the eps of {signal.detail.get('optimizer', 'the optimizer')} ({signal.detail.get('eps')}) is 0 in {formats}, in which "
-                f"{counted(signal.value, 'parameter', 'is', 'are')} held: {told}. Keep the weights in float32 and compute in 16 bits under torch.autocast, or "
-                "use an eps of 1e-4.",
-                severity="error" if broke else "info",
-                limit=0.0,
-                signal=signal,
-                confidence="high",
-            )
 
     def _updates(self, signals: Signals) -> Iterator[Finding]:
         # A step on a copy is taken at the largest rate that is known.

@@ -5,17 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gnnstab.characters import counted
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import plays
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS, OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING, OPTIMIZER_EPS_LOST
+from gnnstab.records.vocabulary import (
+    LOSS,
+    OPTIMIZER_BELOW_EPS_SHARE,
+    OPTIMIZER_EPS_DAMPING,
+    OPTIMIZER_EPS_LOST,
+    OPTIMIZER_LOSS_RISE,
+)
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, percent, smallest
 
 
 @rule("GS602", "adam-epsilon-dominates", cause="adam-epsilon", severity="warning", confidence="high")
 class AdamEpsilonDominates(Rule):
-    """Adam's eps is larger than most of the gradient it divides by, or 0 where a gradient is.
+    """Adam's eps is larger than most of the gradient it divides by, or 0 in the format of the weights or where a gradient is.
 
     ## Why it matters
     Adam's step is m̂/(√v̂ + eps). Where √v̂ < eps it is proportional to the gradient, as with SGD, and the adaptivity
@@ -31,7 +38,8 @@ class AdamEpsilonDominates(Rule):
     step with an eps of 1e-20. At the default eps it is a warning where the loss falls without it in the same steps, or
     where that of the run stands still. From a file with the optimizer's state: the share of entries of the value and
     skip weights whose √v̂ lies below eps. An eps of exactly 0, where entries of a gradient are 0 and one step on a
-    copy, or an update of the run, has made weights non-finite.
+    copy, or an update of the run, has made weights non-finite. An eps that is 0 in the format of the weights, as 1e-8
+    is in fp16: an error where an update, or steps on a copy, have made weights non-finite, else information.
 
     ## When it is silent
     For query and key weights, whose gradients are tiny under uniform attention, and for embeddings of rare ids.
@@ -57,9 +65,9 @@ class AdamEpsilonDominates(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for steps that were tried, else one per layer."""
-        broke = list(self._unguarded(signals))
-        if broke:
-            yield from broke
+        lost = [*self._unguarded(signals), *self._rounded(signals)]
+        yield from lost
+        if any(finding.severity == "error" for finding in lost):
             return
         tried = signals.find(OPTIMIZER_EPS_DAMPING)
         if tried:
@@ -100,6 +108,26 @@ class AdamEpsilonDominates(Rule):
                     limit=0.0,
                     signal=signal,
                 )
+
+    def _rounded(self, signals: Signals) -> Iterator[Finding]:
+        """An eps that is 0 guards no division: the first gradient of exactly 0, or too small to be squared, gives 0/0."""
+        weights = [e for e in signals.events if e.kind == "non-finite" and e.stage == "weight"]
+        broke = bool(weights) or any(math.isinf(s.value) for s in signals.find(OPTIMIZER_LOSS_RISE))
+        for signal in (s for s in signals.find(OPTIMIZER_EPS_LOST) if s.detail.get("eps") != 0):
+            formats = ", ".join(map(str, signal.detail.get("formats", ()))) or "their format"
+            told = (
+                "updates divide 0 by 0, and the weights have become non-finite"
+                if broke
+                else "an update may divide 0 by 0"
+            )
+            yield self.finding(
+                f"the eps of {signal.detail.get('optimizer', 'the optimizer')} ({signal.detail.get('eps')}) is 0 in {formats}, in which "
+                f"{counted(signal.value, 'parameter', 'is', 'are')} held: {told}. Keep the weights in float32 and compute in 16 bits under torch.autocast, or "
+                "use an eps of 1e-4.",
+                severity="error" if broke else "info",
+                limit=0.0,
+                signal=signal,
+            )
 
     def _damped(self, signals: Signals, tried: Signal) -> Iterator[Finding]:
         if not tried.value < self.least_kept:

@@ -29,6 +29,7 @@ _ADVICE = {
     "indistinguishable-nodes": "Give these nodes features of their own, or a row each of an embedding.",
     "feature-scale": "Give it in a larger unit (days for seconds), or subtract its mean and divide by its standard deviation, in front of the encoder.",
     "active-clamp": "Widen its limits, or take it away.",
+    "never-updated-parameter": "Wrap what is to be learned in nn.Parameter, in __init__ and before the optimizer is made; register_buffer says of the rest that it stays.",
     "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
     "learning-rate": "Lower the rate to that, or warm up to it.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
@@ -60,7 +61,7 @@ class LearningHindered(Rule):
       keys of torch's own attention count as scores);
     - ReLUs with channels that are closed on all rows let a part of what is negative through; sums are divided by the
       number of their terms; scores that spread by more than 1 within a target are softened; nodes of a kind that all
-      come with one vector get one each;
+      come with one vector get one each; plain tensors of modules, neither parameter nor buffer, become parameters;
     - clamps with an upper limit let everything through (e further than at any rate); weights do not decay, where the
       loss falls by less than e;
     - where there is none of these, a third or a tenth of the rate, unless a schedule changes it; of ten times Adam's

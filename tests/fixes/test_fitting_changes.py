@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv
 
 from gnnstab import Monitor
-from gnnstab.records import FixAdvice
+from gnnstab.records import Cause
 
 NODES = 16
 
@@ -24,7 +24,7 @@ class Net(nn.Module):
         return self.head(self.conv(x, edge_index).relu())
 
 
-def change(dtype: torch.dtype, loss_of: Callable[[Tensor, int], Tensor]) -> FixAdvice:
+def root(dtype: torch.dtype, loss_of: Callable[[Tensor, int], Tensor]) -> Cause:
     torch.manual_seed(0)
     x, edges = torch.randn(NODES, 5, dtype=dtype), torch.randint(0, NODES, (2, 60))
     model = Net().to(dtype)
@@ -36,15 +36,17 @@ def change(dtype: torch.dtype, loss_of: Callable[[Tensor, int], Tensor]) -> FixA
             loss.backward()
             optimizer.step()
             monitor.loss(loss)
-    return monitor.diagnose().root_causes()[0].fixes[0]
+    return monitor.diagnose().root_causes()[0]
 
 
 def test_an_eps_that_is_0_in_16_bits_is_cured_at_the_weights() -> None:
     labels = torch.randint(0, 3, (NODES,))
-    advice = change(torch.float16, lambda out, _: nn.functional.cross_entropy(out.float(), labels))
+    cause = root(torch.float16, lambda out, _: nn.functional.cross_entropy(out.float(), labels))
+    advice = cause.fixes[0]
+    assert cause.cause == "adam-epsilon"
     assert advice.fix == "fp32-weights" and "model.float()" in advice.change and "eps=1e-4" in advice.change
 
 
 def test_a_mean_of_nothing_is_cured_by_leaving_it_out() -> None:
-    advice = change(torch.float32, lambda out, step: out[: 0 if step == 3 else NODES].square().mean())
+    advice = root(torch.float32, lambda out, step: out[: 0 if step == 3 else NODES].square().mean()).fixes[0]
     assert "clamp_min" not in advice.change and ("numel()" in advice.change or "too few entries" in advice.change)

@@ -158,3 +158,42 @@ def test_digits_that_the_stored_format_has_lost(column: Encode, lost: bool) -> N
     hour = 24 * torch.rand(60, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     found = _stored(column(hour))
     assert (found is not None and found[0] > LostDigits().lost) is lost
+
+
+class Wheel(nn.Module):
+    """Turns pairs of columns by angles that a table of frequencies makes of positions."""
+
+    def __init__(self, dtype: torch.dtype, angles: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.angles = nn.Linear(8, 4), angles
+        self.register_buffer("frequencies", (100.0 ** -(torch.arange(8) / 8)).to(dtype))
+
+    def forward(self, place: Tensor) -> Tensor:
+        angles = self.angles(place, self.frequencies)
+        return self.enter(angles.sin().float())
+
+
+def of_positions(place: Tensor, frequencies: Tensor) -> Tensor:
+    return place.to(frequencies.dtype)[:, None] * frequencies
+
+
+def of_counted_rows(place: Tensor, frequencies: Tensor) -> Tensor:
+    return torch.outer(torch.arange(len(place)).to(frequencies) + 2000, frequencies)
+
+
+@pytest.mark.parametrize("face", [asked, watched])
+@pytest.mark.parametrize(
+    ("dtype", "angles", "named"),
+    [
+        (torch.bfloat16, of_positions, "place"),
+        (torch.bfloat16, of_counted_rows, "frequencies"),
+        (torch.float32, of_positions, None),
+        (torch.float32, of_counted_rows, None),
+    ],
+)
+def test_angles_that_a_table_of_few_bits_makes_of_positions(
+    face: Callable[..., Any], dtype: torch.dtype, angles: Callable[[Tensor, Tensor], Tensor], named: str | None
+) -> None:
+    found = lost(face(Wheel(dtype, angles), torch.arange(64) + 2000))
+    assert [f.layer for f in found] == ([named] if named else [])

@@ -13,6 +13,7 @@ from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._clamped import clamps
 from gnnstab.probe.optimizer._large_inputs import large_inputs
+from gnnstab.probe.optimizer._plain_tensors import plain
 from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._slow import far_above_usual
 from gnnstab.probe.optimizer._stacks import stacks
@@ -39,8 +40,11 @@ LEARNS_WELL = 2.0
 RATES = (0.1, 1 / 3, 3.0, 10.0)
 """Factors on the rate that are tried before any suspect: what another rate brings about as well is no fault of the model."""
 
+AROUND = (1.0, 3.0, 1 / 3)
+"""Those with which what needs `MORE_STEPS` to show is compared."""
+
 LOWER = 2
-"""The first of them, which are lower, are tried where nothing is suspected, too."""
+"""The first of `RATES`, which are lower, are tried where nothing is suspected, too."""
 
 PACE = LEARNS / 4
 """Fall of the mean ln(loss) from the third to the last quarter of `MORE_STEPS` from which on a model is on its way: as many steps again bring it down by a factor e."""
@@ -105,6 +109,8 @@ def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
         elif rated[0] >= LEARNS_WELL and rated[1] < 1 and far_above_usual(bench.optimizer):
             deep = []  # The stack learns at a usual rate: what is out of the ordinary is in the way, and not what is merely built so.
         hindered = _worst(bench, deep, freed, lifted, as_is, first, rated)
+        if hindered is None and own < LEARNS:
+            hindered = _in_time(bench, as_is, first)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
         compared = hindered and hindered.detail["cause"] == "learning-rate" and not hindered.detail["setting"]
         if hindered and not compared and not lost:
@@ -221,13 +227,32 @@ def _worst(
     if not found:
         return None
     reached, suspect, losses, without = max(found, key=lambda one: one[0])
+    rates = first * math.exp(-best) if any(suspect is one[1] for one in freed) and best > 0 else None
+    return _hindered(suspect, 1 - without / reached, as_is, losses, first, at_any_rate=rates)
+
+
+def _hindered(
+    suspect: Suspect, share: float, as_is: Sequence[float], losses: Sequence[float], first: float, **more: Any
+) -> Signal:
+    """``share`` of the progress, out of what it makes in all, that undoing the suspect makes alone."""
     detail = {
         "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
-        "suspect": suspect.suspect, "setting": suspect.setting, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None, "at_any_rate": first * math.exp(-best) if any(suspect is one[1] for one in freed) and best > 0 else None,
-        "began": losses[0], "undone": min(losses), "steps": len(losses) - 1,
+        "suspect": suspect.suspect, "setting": suspect.setting, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None,
+        "began": losses[0], "undone": min(losses), "steps": len(losses) - 1, **more,
     }  # fmt: skip
-    # Progress that the change alone makes, out of what it makes in all.
-    return Signal(OPTIMIZER_UNDONE, 1 - without / reached, source="steps", detail=detail)
+    return Signal(OPTIMIZER_UNDONE, share, source="steps", detail=detail)
+
+
+def _in_time(bench: Bench, as_is: Sequence[float], first: float) -> Signal | None:
+    """What is no parameter and would be learned if it were one: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
+    for suspect in seen(bench, plain):
+        rates = [bench.trial(MORE_STEPS, factor=factor).losses for factor in AROUND]
+        own = max(0.0, *(progress(first, losses) for losses in rates))
+        for _, _, losses in _undone(bench, [suspect], first, max(LEARNS, own + MARGIN), MORE_STEPS):
+            share = 1 - own / progress(first, losses)
+            reached = first * math.exp(-own)
+            return _hindered(suspect, share, as_is, losses, first, at_any_rate=reached, rates="one, three and a third")
+    return None
 
 
 def on_its_way(bench: Bench, first: float, below: float = math.inf) -> bool:
@@ -302,12 +327,14 @@ def _decay(bench: Bench) -> Suspect:
     return Suspect("learning-rate", (), "without it", what, unchanged, setting="weight_decay")
 
 
-def _undone(bench: Bench, found: Sequence[Suspect], first: float, enough: float) -> Iterator[Undone]:
+def _undone(
+    bench: Bench, found: Sequence[Suspect], first: float, enough: float, steps: int = STEPS
+) -> Iterator[Undone]:
     """Progress without each suspect, with the losses, where it is ``enough``."""
     for suspect in found:
         try:
             with suspect.mode:
-                losses = bench.trial(STEPS, edit=suspect.undo).losses
+                losses = bench.trial(steps, edit=suspect.undo).losses
         except UsageError:  # The change does not fit the model: it is another kind than it looks like.
             continue
         reached = progress(first, losses)

@@ -140,7 +140,11 @@ class Bench:
             state = rng_snapshot()
             try:
                 if edit is not None:
+                    known = set(model.parameters())
                     edit(model)
+                    # What an edit registers is stepped as the rest is.
+                    if own := [p for p in model.parameters() if p not in known]:
+                        optimizer.add_param_group({"params": own, "lr": optimizer.param_groups[0]["lr"]})
                 return self._run(model, optimizer, steps_of(optimizer) if steps is None else steps, state, until)
             except UsageError:
                 raise

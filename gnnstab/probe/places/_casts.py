@@ -25,8 +25,13 @@ _SUBTRACTS = frozenset({torch.sub, Tensor.sub, Tensor.__sub__})
 _TURNS = frozenset({torch.cos, torch.sin, Tensor.cos, Tensor.sin})
 
 _GATHERS = frozenset({Tensor.__getitem__, torch.index_select, Tensor.index_select})
+_SCALES = _MULTIPLIES | {
+    torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.div, Tensor.div, Tensor.__truediv__,
+    torch.outer, Tensor.outer, torch.einsum,
+}  # fmt: skip
+"""What makes angles of positions and a table of frequencies."""
 
-_LOOKED_AT = _CASTS | _MULTIPLIES | _SUBTRACTS | _TURNS | _GATHERS
+_LOOKED_AT = _CASTS | _MULTIPLIES | _SUBTRACTS | _TURNS | _GATHERS | _SCALES
 
 _WHOLE = 1e-3
 """Rounding over the spread up to which a cast is not worth a row."""
@@ -56,6 +61,9 @@ class Casts(TorchFunctionMode):
             self._indices = Indices(model, {leaf.untyped_storage().data_ptr(): (n, leaf) for leaf, n in leaves}, named)
         # What is gathered and cast from whole numbers has no graph; it is kept, so that no other tensor gets its memory.
         self._gathered: dict[int, tuple[str, Tensor]] = {}
+        # Buffers, and what was made of numbers that no weight has gone into.
+        self._made = {b.untyped_storage().data_ptr(): (n, b) for n, b in model.named_buffers() if _plain(b)}
+        self._buffers = frozenset(name for name, _ in self._made.values())
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
         self._error: Exception | None = None
         with without_torch_function(), torch.no_grad():
@@ -78,6 +86,8 @@ class Casts(TorchFunctionMode):
                         self._computed(func, args, output)
                     if func in _CASTS or func in _GATHERS:
                         self._follow(args[0], output)
+                    elif func in _SCALES:
+                        self._follow_product(args, output)
                     for before in args[:2] if func in _CASTS or func in _MULTIPLIES else ():
                         self._look(before, _cast(func, before, output))
             except Exception as error:  # It is none of the forward that runs here.
@@ -108,6 +118,8 @@ class Casts(TorchFunctionMode):
             return
         leaves = [self._leaves.get(leaf.untyped_storage().data_ptr(), "") for leaf in autograd.leaves(operands)]
         leaves += [name for name in map(self._whole, operands) if name]
+        if func in _TURNS and not operands[0].requires_grad:
+            leaves.append(self._source(operands[0]))
         # What a weight has gone into may be learned to be as small as it likes.
         if not leaves or (func in _SUBTRACTS and "" in leaves):
             return
@@ -122,6 +134,20 @@ class Casts(TorchFunctionMode):
         name = self._names.get(source.untyped_storage().data_ptr(), self._whole(source))
         if name:
             self._gathered[output.untyped_storage().data_ptr()] = name, output
+
+    def _follow_product(self, operands: tuple[Any, ...], output: Any) -> None:
+        """Keep the name of what a product without a weight is made of: a tensor of the batch before a buffer of the model."""
+        if not isinstance(output, Tensor) or output.requires_grad or not output.is_floating_point():
+            return
+        named = [name for t in operands if _plain(t) and (name := self._source(t))]
+        # The model's own table says where, the batch's positions say of what.
+        if name := min(named, key=self._buffers.__contains__, default=""):
+            self._made[output.untyped_storage().data_ptr()] = name, output
+
+    def _source(self, tensor: Tensor) -> str:
+        """Name of the tensor of the batch, or of the buffer, that a tensor without a graph is made of, or ``""``."""
+        memory = tensor.untyped_storage().data_ptr()
+        return self._names.get(memory) or self._whole(tensor) or self._made.get(memory, ("",))[0]
 
     def _whole(self, tensor: Tensor) -> str:
         """Name of the whole numbers of the batch that a tensor was gathered or cast from, or ``""``."""

@@ -29,8 +29,7 @@ class PlainScores(TorchFunctionMode):
         self._plain = {
             tensor.untyped_storage().data_ptr(): (name, key, tensor.numel())
             for name, module in model.named_modules()
-            for key, tensor in vars(module).items()
-            if type(tensor) is Tensor and tensor.layout is torch.strided and _differs(tensor)
+            for key, tensor in plain_tensors(module)
         }
         self._found: dict[str, tuple[str, int]] = {}
 
@@ -47,6 +46,13 @@ class PlainScores(TorchFunctionMode):
         """One for each module that holds one."""
         for name, (key, count) in self._found.items():
             yield PLACE_PLAIN_SCORES, name or "the model", float(count), {"attribute": key}
+
+
+def plain_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of every attribute that is one of floating-point numbers that differ, neither parameter nor buffer."""
+    for key, tensor in vars(module).items():
+        if type(tensor) is Tensor and tensor.layout is torch.strided and _differs(tensor):
+            yield key, tensor
 
 
 def _differs(tensor: Tensor) -> bool:

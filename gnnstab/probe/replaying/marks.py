@@ -23,7 +23,7 @@ SAME = 1e-3
 def marked_targets(output: Tensor, gradient: Tensor, value: float, step: int, mode: str) -> list[Measure]:
     """The distance of the mark among the targets of a squared error, where there is one; the first arguments as of `recovered_loss`."""
     targets = squared_targets(output, gradient, value)
-    found = None if targets is None else mark_among(targets)
+    found = None if targets is None else mark_among(targets, output.detach()[gradient != 0])
     if targets is None or found is None:
         return []
     alike, distance = found
@@ -31,12 +31,18 @@ def marked_targets(output: Tensor, gradient: Tensor, value: float, step: int, mo
     return [Measure(step, "", mode, 0, LOSS_MARKED_TARGETS, -1, distance, json.dumps(told))]
 
 
-def mark_among(values: Tensor) -> tuple[Tensor, float] | None:
-    """Which entries of ``values``, of any shape, hold one number far away from all others, and how far in their deviations; None where none do."""
+def mark_among(values: Tensor, output: Tensor | None = None) -> tuple[Tensor, float] | None:
+    """Which entries of ``values``, of any shape, hold one number far away from all others, and how far in their deviations; None where none do.
+
+    Where all others are one number as well, neither is a mark. ``output``: what values of the same shape were recovered from, to the rounding of its entries.
+    """
     for mark in (values.min(), values.max()) if values.numel() >= 2 * LEAST else ():
         alike = (values - mark).abs() <= SAME * mark.abs()
         others = values[~alike]
-        if LEAST <= int(alike.sum()) < len(others) and float(others.std()) > 0:
+        if not LEAST <= int(alike.sum()) < len(others):
+            continue
+        size = max(float(t.abs().max()) for t in (others, others if output is None else output[~alike]))
+        if float((others - others.mean()).abs().max()) > SAME * size:
             distance = float((mark - others.mean()).abs() / others.std())
             if distance > FAR:
                 return alike, distance
