@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gnnstab.probe.replaying.marks import marked_targets, mark_among
+from gnnstab.probe.replaying.marks import mark_among, marked_targets
 
 
 def recovered(targets: Tensor, dtype: torch.dtype) -> list[float]:

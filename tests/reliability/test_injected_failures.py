@@ -69,7 +69,7 @@ GUARDS = (
     "probe.operations._watch:OperationMode.__torch_dispatch__",
     "probe.places._casts:Casts.__torch_function__",
     "probe.places._overflows:Overflows.__torch_function__",
-    "probe.places._plain_scores:PlainScores.__torch_function__",
+    "probe.places.plain_tensors:PlainScores.__torch_function__",
     # What gives PyG's softmax back: without it every later run of the process has another one.
     "probe.optimizer.softening:Softened.__exit__",
     "monitor.monitor:Monitor._",

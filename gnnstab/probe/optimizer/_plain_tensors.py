@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.probe.optimizer._suspects import Suspect, listed
-from gnnstab.probe.places._plain_scores import plain_tensors
+from gnnstab.probe.places.plain_tensors import plain_tensors
 
 
 class _Used(TorchFunctionMode):

@@ -42,9 +42,9 @@ from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._overflows import Overflows
-from gnnstab.probe.places._plain_scores import PlainScores
 from gnnstab.probe.places._reach import Reach
 from gnnstab.probe.places._untold import untold
+from gnnstab.probe.places.plain_tensors import PlainScores
 from gnnstab.probe.replaying.recovered_loss import is_squared_error_of
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
