@@ -9,12 +9,20 @@ from typing import Any
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
+from gnnstab.characters import counted
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import deviating, is_target, standardised
 from gnnstab.probe.replaying.replica import mapped
 from gnnstab.records.vocabulary import PLACE_RMS, PLACE_SATURATED_SHARE
+from gnnstab.rules.queries import names
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
+
+BEYOND = 30.0
+"""Size of a row, in that of the median row, from which on it is an outlier; of normal numbers none is."""
+
+FEW = 0.1
+"""Most rows that are outliers."""
 
 
 def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
@@ -33,11 +41,24 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
             "standardise-input",
             "feature-scale",
             f"standardising {name}",
-            f"the tensor {name} of the batch enters with columns of RMS up to {size:.3g}",
+            f"the tensor {name} of the batch enters with columns of RMS up to {size:.3g}{_outlying(tensor, columns)}",
             Edit(batch=with_tensor(case.batch, tensor, standardised(tensor, columns))),
             deviates=True,
             place=name,
         )
+
+
+def _outlying(tensor: Tensor, columns: Tensor) -> str:
+    """Which rows of (N, D) alone make these columns large, in words; empty where it is more than a few, or none."""
+    sizes = tensor.detach().double()[:, columns].abs().amax(1)
+    usual = sizes.median()
+    far = (sizes > BEYOND * usual).nonzero().flatten()
+    if not usual > 0 or not 0 < len(far) <= FEW * len(sizes):
+        return ""
+    first, last = int(far[0]), int(far[-1])
+    where = f"{first} to {last}" if last - first + 1 == len(far) > 1 else names([str(int(row)) for row in far])
+    others = float(tensor.detach().double()[sizes <= BEYOND * usual][:, columns].square().mean(0).sqrt().max())
+    return f", by {counted(len(far), 'row')} alone ({where}); the others have {others:.3g}"
 
 
 def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
