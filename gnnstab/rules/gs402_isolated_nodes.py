@@ -34,7 +34,8 @@ class IsolatedNodes(Rule):
     (their answers stay when all other numbers change), or three of four have no neighbour and the others one; all edges
     of a batch of several graphs lie within the rows of one, and repeat one another; no edge brings anything to 95 % of
     the nodes that the loss reads (75 % where a relation has an edge for less than one node in ten), and the loss falls
-    by less than a factor e, in a run or in steps on a copy.
+    by less than a factor e, in a run or in steps on a copy; no edge brings anything to more than half of the nodes that the loss reads, and at the end of a run its gradient is four times
+    as large there as at the others.
 
     ## When it is silent
     Otherwise it is information: with a linear skip such nodes keep a path that trains (in the fault benchmark as well
@@ -66,6 +67,16 @@ class IsolatedNodes(Rule):
         0.95,
         unit="share of the nodes that the loss reads",
         source="measured: .98 where a join kept one edge; .93 in a healthy program whose edges lead one way, and whose loss falls",
+    )
+
+    half: float = threshold(
+        0.5, unit="share of the nodes that the loss reads", source="derived: they are what the loss is about"
+    )
+
+    steeper: float = threshold(
+        4.0,
+        unit="× gradient",
+        source="derived: a squared error 16 times as large; measured: 12 where a filter had taken the edges of 84 %",
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -136,9 +147,18 @@ class IsolatedNodes(Rule):
             few = f": {names(empty)}" if (empty := _sparse(constant)) else ""
             yield self.finding(
                 f"{alone}, and {percent(unheard)} of those that the loss reads hear of nobody{few}; the loss hardly falls (from {fell[0]:.3g} to {fell[1]:.3g}). "
-                "Look whether a filter has taken edges away, and whether the numbers by which they were joined are those of the nodes.",
+                f"{_FILTER}",
                 severity="warning",
                 limit=self.most if empty else self.nearly,
+                signal=worst,
+            )
+        elif worst.value > 0 and (steeper := self._what_is_left(signals, constant)) > self.steeper:
+            unheard = self._heard_by_few(signals, constant)
+            yield self.finding(
+                f"{alone}, and {percent(unheard)} of those that the loss reads hear of nobody. Late in the run the gradient that the loss gives is {steeper:.2g} times "
+                f"as large at these as at the others: what is left of the loss is theirs. {_FILTER}",
+                severity="warning",
+                limit=self.steeper,
                 signal=worst,
             )
         elif worst.value > 0 and bare:
@@ -167,6 +187,11 @@ class IsolatedNodes(Rule):
         if not degrees or largest(degrees).value > 1:
             return 0.0
         return [0.0, *(read[layer.name] for layer in signals.attention_layers if layer.name in read)][-1]
+
+    def _what_is_left(self, signals: Signals, constant: Sequence[Signal]) -> float:
+        """RMS of the loss's gradient at nodes that hear of nobody over that at the others, at the end of a run that reads more of them than of others; else 0."""
+        half = self._heard_by_few(signals, constant) > self.half
+        return float(constant[0].detail.get("steeper", 0.0)) if half and signals.kind == "trace" else 0.0
 
     @staticmethod
     def _heard_by_few(signals: Signals, constant: Sequence[Signal]) -> float:
@@ -234,6 +259,7 @@ def _hardly_falls(signals: Signals) -> tuple[float, float] | None:
     return None
 
 
+_FILTER = "Look whether a filter has taken edges away, and whether the numbers by which they were joined are those of the nodes."
 _ADVICE = "Look whether the edges point the right way, add the reverse ones, or self-loops."
 
 

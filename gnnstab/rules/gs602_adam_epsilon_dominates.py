@@ -75,11 +75,11 @@ class AdamEpsilonDominates(Rule):
             yield from self._damped(signals, smallest([s for s in tried if "fell" in s.detail] or tried))
             return
         per_layer: dict[str, list[Signal]] = {}
-        for signal in signals.need(OPTIMIZER_BELOW_EPS_SHARE):
+        for signal in (signals.find if lost else signals.need)(OPTIMIZER_BELOW_EPS_SHARE):
             parameter = str(signal.detail.get("parameter", ""))
             if not parameter or plays(parameter, "value") or plays(parameter, "skip"):
                 per_layer.setdefault(signal.layer or "", []).append(signal)
-        if not per_layer:
+        if not per_layer and not lost:
             raise NotApplicable("the optimizer's state holds no value or skip weight of an attention layer")
         for layer, found in per_layer.items():
             worst = largest(found)

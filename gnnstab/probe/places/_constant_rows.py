@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ def rows(
     ``model`` is a copy and left so. Nothing where every node is reached, or where the nodes bring no numbers of their own that could move
     the output. Of an output that has a row for each pair of nodes those rows count that move once every node has a loop (``loops``). ``read``: share of all nodes that are so and at whose output the
     backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``. ``deaf``: share of the
-    rows with a gradient that are about such nodes and stay when the numbers of everything else change. ``kinds``: those of which no node is reached.
+    rows with a gradient that are about such nodes and stay when the numbers of everything else change; ``steeper``: RMS of the gradient there, over that at the others. ``kinds``: those of which no node is reached.
     ``sparse``: relations with an edge for less than one node in ten of either end, in words.
     ``unshifted``: as `_unshifted`. Nothing, too, where most nodes that are reached give that very row, as behind ReLUs that are all closed.
     """
@@ -104,17 +105,26 @@ def _deaf(
     alone: Mapping[int, Tensor],
     came_back: Tensor | None,
 ) -> dict[str, float]:
-    """The share of all rows that the loss reads which nothing but their own node moves; nothing where no backward tells."""
+    """The share of all rows that the loss reads which nothing but their own node moves, and how much ``steeper`` the loss is at these; nothing where no backward tells."""
     asked = deaf = 0
+    steep = rest = 0.0
     for one, other, output in zip(before, apart, outputs, strict=False):
         gradient = came_back if came_back is not None and came_back.shape == output.shape else output.grad
         if gradient is None or not one.dim() or one.shape != other.shape or gradient.shape != one.shape:
             continue
         read = (gradient.reshape(len(one), -1) != 0).any(1)
         asked += int(read.sum())
+        squares = gradient.detach().double().square().reshape(len(one), -1).sum(1)
+        rest += float(squares.sum())
         if len(one) in alone:
-            deaf += int((read & alone[len(one)] & (one == other).reshape(len(one), -1).all(1)).sum())
-    return {"deaf": deaf / asked} if asked else {}
+            still = read & alone[len(one)] & (one == other).reshape(len(one), -1).all(1)
+            deaf, steep = deaf + int(still.sum()), steep + float(squares[still].sum())
+    if not asked:
+        return {}
+    told = {"deaf": deaf / asked}
+    if 0 < deaf < asked and rest > steep:
+        told["steeper"] = math.sqrt(steep / deaf / ((rest - steep) / (asked - deaf)))
+    return told
 
 
 def _with_loops(
