@@ -34,7 +34,7 @@ from gnnstab.records.vocabulary import (
     SUM_BY_HAND_SIZE,
 )
 from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
-from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
+from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused, taken_twice
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.operation_advice import LEAVE_EMPTY, advice
 from gnnstab.rules.queries import stops
@@ -272,12 +272,12 @@ def _norm_of_something_else(signals: Signals) -> str:
     return ""
 
 
-def divided_by_own_size(signals: Signals) -> bool:
-    """True where values were divided by their own size or that of padding, or rows of the output brought to one norm, in place of
-    node states."""
+def normalised_too_much(signals: Signals) -> bool:
+    """True where values were divided by their own size or that of padding, rows of the output brought to one norm, or scores squeezed
+    twice in front of the loss, in place of node states."""
     logits = "nll_loss" in str(signals.context.get("loss_graph"))
     rows = logits and any("row_norm" in s.detail for s in signals.find(PLACE_OUTPUT))
-    return bool(signals.find(PLACE_NORMALISED_AWAY) or rows or _norm_of_something_else(signals))
+    return bool(signals.find(PLACE_NORMALISED_AWAY) or rows or _norm_of_something_else(signals) or taken_twice(signals))
 
 
 class UndoNormalisation(ByHand):
@@ -290,13 +290,16 @@ class UndoNormalisation(ByHand):
     where = "the line that normalises"
 
     def helps(self, signals: Signals, **options: Any) -> bool:
-        """True where something was divided by its own size."""
-        return divided_by_own_size(signals)
+        """True where something was divided by its own size, or squeezed twice in front of the loss."""
+        return normalised_too_much(signals)
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         found = signals.find(PLACE_NORMALISED_AWAY)
         if change := _norm_of_something_else(signals):
             return change
+        if not found and (twice := taken_twice(signals)):
+            loss = "F.cross_entropy" if "softmax" in twice[0] else "F.binary_cross_entropy_with_logits"
+            return f"loss = {loss}(scores, y)  # scores: what the {twice[1]} is given; leave it out of forward"
         if not found:
             return "loss = F.cross_entropy(scale * logits, y)  # scale: nn.Parameter(torch.tensor(10.0)); or the logits before F.normalize"
         name = variable(str(found[0].layer).rpartition(".")[2])

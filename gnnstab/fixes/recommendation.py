@@ -8,7 +8,7 @@ from typing import Any
 
 from gnnstab.fixes._loop import in_place_of_a_lower_rate
 from gnnstab.fixes.base import NOTHING_MEASURED, Seen
-from gnnstab.fixes.by_hand import ByHand, decays, divided_by_own_size, operation_behind
+from gnnstab.fixes.by_hand import ByHand, decays, normalised_too_much, operation_behind
 from gnnstab.fixes.table import addressing, find
 from gnnstab.layers import FAMILY, layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
@@ -182,7 +182,7 @@ def _for_alike_nodes(seen: Seen) -> list[Choice]:
 
 def _for_norms(seen: Seen) -> list[Choice]:
     """A division by a value's own size is taken out; no other norm helps beside it."""
-    if divided_by_own_size(seen.signals):
+    if normalised_too_much(seen.signals):
         return [("undo-normalisation", {}, "")]
     return _addressing("normalization-misuse")(seen)
 

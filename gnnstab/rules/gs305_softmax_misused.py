@@ -21,6 +21,15 @@ _PICKS = re.compile(r"(?<=← )(?:index|index_select|select|slice|gather) ← ")
 """Operations that pick rows and leave their numbers as they are."""
 
 
+def taken_twice(signals: Signals) -> tuple[str, str] | None:
+    """The two neighbours in front of the loss of which the later takes scores and is given probabilities, the later first; None where none do."""
+    found = _TWICE.search(_PICKS.sub("", str(signals.context.get("loss_graph") or "")))
+    if found is None:
+        return None
+    second, first = found[0].split(" ← ")
+    return second, first
+
+
 @rule("GS305", "softmax-misused", cause="masking", severity="error", confidence="high")
 class SoftmaxMisused(Rule):
     """A softmax is given what is no score, or a mask that does not mask: products, small or large constants, the wrong half.
@@ -86,7 +95,7 @@ class SoftmaxMisused(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each softmax, mask of an output and mask the wrong way round, and one for the loss."""
-        graph = _PICKS.sub("", str(signals.context.get("loss_graph") or ""))
+        graph = str(signals.context.get("loss_graph") or "")
         if not graph and not signals.find("place.rms"):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.masked_weight")):
@@ -121,8 +130,8 @@ class SoftmaxMisused(Rule):
                 limit=self.weight,
                 signal=signal,
             )
-        if twice := _TWICE.search(graph):
-            second, first = twice[0].split(" ← ")
+        if twice := taken_twice(signals):
+            second, first = twice
             yield self.finding(
                 f"the loss takes {second} of the result of a {first} ({graph}): it cannot come near 0, and its gradient is weak. Hand it the "
                 "scores that the first one is given.",
@@ -131,7 +140,7 @@ class SoftmaxMisused(Rule):
                 name="loss",
                 value=2.0,
                 unit="× between 0 and 1",
-                cause="",
+                cause="normalization-misuse",
             )
 
     def _behind(self, signals: Signals) -> Iterator[Finding]:

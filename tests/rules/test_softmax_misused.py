@@ -180,8 +180,11 @@ def test_a_mask_that_leaves_nothing_is_not(face: Callable[[nn.Module], Diagnosis
 
 @FACES
 def test_a_second_softmax_in_the_loss_is_named(face: Callable[[nn.Module], Diagnosis]) -> None:
-    (finding,) = misused(face, set_to_minus_inf, nn.Softmax(-1))
+    diagnosis = face(Rooms(set_to_minus_inf, nn.Softmax(-1)))
+    (finding,) = (f for f in diagnosis.findings if f.code == "GS305")
     assert "log_softmax of the result of a softmax" in finding.message
+    (root,) = diagnosis.root_causes()
+    assert root.cause == "normalization-misuse" and "F.cross_entropy(scores, y)" in root.fixes[0].change
     assert misused(face, set_to_minus_inf, nn.LogSoftmax(-1)) == [], "a log_softmax of a log_softmax is the same"
 
 
