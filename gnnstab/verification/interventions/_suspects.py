@@ -104,6 +104,8 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
     if not case.suffers(*_SIZE, "gradient.", "smoothness.", "channels."):
         return
     yield from _of_single_weights(case)
+    if _began_well(case):
+        return
     gains = {layer.name: _gain(case, layer) for layer in case.signals.attention_layers}
     trained = case.signals.kind == "trace" or case.signals.context.get("trained") is True
     low, high = MADE_GAINS if trained and not fresh(case.signals) else GAINS
@@ -121,6 +123,26 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
             f"the weights of {{}} carry a gain of {worst:.2g}",
             Edit(output_factors={name: 1.0 / gain for name, gain in odd.items()}, score_factors=scores),
         )  # fmt: skip
+
+
+def _began_well(case: Case) -> bool:
+    """True for a run whose symptoms were none at its first full measurement: how its weights were drawn has not made them."""
+    first = [
+        [
+            series.values[0]
+            for series in case.signals.over_steps(s.goal.signal, layer=s.goal.layer)
+            if len(series.values)
+        ]
+        for s in case.symptoms
+    ]
+    return (
+        case.signals.kind == "trace"
+        and bool(first)
+        and all(
+            values and all(map(symptom.goal.crossed, values))
+            for symptom, values in zip(case.symptoms, first, strict=True)
+        )
+    )
 
 
 def _of_single_weights(case: Case) -> Iterator[Trial]:
