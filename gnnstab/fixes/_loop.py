@@ -10,6 +10,7 @@ from gnnstab.fixes.by_hand import ByHand
 from gnnstab.fixes.printing import variable
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
+    OPTIMIZER_CLIPPED_SCALED,
     OPTIMIZER_DECAY,
     OPTIMIZER_EPS_LOST,
     OPTIMIZER_LOSS_RISE,
@@ -26,8 +27,8 @@ def beyond(signals: Signals, name: str) -> bool:
 
 
 def moves_scaled(signals: Signals) -> bool:
-    """True of a run whose optimizer was given gradients that a scaler had scaled, and nobody unscaled."""
-    return bool(signals.context.get("scaled_steps"))
+    """True of a run whose optimizer, or clipping, was given gradients that a scaler had scaled, and nobody unscaled."""
+    return bool(signals.context.get("scaled_steps") or signals.find(OPTIMIZER_CLIPPED_SCALED))
 
 
 class CorrectSettings(ByHand):
@@ -65,8 +66,15 @@ class ScalerStep(ByHand):
         return moves_scaled(signals)
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: Mapping[str, Any]) -> str:
+        clipped = [float(s.detail.get("limit", 1.0)) for s in signals.find(OPTIMIZER_CLIPPED_SCALED)]
+        clip = (
+            "scaler.unscale_(optimizer)  # before the clipping, which else sees scaled gradients\n"
+            f"torch.nn.utils.clip_grad_norm_(model.parameters(), {clipped[0]:.3g})\n"
+            if clipped
+            else ""
+        )
         return (
-            "scaler.scale(loss).backward()\n"
+            f"scaler.scale(loss).backward()\n{clip}"
             "scaler.step(optimizer)  # in place of optimizer.step(): divides the gradients by the scale\n"
             "scaler.update()"
         )

@@ -222,6 +222,8 @@ SIGNALS: dict[str, SignalKind] = {
     (OPTIMIZER_NEGATIVE_RATE := "optimizer.negative_rate"): SignalKind("", "learning rate of the optimizer, where it is below 0 or not finite"),
     (OPTIMIZER_DECAY := "optimizer.decay"): SignalKind("share per step",
         "learning rate times weight decay: what a step takes off every weight, where it is 0.02 or more"),
+    (OPTIMIZER_CLIPPED_SCALED := "optimizer.clipped_scaled"): SignalKind("",
+        "norm that is left of gradients which a run clips while they are still scaled: the limit over the scale"),
     (OPTIMIZER_LR_JUMP := "optimizer.lr_jump"): SignalKind("× the step before",
         "largest factor of the learning rate between two recorded steps that leads beyond every rate before"),
     (OPTIMIZER_STANDING := "optimizer.standing"): SignalKind("updates",

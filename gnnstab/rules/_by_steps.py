@@ -10,6 +10,7 @@ from typing import Any
 from gnnstab.records import Finding, Signals
 from gnnstab.records.rises import LASTING, earned, harms
 from gnnstab.records.vocabulary import LOSS, OPTIMIZER_INPUT_SHARE, OPTIMIZER_SOFTER
+from gnnstab.rules.learned import came_down
 
 ACQUITS = 0.5
 """× best loss with softer scores, up to which sharp ones are acquitted: one batch is learned by heart the easier the sharper they are;
@@ -52,6 +53,8 @@ def by_steps_of_inputs(finding: Finding, signals: Signals) -> Finding:
             continue
         message = f"{finding.message} {_steps('With it standardised', signal.detail)}"
         # Not by its share of the progress: a loss that large inputs have raised falls far in any case.
+        if signals.kind == "trace" and came_down(signals):
+            return replace(finding, severity="info", message=f"{message}; the run has learned all the same.")
         if not float(signal.detail.get("best", math.nan)) <= LASTING * float(signal.detail.get("undone", math.nan)):
             return replace(finding, confidence="high", message=f"{message}.")
         if _by_heart(signal.detail):

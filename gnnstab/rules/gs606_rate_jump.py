@@ -8,7 +8,13 @@ from collections.abc import Iterator
 from gnnstab.characters import counted
 from gnnstab.records import Finding, Signals
 from gnnstab.records.settings import LARGEST_DECAY, MOST_MOMENTUM, Setting
-from gnnstab.records.vocabulary import OPTIMIZER_DECAY, OPTIMIZER_LR_JUMP, OPTIMIZER_MOMENTUM, OPTIMIZER_NEGATIVE_RATE
+from gnnstab.records.vocabulary import (
+    OPTIMIZER_CLIPPED_SCALED,
+    OPTIMIZER_DECAY,
+    OPTIMIZER_LR_JUMP,
+    OPTIMIZER_MOMENTUM,
+    OPTIMIZER_NEGATIVE_RATE,
+)
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest
 
@@ -31,7 +37,8 @@ class RateJump(Rule):
     The largest factor between the rates of two recorded steps in a row that leads beyond every rate before; while a run
     goes on, of every parameter group, momentum, sign and finiteness of the rate, and rate times weight decay (under SGD, and under AdamW
     where 1/decay, the size that it leaves to weights, is at most .1). With `Monitor(scaler=)`: updates with gradients that
-    no `scaler.step` or `unscale_` has divided by the scale, where the run has none that were.
+    no `scaler.step` or `unscale_` has divided by the scale, where the run has none that were; gradients whose scaled norm
+    is one and the same in eight recorded steps or more, as of a clipping in front of `unscale_`.
 
     ## When it is silent
     In the first five steps, where a warm-up multiplies its rate, and at a restart that goes back to a rate that the run
@@ -89,6 +96,16 @@ class RateJump(Rule):
                 value=float(scaled["scale"]),
                 unit="× the gradient",
             )
+        clipped = signals.find(OPTIMIZER_CLIPPED_SCALED)
+        for signal in clipped:
+            limit, scale, steps = (float(signal.detail.get(key, 0.0)) for key in ("limit", "scale", "steps"))
+            yield self.finding(
+                f"gradients are clipped to a norm of {limit:.3g} while they are still scaled by {scale:.4g}: in all of {steps:.0f} recorded steps {signal.value:.2g} is left of "
+                "them, whatever they were. Call scaler.unscale_(optimizer) in front of the clipping.",
+                severity="warning",
+                limit=limit,
+                signal=signal,
+            )
         beyond = [s for s in signals.find(OPTIMIZER_MOMENTUM) if not s.value < self.most]
         beyond += [s for s in signals.find(OPTIMIZER_NEGATIVE_RATE) if not 0 <= s.value < math.inf]
         beyond += [s for s in signals.find(OPTIMIZER_DECAY) if not s.value < self.decay]
@@ -96,7 +113,7 @@ class RateJump(Rule):
         for s in {(s.name, repr(s.value), s.detail.get("group")): s for s in beyond}.values():
             group = s.detail.get("group")
             yield self.beyond(s.step, Setting(s.name, s.value, group if isinstance(group, int) else 0))
-        if (beyond or scaled) and not signals.find(OPTIMIZER_LR_JUMP):
+        if (beyond or scaled or clipped) and not signals.find(OPTIMIZER_LR_JUMP):
             return
         jump = largest(signals.need(OPTIMIZER_LR_JUMP))
         if not jump.value >= self.jump:

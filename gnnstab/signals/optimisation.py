@@ -14,6 +14,7 @@ from gnnstab.records.vocabulary import (
     LOSS_FIRST_RISE,
     LOSS_GROWTH,
     LOSS_VALIDATION,
+    OPTIMIZER_CLIPPED_SCALED,
     OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_OVERSHOOT,
@@ -64,6 +65,18 @@ WARM_START = 5
 NEIGHBOURS = 2
 """Steps between two recorded ones that are still neighbours."""
 
+CLIPPED = 8
+"""Recorded steps of one and the same scaled norm from which on it is the limit of a clipping."""
+
+SAME = 1e-3
+"""Relative difference of norms up to which they are one limit: no gradients of different steps are so alike."""
+
+SCALE = 4096.0
+"""Scale from which on gradients that were clipped as they were scaled are told from those that were clipped rightly, whose limit is then `LIMIT` / `SCALE` at most."""
+
+LIMIT = 10.0
+"""Largest norm to which gradients are usually clipped."""
+
 FIRST = 10
 """Steps after step 0 in which a rate that is too high raises the loss; batches differ, so that some more than on one batch."""
 
@@ -74,7 +87,7 @@ EARLY = 3
 def step_signals(steps: NDArray[np.void]) -> list[Signal]:
     """Loss and gradient norm of a run, ``steps`` of `gnnstab.trace._arrays.STEP_DTYPE`; skipped steps are left out."""
     rows = steps[~steps["skipped"]]
-    return [*_loss(rows), *_growth(rows), *_norm(rows), *_jump(rows)]
+    return [*_loss(rows), *_growth(rows), *_norm(rows), *_jump(rows), *_clipped_scaled(rows)]
 
 
 def _growth(rows: NDArray[np.void]) -> list[Signal]:
@@ -111,6 +124,16 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
         "spent": _spent(told["lr"].astype(np.float64), told["step"].astype(np.float64)),
     }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
+
+
+def _clipped_scaled(rows: NDArray[np.void]) -> list[Signal]:
+    """What a clipping of gradients that are still scaled leaves of them; nothing where their scaled norm is not the same at every step."""
+    known = rows[np.isfinite(rows["grad_norm"]) & (rows["grad_norm"] > 0) & (rows["scale"] >= SCALE)]
+    scaled = known["grad_norm"].astype(np.float64) * known["scale"]
+    if len(known) < CLIPPED or not scaled.max() <= min(LIMIT, (1 + SAME) * scaled.min()):
+        return []
+    detail = {"limit": float(f"{scaled.mean():.3g}"), "scale": float(known["scale"].max()), "steps": len(known)}
+    return [Signal(OPTIMIZER_CLIPPED_SCALED, float(known["grad_norm"].max()), source="training", detail=detail)]
 
 
 def _spent(rates: Floats, steps: Floats) -> float:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, OPTIMIZER_SOFTER
-from gnnstab.rules._by_steps import by_steps
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    LOSS,
+    LOSS_OVER_ZERO,
+    OPTIMIZER_INPUT_SHARE,
+    OPTIMIZER_SOFTER,
+    PLACE_RMS,
+)
+from gnnstab.rules._by_steps import by_steps, by_steps_of_inputs
 
 
 @pytest.mark.parametrize(
@@ -22,3 +29,17 @@ def test_steps_with_softer_scores(undone: float, of_input: str, of_weights: str)
             head=None, step=None, unit="", message="sharp.", signal=ATTENTION_ENTROPY, value=0.1, threshold=0.3,
         )  # fmt: skip
         assert by_steps(finding, signals).severity == severity
+
+
+@pytest.mark.parametrize(
+    ("kind", "best", "severity"), [("trace", 0.06, "info"), ("trace", 1.1, "warning"), ("model", 0.06, "warning")]
+)
+def test_a_large_input_of_a_run_that_has_learned_is_information(kind: str, best: float, severity: str) -> None:
+    tried = {"names": ["x"], "first": 5.14, "best": 0.06, "undone": 0.002, "steps": 100, "zeros": 1.79}
+    told = {"first": 5.14, "start": 5.0, "best": best, "steps": 100}
+    values = (Signal(LOSS, best, detail=told), Signal(LOSS_OVER_ZERO, 5.14 / 1.79), Signal(OPTIMIZER_INPUT_SHARE, 0.5, detail=tried))  # fmt: skip
+    finding = Finding(
+        code="GS406", name="", cause="feature-scale", severity="warning", confidence="high", layer="x",
+        head=None, step=None, unit="", message="large.", signal=PLACE_RMS, value=10.7, threshold=10.0,
+    )  # fmt: skip
+    assert by_steps_of_inputs(finding, Signals(kind, (), values)).severity == severity
