@@ -29,8 +29,8 @@ class GateSaturated(Rule):
     ## How it is measured
     The share of nodes whose gate lies below 0.05 or above 0.95, with the RMS of the layer's input and the gain
     RMS(W_β)·√fan_in of the gate's weights. Where the model ran, also every sigmoid, clamp to [0, 1] or tanh on the way
-    that hands no gradient on at any entry, and one of a parameter alone that hands less than a millionth on; that a
-    bias was filled with one number, or never trained, is said. In a file, the learned shares of an HGTConv, where all
+    that hands no gradient on at any entry, one of a parameter alone that hands less than a millionth on, and one behind a bias
+    beyond ±10 in every entry that hands less than a ten-thousandth on; that a bias was filled with one number, or never trained, is said. In a file, the learned shares of an HGTConv, where all
     of a layer lie below the limit (healthy files: -1.1 to 1.3). Weights elsewhere that were drawn too wide explain the
     gate.
 

@@ -15,7 +15,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_UNDONE,
     SCORE_WITHIN_STD,
 )
-from gnnstab.rules.queries import ASSUMED_DEGREE, Attention, trained_well
+from gnnstab.rules.queries import ASSUMED_DEGREE, Attention, learned_well, trained_well
 
 LAST_BIT = 24 * math.log(2)
 """Lead of the largest score of a target from which on 1 − p is 0 in fp32: 16.6; its softmax passes no gradient back."""
@@ -73,8 +73,9 @@ def as_learned(found: Finding, signals: Signals, state: Attention | None, *, ali
             return found
         origin = "Training has made it so" if trained else "Training may have made it so"
         why = f"{origin}; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
-    elif trained_well(signals) and _began_soft(signals, found.layer, soft):
-        why = "Attention began soft, and the loss has ended at its best: training has found it of use."
+    elif (trained_well(signals) or learned_well(signals)) and _began_soft(signals, found.layer, soft):
+        end = "has ended at its best" if trained_well(signals) else "has come down to a small part of what it was"
+        why = f"Attention began soft, and the loss {end}: training has found it of use."
     else:
         return found
     return replace(found, severity="info", confidence="low", message=f"{found.message} {why}")
@@ -87,6 +88,13 @@ def _began_soft(signals: Signals, layer: str | None, soft: float) -> bool:
 
 def came_down(signals: Signals) -> bool:
     """True where the run, or steps on a copy, have brought the loss down to less than 1/e² of that of an output of zeros."""
-    over = max((s.value for s in signals.find(LOSS_OVER_ZERO)), default=math.nan)
-    told = [s.detail for name in (LOSS, OPTIMIZER_UNDONE) for s in signals.find(name) if "best" in s.detail]
-    return any(float(one["best"]) < math.exp(-2) * float(one["first"]) / over for one in told if "first" in one)
+    over = signals.find(LOSS_OVER_ZERO)
+    told = [
+        s.detail
+        for name in (LOSS, OPTIMIZER_UNDONE)
+        for s in signals.find(name)
+        if {"best", "first"} <= s.detail.keys()
+    ]
+    # The ratio may have been measured at another step than the first.
+    zeros = [[float(s.detail.get("zeros", float(one["first"]) / s.value)) for s in over] for one in told]
+    return any(float(one["best"]) < math.exp(-2) * min(own, default=0.0) for one, own in zip(told, zeros, strict=True))

@@ -366,6 +366,14 @@ def learned_half(signals: Signals) -> bool:
     return bool(0 <= np.median(loss.values[-LOSSES:]) <= 0.5 * loss.values[0])
 
 
+def learned_well(signals: Signals) -> bool:
+    """True for a recorded run whose last losses lie at 1/e² of its first or below."""
+    loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)
+    if signals.kind != "trace" or loss is None or len(loss.values) < 2 * LOSSES:
+        return False
+    return bool(0 <= np.median(loss.values[-LOSSES:]) <= math.exp(-2) * np.median(loss.values[:LOSSES]))
+
+
 def ruined(signals: Signals) -> bool:
     """True for a recorded run whose last losses reach four times its first: what is seen at its end is what ruin looks like."""
     loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)

@@ -24,6 +24,12 @@ ROUNDING = 1e-4
 SHUT = 1e-6
 """The same for a sigmoid or tanh of parameters alone, which no batch opens: a gradient of 0.01 falls to Adam's usual eps of 1e-8 behind it."""
 
+FILLED = 10.0
+"""Size of a bias that was filled with one number, from which on the sigmoid or tanh behind it was shut, or open, by who wrote it."""
+
+NEARLY = 1e-4
+"""Largest gradient that such a gate hands on over the largest that it is given, where its bias is not outweighed by what it is added to."""
+
 SILENT = 1e-12
 """Largest gradient of a parameter over that of all parameters, below which it counts as without one: rounding leaves more."""
 
@@ -147,6 +153,9 @@ class Blocks:
                 if key in before - waiting and (key not in around or sizes[key] <= limit)
             ]
             place = autograd.made_by(above[0], self._seen.calls.maker) or "output"
+            if self._filled_shut(node):
+                # Little of a gradient passes, and what the gate multiplies gets as little.
+                silent = [name for name in names.values() if name.startswith(f"{place}.")]
             if silent and place not in empty:
                 kind, module = (CENTRED if node in centred else self._kinds[node]), False
                 if node in centred:
@@ -194,7 +203,16 @@ class Blocks:
         share = 0.0 if kind in MASKS else ROUNDING if kind in OVER_ONE else PASSES
         if kind in GATES and PASSES * given < handed <= SHUT * given and self._own_gate(node):
             return True
+        if PASSES * given < handed <= NEARLY * given and self._filled_shut(node):
+            return True
         return given > 0 and handed <= share * given
+
+    def _filled_shut(self, node: Any) -> bool:
+        """True for a gate of a module whose bias was filled with a number that shuts it, or opens it for good."""
+        if self._kinds.get(node) not in GATES:
+            return False
+        bias = self._filled_bias(f"{autograd.made_by(node.next_functions[0][0], self._seen.calls.maker)}.bias")
+        return bias is not None and abs(bias) > FILLED
 
     def _own_gate(self, node: Any) -> str | None:
         """Name of the parameter that a gate is taken of, whatever the batch holds; None where it is taken of anything else, too."""
