@@ -89,7 +89,7 @@ class GateSaturated(Rule):
                 not 0 <= bias <= 1 if operation == "hard_sigmoid" else abs(bias) > self.logit
             )
             drawn = filled or (bool(never) and never.issuperset(map(str, signal.detail.get("parameters", ()))))
-            which = f" (its bias is {bias:g})" if filled else ""
+            which = f" (its bias is {bias:.3g})" if filled else ""
             since = (
                 "It was so before training: initialise it so that it is half open"
                 if drawn

@@ -25,7 +25,7 @@ SHUT = 1e-6
 """The same for a sigmoid or tanh of parameters alone, which no batch opens: a gradient of 0.01 falls to Adam's usual eps of 1e-8 behind it."""
 
 FILLED = 10.0
-"""Size of a bias that was filled with one number, from which on the sigmoid or tanh behind it was shut, or open, by who wrote it."""
+"""Size of all entries of a bias, of one sign, from which on the sigmoid or tanh behind it was shut, or open, by who wrote it: no training takes all of them there."""
 
 NEARLY = 1e-4
 """Largest gradient that such a gate hands on over the largest that it is given, where its bias is not outweighed by what it is added to."""
@@ -166,7 +166,9 @@ class Blocks:
                     "operation": kind,
                     "parameters": silent[:50],
                     "all": len(silent) == len(names),
-                    "bias": self._filled_bias(f"{place}.bias"),
+                    "bias": self._nearest(f"{place}.bias")
+                    if self._filled_shut(node)
+                    else self._filled_bias(f"{place}.bias"),
                     "module": module,
                 }
                 if kind in GATES and (gate := self._own_gate(node)):
@@ -211,8 +213,8 @@ class Blocks:
         """True for a gate of a module whose bias was filled with a number that shuts it, or opens it for good."""
         if self._kinds.get(node) not in GATES:
             return False
-        bias = self._filled_bias(f"{autograd.made_by(node.next_functions[0][0], self._seen.calls.maker)}.bias")
-        return bias is not None and abs(bias) > FILLED
+        bias = self._entries(f"{autograd.made_by(node.next_functions[0][0], self._seen.calls.maker)}.bias")
+        return len(bias) > 1 and (min(bias) > FILLED or max(bias) < -FILLED)
 
     def _own_gate(self, node: Any) -> str | None:
         """Name of the parameter that a gate is taken of, whatever the batch holds; None where it is taken of anything else, too."""
@@ -222,9 +224,16 @@ class Blocks:
 
     def _filled_bias(self, name: str) -> float | None:
         """The one number that a parameter was filled with; None where its entries differ, as after training."""
-        bias = dict(self._seen.model.named_parameters()).get(name)
-        entries = [] if bias is None else bias.detach().flatten().tolist()
+        entries = self._entries(name)
         return entries[0] if len(entries) > 1 and len(set(entries)) == 1 else None
+
+    def _nearest(self, name: str) -> float:
+        """The entry that is nearest to 0."""
+        return min(self._entries(name), key=abs)
+
+    def _entries(self, name: str) -> list[float]:
+        bias = dict(self._seen.model.named_parameters()).get(name)
+        return [] if bias is None else bias.detach().flatten().tolist()
 
 
 def _leaf(node: Any) -> Tensor | None:
