@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import GATv2Conv, HypergraphConv, TransformerConv
+from torch_geometric.utils import softmax
 
 import gnnstab
 from gnnstab.errors import UsageError
@@ -213,3 +214,29 @@ def test_parts_without_shapes_yet_and_parts_that_take_no_hooks(kind: str, broken
     found = unnoticed(loop, on_finding="ignore").monitor.diagnose()
     codes = {f.code for f in found.findings}
     assert "GS902" not in codes and ("GS502" in codes) == broken, found
+
+
+class Energy(nn.Module):
+    """One number for the whole graph, from attention of the model's own: neither a row for each node nor one for the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.ask, self.tell = nn.Linear(X.shape[1], 8), nn.Linear(X.shape[1], 8)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        score = (self.ask(x)[edge_index[1]] * self.tell(x)[edge_index[0]]).sum(1, keepdim=True)
+        weight = softmax(score, edge_index[1], num_nodes=len(x))
+        return (weight * self.tell(x)[edge_index[0]]).sum()
+
+
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam])
+def test_a_model_that_returns_one_number_is_measured(optimizer: type[torch.optim.Adam] | None) -> None:
+    model = Energy()
+    moved = optimizer and optimizer(model.parameters(), 1e-3)
+    for diagnosis in (
+        trained(Energy()),
+        gnnstab.diagnose(model, batch=(X, EDGES), loss=lambda out, _: loss(out), optimizer=moved),
+    ):
+        assert not [f for f in diagnosis.findings if f.code == "GS902"]
+        assert [layer.name for layer in diagnosis.layers if layer.attention] == ["Energy"]

@@ -131,4 +131,4 @@ def lower_median(values: Tensor) -> Tensor:
 
 def as_rows(x: Tensor) -> Tensor:
     """``x`` as (N, D): a vector is one column; of more than two axes the last one holds the columns."""
-    return x.unsqueeze(1) if x.dim() == 1 else x.flatten(0, -2)
+    return x.reshape(-1, 1) if x.dim() < 2 else x.flatten(0, -2)

@@ -29,7 +29,7 @@ from gnnstab.probe.replaying.zero_output import loss_over_zero, row_mean
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
-from gnnstab.probe.statistics.numbers import rms
+from gnnstab.probe.statistics.numbers import as_rows, rms
 from gnnstab.probe.statistics.smoothness import relative_difference
 from gnnstab.records import Event, LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import (
@@ -281,7 +281,7 @@ class _Watched:
             return output
         changed = output * self._edit.output_factors[name] if name in self._edit.output_factors else output
         if name in self._edit.centred:
-            rows = changed.detach().flatten(0, -2)
+            rows = as_rows(changed.detach())
             dead = (rows > 0).double().mean(0) <= MOSTLY
             changed = changed - rows.mean(0) * dead
         return changed
