@@ -11,7 +11,7 @@ from gnnstab.records import Finding, Series, Signals
 from gnnstab.records.vocabulary import INPUT_RMS, LOSS, OUTPUT_RMS, SCORE_GROWTH, SCORE_MAX_ABS
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
-from gnnstab.rules.queries import learned_half, trained_well
+from gnnstab.rules.run_losses import learned_half, trained_well
 
 BEYOND = LearningRateTooHigh.loss_rise
 """× all before: what a step must reach, and what the next one must stay below."""

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnstab.records import SeriesKey
-from gnnstab.signals.fitting import BLOCK, BLOCKS, lasting_growth, log_linear, slow_growth
+from gnnstab.signals.fitting import BLOCK, BLOCKS, HALF, lasting_growth, log_linear, slow_growth
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+ONE_HOT = math.log(float(np.finfo(np.float32).max))
+"""Spread of the scores of a target, 88.7, from which on a softmax of fp32 is one-hot to its last bit, and hands no gradient back."""
 
 WINDOW = 32
 """Values kept per series."""
@@ -69,6 +72,10 @@ class Track:
     @property
     def ready(self) -> bool:
         return len(self.values) > WARM_UP
+
+    def learned(self, lasts: int) -> bool:
+        """True where a positive loss lies at half of what it began with, or below, by the median of its last values."""
+        return self.ready and self.lowest > 0 and median(list(self.values)[-lasts:]) <= HALF * self.start
 
     def growth(self) -> tuple[float, float]:
         """Slope of ln(value) per step over the window, and its standard error."""

@@ -11,7 +11,8 @@ from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
 from gnnstab.records.vocabulary import PLACE_NORM_OVER_NODES, PLACE_PADDED_SPREAD, PLACE_SIZE_RESPONSE
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, ruined, stops
+from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, stops
+from gnnstab.rules.run_losses import ruined
 
 _NORMALISED = re.compile(
     r"log_softmax ← (?:(?:index|index_select|select|slice) ← )?div(?: ← (?!index|select|slice|div)|$)"

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import need_depth, trained_well, worst_gradient_ratio
+from gnnstab.rules.queries import need_depth, worst_gradient_ratio
+from gnnstab.rules.run_losses import trained_well
 
 
 @rule("GS204", "exploding-gradient", cause="unsuitable-init", severity="error", confidence="high")

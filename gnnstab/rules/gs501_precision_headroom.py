@@ -10,7 +10,8 @@ from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.rises import Nearing
 from gnnstab.records.vocabulary import PLACE_OVERFLOW, PRECISION_STEPS_LEFT
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, smallest, trained_well
+from gnnstab.rules.queries import largest, measured, smallest
+from gnnstab.rules.run_losses import trained_well
 from gnnstab.signals.fitting import PACE
 
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 2.0**-53}

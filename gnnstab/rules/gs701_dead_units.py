@@ -10,7 +10,8 @@ from gnnstab.layers import parts
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import PLACE_UNREACHED_TARGETS
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent, stops, trained_well
+from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent, stops
+from gnnstab.rules.run_losses import trained_well
 
 
 @rule("GS701", "dead-units", cause="dead-units", severity="warning", confidence="high")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent, trained_well
+from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent
+from gnnstab.rules.run_losses import trained_well
 
 
 @rule("GS702", "saturated-tanh", cause="feature-scale", severity="warning", confidence="low")

@@ -15,7 +15,8 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_UNDONE,
     SCORE_WITHIN_STD,
 )
-from gnnstab.rules.queries import ASSUMED_DEGREE, Attention, learned_well, trained_well
+from gnnstab.rules.queries import ASSUMED_DEGREE, Attention
+from gnnstab.rules.run_losses import learned_well, trained_well
 
 LAST_BIT = 24 * math.log(2)
 """Lead of the largest score of a target from which on 1 − p is 0 in fp32: 16.6; its softmax passes no gradient back."""

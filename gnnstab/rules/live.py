@@ -18,7 +18,7 @@ import numpy as np
 from gnnstab.records import Finding, SeriesKey, Signal, Signals
 from gnnstab.records.rises import Nearing, Overshoot, falling
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
-from gnnstab.rules._tracks import WARM_UP, WINDOW, Blocks, Quiet, Track, median
+from gnnstab.rules._tracks import ONE_HOT, WARM_UP, WINDOW, Blocks, Quiet, Track, median
 from gnnstab.rules.base import threshold
 from gnnstab.rules.beginning import Beginning, Overshoots, Rates
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
@@ -28,7 +28,7 @@ from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs607_steady_growth import SteadyGrowth
 from gnnstab.rules.queries import times
-from gnnstab.signals.fitting import BLOCK, HALF, LASTS, shared_growth
+from gnnstab.signals.fitting import BLOCK, LASTS, shared_growth
 from gnnstab.signals.optimisation import BESIDE, FIRST, JUMP
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class LiveEngine:
             yield self._attention.finding(
                 f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {times(size / max(first, 1e-12))} times that of the steps "
                 f"before{pace}. Lower the learning rate, or cap the scores.",
-                severity="info" if (track.gap > WINDOW or not jumped) and self._learning() else "warning",
+                severity="info" if (track.gap > WINDOW or not jumped) and self._bears(size) else "warning",
                 limit=limits.score_growth if steady else limits.jump,
                 name="score.growth",
                 value=math.expm1(min(growth, 50.0)) if steady else size / max(first, 1e-12),
@@ -237,12 +237,14 @@ class LiveEngine:
                 confidence="medium",
             )
 
+    def _bears(self, size: float) -> bool:
+        """True while the loss is learned, or still falls and a softmax of such scores hands a gradient back."""
+        return self._learning() or (size < ONE_HOT and self._falling())
+
     def _learning(self) -> bool:
-        """True while a positive loss lies at half of what it began with, or below: what grows then is being learned, and gradients jump."""
+        """True while the loss is learned: what grows then is being learned, and gradients jump."""
         track = self._tracks.get("loss")
-        if track is None or not track.ready or track.lowest <= 0:
-            return False
-        return median(list(track.values)[-int(self._limits.loss_lasts) :]) <= HALF * track.start
+        return track is not None and track.learned(int(self._limits.loss_lasts))
 
     def _falling(self) -> bool:
         track = self._tracks.get("loss")
@@ -258,7 +260,11 @@ class LiveEngine:
             yield self._precision.finding(
                 f"{layer}: at step {step} the largest logit ({size:.3g}) is rounded by {rounding:.2g} in {self._format}. Keep query, key "
                 "and softmax in fp32.",
-                severity="error" if severe else "info" if self._learning() or self._falling() else "warning",
+                severity="info"
+                if not track.ready or self._learning() or self._falling()
+                else "error"
+                if severe
+                else "warning",
                 limit=self._precision.error_rounding if severe else self._precision.warn_rounding,
                 name="precision.rounding",
                 value=rounding,

@@ -11,12 +11,9 @@ import numpy as np
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import FAMILY, layer_named
-from gnnstab.records import LayerFacts, Series, Signal, Signals
+from gnnstab.records import LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, LOSS, WEIGHT_RMS
 from gnnstab.signals import Trend
-
-LOSSES = 5
-"""Losses whose median stands for one point of a run: batches differ."""
 
 ASSUMED_DEGREE = 10.0
 """In-degree that a static judgement assumes when no graph was seen; every message that uses it says so."""
@@ -334,52 +331,6 @@ def _ratio_from_slope(signals: Signals) -> tuple[Signal, ...]:
         for s in slopes
         if depth > 1
     )
-
-
-def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
-    """True for a run whose loss, never below 0, fell to half of its start or less and ended no higher than 1.5 times its best, or above it by 1 % of its start.
-
-    Medians of `LOSSES` losses count, and the very first, before any update: a loss that jumps up at once and comes back has learnt nothing; one that is not finite after step ``since`` makes it false.
-    """
-    loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
-    if loss is None or len(loss.values) < 2 * LOSSES or not np.isfinite(loss.values[loss.steps >= since]).all():
-        return False
-    finite = loss.values[np.isfinite(loss.values)]
-    medians = np.median(np.lib.stride_tricks.sliding_window_view(finite, LOSSES), axis=1)
-    return bool(
-        medians[0] > 0 <= medians.min()
-        and medians[-1] <= 0.5 * min(medians[0], finite[0])
-        and medians[-1] <= max(1.5 * medians.min(), medians.min() + 0.01 * finite[0])
-    )
-
-
-def trained_well(signals: Signals) -> bool:
-    """True for a recorded run whose loss has ended at its best."""
-    return signals.kind == "trace" and loss_at_its_best(signals.series)
-
-
-def learned_half(signals: Signals) -> bool:
-    """True for a recorded run whose last losses lie at half of its very first or below, whatever came between."""
-    loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)
-    if signals.kind != "trace" or loss is None or len(loss.values) < 2 * LOSSES:
-        return False
-    return bool(0 <= np.median(loss.values[-LOSSES:]) <= 0.5 * loss.values[0])
-
-
-def learned_well(signals: Signals) -> bool:
-    """True for a recorded run whose last losses lie at 1/e² of its first or below."""
-    loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)
-    if signals.kind != "trace" or loss is None or len(loss.values) < 2 * LOSSES:
-        return False
-    return bool(0 <= np.median(loss.values[-LOSSES:]) <= math.exp(-2) * np.median(loss.values[:LOSSES]))
-
-
-def ruined(signals: Signals) -> bool:
-    """True for a recorded run whose last losses reach four times its first: what is seen at its end is what ruin looks like."""
-    loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)
-    if signals.kind != "trace" or loss is None or len(loss.values) < 2 * LOSSES:
-        return False
-    return not loss.values[-LOSSES:].max() <= 4 * loss.values[:LOSSES].max()
 
 
 def percent(share: float) -> str:

@@ -21,7 +21,7 @@ from gnnstab.records.vocabulary import (
     SCORE_MAX_ABS,
 )
 from gnnstab.rules.base import Rule
-from gnnstab.rules.queries import learned_half, loss_at_its_best, trained_well
+from gnnstab.rules.run_losses import learned_half, loss_at_its_best, trained_well
 
 KIND = "finding"
 LONG = 50

@@ -20,7 +20,7 @@ from gnnstab.records import Finding, LayerFacts, Series, SeriesKey, Signal, Sign
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
 from gnnstab.rules.live import LiveEngine
-from gnnstab.rules.queries import trained_well
+from gnnstab.rules.run_losses import trained_well
 
 
 def ring(nodes: int, reach: Callable[[int], int]) -> Tensor:

@@ -17,8 +17,8 @@ from gnnstab.records import Event, Finding, LayerFacts, Series, Signal, Signals
 from gnnstab.report import render
 from gnnstab.rules.engine import Override, run
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
-from gnnstab.rules.queries import trained_well
 from gnnstab.rules.recalled import as_event, findings_in, joined, settled
+from gnnstab.rules.run_losses import trained_well
 from models.convnets import Stack, graph
 
 SPIKE = GradientSpike().finding(

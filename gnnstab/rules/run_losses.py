@@ -1,0 +1,62 @@
+"""What the losses of a run say: whether it has learned, and what it has come to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnstab.records import Series, Signals
+from gnnstab.records.vocabulary import LOSS
+
+LOSSES = 5
+"""Losses whose median stands for one point of a run: batches differ."""
+
+
+def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
+    """True for a run whose loss, never below 0, fell to half of its start or less and ended no higher than 1.5 times its best, or above it by 1 % of its start.
+
+    Medians of `LOSSES` losses count, and the very first, before any update: a loss that jumps up at once and comes back has learnt nothing; one that is not finite after step ``since`` makes it false.
+    """
+    loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
+    if loss is None or len(loss.values) < 2 * LOSSES or not np.isfinite(loss.values[loss.steps >= since]).all():
+        return False
+    finite = loss.values[np.isfinite(loss.values)]
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(finite, LOSSES), axis=1)
+    return bool(
+        medians[0] > 0 <= medians.min()
+        and medians[-1] <= 0.5 * min(medians[0], finite[0])
+        and medians[-1] <= max(1.5 * medians.min(), medians.min() + 0.01 * finite[0])
+    )
+
+
+def trained_well(signals: Signals) -> bool:
+    """True for a recorded run whose loss has ended at its best."""
+    return signals.kind == "trace" and loss_at_its_best(signals.series)
+
+
+def learned_half(signals: Signals) -> bool:
+    """True for a recorded run whose last losses lie at half of its very first or below, whatever came between."""
+    losses = _of_run(signals)
+    return losses is not None and bool(0 <= np.median(losses[-LOSSES:]) <= 0.5 * losses[0])
+
+
+def learned_well(signals: Signals) -> bool:
+    """True for a recorded run whose last losses lie at 1/e² of its first or below."""
+    losses = _of_run(signals)
+    return losses is not None and bool(0 <= np.median(losses[-LOSSES:]) <= math.exp(-2) * np.median(losses[:LOSSES]))
+
+
+def ruined(signals: Signals) -> bool:
+    """True for a recorded run whose last losses reach four times its first: what is seen at its end is what ruin looks like."""
+    losses = _of_run(signals)
+    return losses is not None and not losses[-LOSSES:].max() <= 4 * losses[:LOSSES].max()
+
+
+def _of_run(signals: Signals) -> NDArray[np.float64] | None:
+    """The losses of a recorded run; None for one of too few."""
+    loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)
+    known = signals.kind == "trace" and loss is not None and len(loss.values) >= 2 * LOSSES
+    return loss.values if known and loss is not None else None
