@@ -81,11 +81,7 @@ class LiveEngine:
         channels: Layer → channels per head, for the fp16 limit of q·k; 1 where unknown.
     """
 
-    def __init__(
-        self,
-        precision: str = "fp32",
-        channels: Mapping[str, int] | None = None,
-    ) -> None:
+    def __init__(self, precision: str = "fp32", channels: Mapping[str, int] | None = None) -> None:
         self._limits = LiveLimits()
         self._spike = GradientSpike()
         self._rate = LearningRateTooHigh()
@@ -222,12 +218,14 @@ class LiveEngine:
         yield from self._headroom(step, key.layer, track)
         steady, jumped = growth > limits.score_growth, self._jumped(track, size)
         if steady or jumped:
+            # While the loss falls, a softmax of such scores still hands a gradient back.
+            bears = self._learning() or (size < ONE_HOT and self._falling())
             first = track.start if track.ready else track.before
             pace = f", and grows by {100 * math.expm1(min(growth, 50.0)):.2g} % per step" if steady else ""
             yield self._attention.finding(
                 f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {times(size / max(first, 1e-12))} times that of the steps "
                 f"before{pace}. Lower the learning rate, or cap the scores.",
-                severity="info" if (track.gap > WINDOW or not jumped) and self._bears(size) else "warning",
+                severity="info" if (track.gap > WINDOW or not jumped) and bears else "warning",
                 limit=limits.score_growth if steady else limits.jump,
                 name="score.growth",
                 value=math.expm1(min(growth, 50.0)) if steady else size / max(first, 1e-12),
@@ -236,10 +234,6 @@ class LiveEngine:
                 unit="per step" if steady else "× before",
                 confidence="medium",
             )
-
-    def _bears(self, size: float) -> bool:
-        """True while the loss is learned, or still falls and a softmax of such scores hands a gradient back."""
-        return self._learning() or (size < ONE_HOT and self._falling())
 
     def _learning(self) -> bool:
         """True while the loss is learned: what grows then is being learned, and gradients jump."""
@@ -257,14 +251,12 @@ class LiveEngine:
         rounding = size * UNIT_ROUNDOFF[self._format]
         if rounding >= self._precision.warn_rounding:
             severe = rounding >= self._precision.error_rounding
+            # The loss of this step comes behind its scores, and that of eleven tells.
+            bears = len(track.values) < WARM_UP + 2 or self._learning() or self._falling()
             yield self._precision.finding(
                 f"{layer}: at step {step} the largest logit ({size:.3g}) is rounded by {rounding:.2g} in {self._format}. Keep query, key "
                 "and softmax in fp32.",
-                severity="info"
-                if not track.ready or self._learning() or self._falling()
-                else "error"
-                if severe
-                else "warning",
+                severity="info" if bears else "error" if severe else "warning",
                 limit=self._precision.error_rounding if severe else self._precision.warn_rounding,
                 name="precision.rounding",
                 value=rounding,
