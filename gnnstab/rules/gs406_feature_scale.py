@@ -186,11 +186,11 @@ class FeatureScale(Rule):
             )
 
     def out_of_range(self, signals: Signals) -> Iterator[Signal]:
-        """Targets that the last operation of the model cannot give; of a ReLU GS701 tells."""
+        """Targets that the last operation of the model cannot give; of a ReLU GS701 tells, of a clamp GS703."""
         for signal in signals.find(PLACE_UNREACHED_TARGETS):
             numbers = [signal.detail.get(key) for key in ("outside", "smallest", "largest", "low", "high")]
             # A trace may come from a stranger, and a ReLU has no upper limit.
-            known = all(isinstance(number, float) for number in numbers)
+            known = all(isinstance(number, float) for number in numbers) and signal.detail.get("operation") != "clamp"
             if known and signal.detail["outside"] > self.outside and signal.value > self.unreached:
                 yield signal
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence, Set
 
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import PLACE_UNREACHED_TARGETS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs604_never_updated_parameter import silent_parameters
 from gnnstab.rules.queries import largest, measured, need_measured, percent, stops
@@ -24,7 +25,8 @@ class ActiveClamp(Rule):
     ## How it is measured
     The share of entries of a layer's input that sit exactly on the limit of a clamp, and, where the model ran, the
     share that any `clamp`, `hardtanh` or `minimum` cuts on the way to the output. One to [0, 1] is a hard sigmoid, and
-    counts where it cuts every entry. One on a tensor of the batch says that its scale is another one (feature-scale);
+    counts where it cuts every entry. Where a clamp ends the model and the loss is a squared or absolute error: the share
+    of the targets' variance that lies beyond its limits. One on a tensor of the batch says that its scale is another one (feature-scale);
     one that leaves parameters without any gradient is GS604.
 
     ## When it is silent
@@ -40,6 +42,8 @@ class ActiveClamp(Rule):
         0.1, unit="share of entries", source="measured: .21 to .25 in late layers of an exploding network"
     )
 
+    unreached: float = threshold(0.1, unit="share of the variance", source="as GS701")
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
         places = measured(signals.find("place.clamped_share"))
@@ -48,6 +52,11 @@ class ActiveClamp(Rule):
         silent = silent_parameters(signals)[0] if signals.kind == "trace" else None
         told = {s.layer for s in stops(signals, "clamp") if not s.detail.get("all") and _silences(s, silent)}
         yield from self._at_places([s for s in places if s.layer not in told])
+        cut = any(s.detail.get("output") and s.value > self.active for s in places)
+        beyond = [] if cut else list(self._beyond(signals))
+        yield from beyond
+        if beyond:
+            return
         if places and (not signals.find("clip.share") or all(s.detail.get("evaluation") for s in places)):
             return
         per_layer: dict[str | None, list[Signal]] = {}
@@ -66,6 +75,20 @@ class ActiveClamp(Rule):
                     severity="warning" if active else "info",
                     limit=self.active if active else self.present,
                     signal=worst,
+                )
+
+    def _beyond(self, signals: Signals) -> Iterator[Finding]:
+        """Targets that lie beyond the limits of a clamp that ends the model: the output comes to stand on them."""
+        for signal in signals.find(PLACE_UNREACHED_TARGETS):
+            if signal.detail.get("operation") == "clamp" and signal.value > self.unreached:
+                limits = (("at or above", signal.detail.get("low")), ("at or below", signal.detail.get("high")))
+                kept = " and ".join(f"{word} {limit:.4g}" for word, limit in limits if isinstance(limit, float))
+                yield self.finding(
+                    f"a clamp ends the model and keeps its output {kept}, where {percent(float(signal.detail.get('outside', 0)))} of the targets lie beyond: that leaves "
+                    f"an error of {signal.value:.2g} times their variance at least, and no gradient passes on its limits. Widen the limits, or take it away.",
+                    limit=self.unreached,
+                    signal=signal,
+                    confidence="high",
                 )
 
     def _of_input(self, signal: Signal) -> Finding:

@@ -1,4 +1,4 @@
-"""An output that its last operation, a ReLU, sigmoid or tanh, keeps from a part of the targets."""
+"""An output that its last operation, a ReLU, sigmoid, tanh or clamp, keeps from a part of the targets."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ _ENDS = {
     "TanhBackward": ("tanh", -1.0, 1.0),
 }
 """Beginning of a node's class name → the function, its lower and its upper limit."""
+
+CLAMP = "clamp"
+
+_CLAMPS = ("ClampBackward", "ClampMinBackward", "ClampMaxBackward", "HardtanhBackward")
 
 _SUMS = ("MulBackward", "DivBackward", "AddBackward", "SubBackward", "RsubBackward", "NegBackward")
 """Nodes that may shift and scale it afterwards, by numbers."""
@@ -77,6 +81,9 @@ def end_of(outputs: Sequence[Tensor]) -> End | None:
         moved = moved or type(node).__name__.startswith(_SUMS)
         above = [one for one, _ in node.next_functions if one is not None]
         node = above[0] if len(above) == 1 else None
+    if type(node).__name__.startswith(_CLAMPS) and not moved:
+        lower, upper = autograd.limits(node)
+        return End(CLAMP, -math.inf if lower is None else lower, math.inf if upper is None else upper)
     known = next((end for beginning, end in _ENDS.items() if type(node).__name__.startswith(beginning)), None)
     if known is None:
         return None
