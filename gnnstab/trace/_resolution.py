@@ -56,6 +56,7 @@ def gather(items: Iterable[SiteItem], shared: Collection[int] = ()) -> tuple[NDA
     refused = 0
     last: Sequence[int] = ()
     those, named, known = list(shared), np.empty(0), np.empty(0, bool)
+    newest, apart = -math.inf, True
     for step, names, values in items:
         try:
             array = np.asarray(values, dtype=np.float64)
@@ -65,9 +66,11 @@ def gather(items: Iterable[SiteItem], shared: Collection[int] = ()) -> tuple[NDA
             if names is not last:  # The same few tuples come again at every step.
                 named = np.asarray(names, dtype=np.float64)
                 last, known = names, np.isin(named, those)
+                apart = apart and len(set(names)) == len(names)
         except (TypeError, ValueError, OverflowError):
             refused += len(names)
             continue
+        newest, apart = step, apart and step > newest
         steps.append(step)
         ids.append(named)
         together.append(known)
@@ -83,14 +86,15 @@ def gather(items: Iterable[SiteItem], shared: Collection[int] = ()) -> tuple[NDA
     for column, unknown in ((COUNT, 0.0), (NON_FINITE, -1.0)):
         if not np.isfinite(columns[column]).all():
             np.nan_to_num(columns[column], copy=False, nan=unknown, posinf=unknown, neginf=unknown)
-    matrix = columns.T
-    pooled = _pool(matrix)
-    pooled[:, SPAN] = 1.0  # Several calls for one step are still one step.
-    share = np.concatenate(together) if pooled is matrix else np.isin(pooled[:, SERIES], those)
+    matrix, share = columns.T.copy(), np.concatenate(together)
+    if not apart:
+        matrix = _pool(matrix)
+        matrix[:, SPAN] = 1.0  # Several calls for one step are still one step.
+        share = np.isin(matrix[:, SERIES], those)
     if share.any():
-        pooled = np.concatenate([pooled[~share], _pool_steps(pooled[share], FACTOR)])
-        pooled = pooled.take(np.argsort(_places(pooled, 1), kind="stable"), axis=0)
-    return pooled, refused
+        alone, common = (matrix.take(np.flatnonzero(one), axis=0) for one in (~share, share))
+        matrix = np.concatenate([alone, _pool_steps(common, FACTOR)])
+    return matrix.take(np.argsort(_places(matrix, 1), kind="stable"), axis=0), refused
 
 
 def coarser(rows: NDArray[np.float64], level: int) -> NDArray[np.float64]:
@@ -143,8 +147,8 @@ def _pool(rows: NDArray[np.float64], stride: int = 1) -> NDArray[np.float64]:
     if (keys[1:] > keys[:-1]).all():
         return rows  # Most often: they come in order, each once.
     order = np.argsort(keys, kind="stable")
-    # Column by column: what is reduced then lies in one piece.
-    columns, keys = rows.T.take(order, axis=1), keys.take(order)
+    # Row by row into their order, then column by column: what is reduced lies in one piece.
+    columns, keys = rows.take(order, axis=0).T.copy(), keys.take(order)
     starts = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
     pooled = columns.take(starts, axis=1)
     pooled[STEP] = np.minimum.reduceat(columns[STEP], starts)

@@ -270,7 +270,7 @@ def _write_level(connection: sqlite3.Connection, rows: NDArray[np.float64], leve
     present = [i for i in columns if i not in absent]
     row = f"(?1,{','.join('?' if i in present else '0' for i in columns)})"
     # Whole numbers arrive as floats here; the INTEGER affinity of their columns turns them into integers.
-    for size, values in _groups(rows[:, present].ravel().tolist(), len(present), MANY_AT_ONCE):
+    for size, values in _groups(rows[:, present].ravel().data.tolist(), len(present), MANY_AT_ONCE):
         try:
             connection.execute(_insert("INSERT INTO statistic", row, size), [level, *values])
         except sqlite3.IntegrityError:

@@ -234,6 +234,22 @@ def test_pooling_agrees_with_a_plain_loop(rows: list[tuple[float, ...]], level: 
         check_group(result, groups[result[0], result[1], bool(result[2])])
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_rows_come_out_the_same_whatever_the_order_of_series_within_a_step(*, twice: bool) -> None:
+    generator = np.random.default_rng(0)
+    ids = (7, 2, 9, 4)
+    steps = [(step, np.abs(generator.normal(size=(4, 5)))) for step in range(3, 21)]
+    steps += steps[-1:] if twice else []
+    order = np.argsort(ids)
+    plain = [(step, tuple(sorted(ids)), rows[order]) for step, rows in steps]
+    found = gather([(step, ids, rows) for step, rows in steps], shared={9, 2})[0]
+    np.testing.assert_array_equal(found, gather(plain, shared={2, 9})[0])
+    np.testing.assert_array_equal(found[:, :2], np.unique(found[:, :2], axis=0))
+    alone, shared = found[found[:, 1] == 4], found[found[:, 1] == 9]
+    np.testing.assert_allclose(alone[:, RMS], [rows[3, 2] for _, rows in steps[:18]])
+    assert shared[:, SPAN].tolist() == [5, 8, 5]
+
+
 def check_group(result: NDArray[np.float64], rows: list[tuple[float, ...]]) -> None:
     count = sum(row[5] for row in rows)
     assert result[SPAN] == len(rows)

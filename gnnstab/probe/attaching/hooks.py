@@ -113,10 +113,10 @@ class Hook:
             if clock is not None:
                 clock[0] += perf_counter()
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "__name__":  # The first thing that torch.jit.script asks of a hook.
-            raise AttributeError(NOT_SCRIPTED)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    @property
+    def __name__(self) -> str:
+        """The first thing that torch.jit.script asks of a hook; no ``__getattr__``, which slows every attribute down."""
+        raise AttributeError(NOT_SCRIPTED)
 
     def close(self) -> None:
         """Turn the hook into one that does nothing and references nothing."""

@@ -60,6 +60,38 @@ class Listener(Protocol):
         """Called while `torch.compile` traces the layer; may only write into preallocated tensors."""
 
 
+@dataclass(slots=True)
+class Twin:
+    """The twin of a method, and what it rests on; apart from the tap, whose attributes cost more since it answers for those that it lacks."""
+
+    owner: nn.Module
+    method: str
+    before: Any
+    """What stood in the owner; None for the method of its class."""
+
+    kind: type
+    """Class of the owner."""
+
+    original: types.FunctionType
+    rests: list[Rest]
+    runs: list[Code]
+    function: Callable[..., Any]
+
+    def stands(self) -> bool:
+        """False as soon as the twin is no twin any more: of a class, a method, a softmax or a code object that was replaced."""
+        if type(self.owner) is not self.kind:
+            return False
+        if self.before is None and getattr(self.kind, self.method, None) is not self.original:
+            return False
+        for space, name, value in self.rests:
+            if space.get(name) is not value:
+                return False
+        for function, code, defaults in self.runs:
+            if function.__code__ is not code or function.__defaults__ is not defaults:
+                return False
+        return True
+
+
 class Tap(Lookalike):
     """Stands in for the method that calls softmax; shared by everybody who listens to this layer.
 
@@ -69,18 +101,14 @@ class Tap(Lookalike):
 
     __slots__ = (
         "_before",
-        "_class",
-        "_function",
         "_kind",
         "_listeners",
         "_method",
         "_module",
-        "_original",
         "_owner",
         "_place",
-        "_rests",
-        "_runs",
         "_traced",
+        "_twin",
     )
 
     def __init__(self, module: nn.Module, kind: Layer, place: str) -> None:
@@ -101,26 +129,11 @@ class Tap(Lookalike):
         original, bound = _function_of(self._owner, self._method, self._before)
         rests, runs = list[Rest](), list[Code]()
         twin = observed(original, self._owner, self._method, Notes(self._notice, rests, runs))
-        self._class, self._original, self._rests, self._runs = type(self._owner), original, rests, runs
         self._masked = self._before or types.MethodType(original, self._owner)
         self._traced = self._kind.repeats(original)
         # Bound by hand: a function that somebody put into the instance takes no ``self``.
-        self._function: Callable[..., Any] = types.MethodType(twin, self._owner) if bound else twin
-
-    def _stands(self) -> bool:
-        """False as soon as the twin is no twin any more: of a class, a method, a softmax or a code object that was replaced."""
-        kind = self._class
-        if type(self._owner) is not kind:
-            return False
-        if self._before is None and getattr(kind, self._method, None) is not self._original:
-            return False
-        for space, name, value in self._rests:
-            if space.get(name) is not value:
-                return False
-        for function, code, defaults in self._runs:
-            if function.__code__ is not code or function.__defaults__ is not defaults:
-                return False
-        return True
+        function = types.MethodType(twin, self._owner) if bound else twin
+        self._twin = Twin(self._owner, self._method, self._before, type(self._owner), original, rests, runs, function)
 
     def _renewed(self) -> bool:
         """True where the twin of what was replaced can be made; else the layer runs unseen as long as that stays."""
@@ -158,7 +171,7 @@ class Tap(Lookalike):
         raise reasons[0]
 
     def _stands_in_for(self, owner: nn.Module, method: str, present: Any) -> bool:
-        return owner is self._owner and method == self._method and present is self._before and self._stands()
+        return owner is self._owner and method == self._method and present is self._before and self._twin.stands()
 
     def detach(self, listener: Listener) -> None:
         """Stop listening; with the last listener the layer is as it was."""
@@ -178,10 +191,11 @@ class Tap(Lookalike):
         """Run the layer's own method."""
         if is_dynamo_compiling() or ((modes := dispatch_modes()) and is_compiling()):
             return (self._masked if is_exporting() else self._compiled)(*args, **kwargs)
-        if other := method_of_copy(self, self._owner, self._method, self._before, sys._getframe(1)):
+        twin = self._twin
+        if other := method_of_copy(self, twin.owner, twin.method, twin.before, sys._getframe(1)):
             return other(*args, **kwargs)
         try:
-            fits = self._stands() or self._renewed()
+            fits = twin.stands() or self._renewed()
         except Exception as error:
             let_through(error)
             for listener in self._listeners:
@@ -191,7 +205,7 @@ class Tap(Lookalike):
             return (self._before or of_class(self._owner, self._method))(*args, **kwargs)
         if is_jit_tracing() or (modes and is_tracing()):
             return self._masked(*args, **kwargs)
-        out = self._function(*args, **kwargs)
+        out = self._twin.function(*args, **kwargs)
         if self._place == "message":
             for listener in self._listeners:
                 try:
@@ -217,10 +231,10 @@ class Tap(Lookalike):
     def _compiled(self, *args: Any, **kwargs: Any) -> Any:
         # The twin's own globals defeat the compiler's guards, so here the original runs and the scores are computed
         # once more from what it was given; the compiler finds the common work.
-        if isinstance(self._function, types.MethodType):
-            out = self._original(self._owner, *args, **kwargs)
+        if isinstance(self._twin.function, types.MethodType):
+            out = self._twin.original(self._owner, *args, **kwargs)
         else:
-            out = self._original(*args, **kwargs)
+            out = self._twin.original(*args, **kwargs)
         if self._traced:
             score, attention = self._kind.traced_scores(self._module, *args, **kwargs)
             for listener in self._listeners:

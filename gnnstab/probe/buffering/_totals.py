@@ -18,7 +18,7 @@ FAINT = 2.0**-86
 """A sum of squares in float32 above which all that vanishes of 2**13 squares below 2**-126 is less than 2**-26 of it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # Not frozen, which makes one ten times as dear; nobody changes it.
 class Totals:
     """One entry per slot; a slot is the number that `SeriesIds` gave to a series."""
 

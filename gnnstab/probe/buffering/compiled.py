@@ -28,7 +28,7 @@ class CompiledCells:
         self._sites: list[tuple[str, str]] = []
         self._start = torch.tensor(_START, dtype=torch.float64, device="cpu")
         self._array = np.empty((0, 2, 2, 4))
-        self._untouched = b""
+        self._untouched, self._memory = bytearray(), memoryview(b"")
         self.used = False
         """True once compiled code has written anything."""
 
@@ -48,7 +48,7 @@ class CompiledCells:
         """Make the tensor; from here on it stays where it is."""
         self.cells = self._start.repeat(len(self._sites), 2, 2, 1)
         self._array = self.cells.numpy()
-        self._untouched = self._array.tobytes()
+        self._untouched, self._memory = bytearray(self._array.tobytes()), self._array.data
 
     def add(self, place: int, tensor: Tensor, training: bool) -> None:
         """Take a tensor in for the site at ``place``; traced by the compiler, so it may only compute."""
@@ -69,9 +69,8 @@ class CompiledCells:
     @property
     def written(self) -> bool:
         """True when compiled code has run since the last `take`."""
-        return (
-            self._array.tobytes() != self._untouched
-        )  # Asked in every step: counting what is written costs ten times as much.
+        # Asked in every step, of the memory as it is: counting what is written costs ten times as much.
+        return self._untouched != self._memory
 
     def layers(self) -> list[str]:
         """Layers that have run since the last `take`."""

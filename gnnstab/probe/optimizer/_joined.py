@@ -14,21 +14,18 @@ TOGETHER = 2**16
 def joined(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
     """The entries of tensors that follow each other, small ones of one format together, and where each begins."""
     found: list[Tensor] = []
-    starts, size = [0], 0
+    starts, size, kind = [0], 0, None
     for tensor in tensors:
-        if found and (size + tensor.numel() > TOGETHER or _kind(tensor) != _kind(found[0])):
+        own, entries = (tensor.dtype, tensor.device, tensor.layout), tensor.numel()
+        if found and (size + entries > TOGETHER or own != kind):
             yield _flat(found), starts
             found, starts, size = [], [0], 0
         elif found:
             starts.append(size)
         found.append(tensor)
-        size += tensor.numel()
+        size, kind = size + entries, own
     if found:
         yield _flat(found), starts
-
-
-def _kind(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.dtype, tensor.device, tensor.layout
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

@@ -155,10 +155,11 @@ class Softened(TorchFunctionMode):
             home.softmax = self._over_edges
 
     def _hook(self, model: nn.Module) -> None:
+        enter, leave = self._enter, self._leave  # One object each: what a copy's hooks reach is looked through.
         for name, module in {type(model).__name__: model, **dict(hookable(model))}.items():
             if name in self._layers:
-                self._handles.append(module.register_forward_pre_hook(partial(self._enter, name)))
-                self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+                self._handles.append(module.register_forward_pre_hook(partial(enter, name)))
+                self._handles.append(module.register_forward_hook(leave, always_call=True))
 
     def __exit__(self, *error: Any) -> None:
         while self._homes:

@@ -204,8 +204,12 @@ def code_around(twin: nn.Module | torch.optim.Optimizer) -> list[Any]:
 
 def held_by(model: nn.Module) -> list[Any]:
     """What stands in the attributes of its modules; most of those are flags and empty tables, which are left out."""
-    values = (v for m in model.modules() for v in vars(m).values())
-    return [v for v in values if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)]
+    return [
+        v
+        for m in model.modules()
+        for v in vars(m).values()
+        if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)
+    ]
 
 
 def holds_nothing(value: Any) -> bool:
