@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -23,6 +24,23 @@ _STATISTICS = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_
 Search = Callable[[Any], Iterator[tuple[str, Tensor]]]
 
 
+@dataclass
+class Known:
+    """What the first copy of a model has shown, and of its optimizer; the next ones do the same as long as the two are as they were."""
+
+    modes: set[tuple[bool, bool]] = field(default_factory=set)
+    """As `Guard.seen`."""
+
+    copied: bool = False
+    """A copy of the model was made that shares nothing with the run."""
+
+    moved: bool = False
+    """So was one of the optimizer."""
+
+    around: list[Any] = field(default_factory=list)
+    """What the copies have in common with the run, see `gnnstab.probe.replaying.reach.code_around`."""
+
+
 class Guard:
     """Runs the first forward of a copy in each mode, with gradients and without, under `OwnState`; the next ones do the same.
 
@@ -41,6 +59,13 @@ class Guard:
         self._tensors_in = tensors_in
         self.seen: set[tuple[bool, bool]] = set()
         """(training, with gradients) of every mode that was looked at."""
+
+        self.around: list[Any] | None = None
+        """As `Known.around`, where that was looked for when the copy was made."""
+
+    def know(self, known: Known) -> None:
+        """The next copies of the same model are asked about nothing that this one has shown."""
+        known.copied, self.seen, self.around = True, known.modes, known.around
 
     def __call__(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``run(*args, **kwargs)``, where ``run`` is ``twin`` or calls it."""
