@@ -21,6 +21,7 @@ from torch_geometric.nn import (
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
+from side_by_side import brief_trials
 from trained import take_step, trained
 
 NODES, WIDTH = 60, 16
@@ -90,7 +91,8 @@ def train(model: nn.Module, batch: Any, steps: int = 8, parameters: Any = None) 
     optimizer = torch.optim.Adam(parameters or model.parameters(), lr=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return trained(model, batch, loss, steps, optimizer=optimizer)
+        with brief_trials():
+            return trained(model, batch, loss, steps, optimizer=optimizer)
 
 
 BOTH = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
