@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer.optimizer_steps import Bench
+from gnnstab.probe.replaying import loss_apart
 from gnnstab.probe.replaying import replica as replicas
 from gnnstab.probe.replaying.replica import GUARDS, eager, replica
 
@@ -95,3 +96,17 @@ def test_what_the_first_copy_of_a_bench_was_refused_the_next_one_is_refused_too(
         with pytest.raises(UsageError, match="writes into a tensor of shape"):
             bench.trial(1)
     assert float(COUNT) == 0
+
+
+def test_a_loss_that_keeps_nothing_is_searched_once_in_a_trial() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    kept = nn.BatchNorm1d(1)
+    plain = loss_apart.apart(lambda output, _: output.square().mean())
+    keeping = loss_apart.apart(lambda output, _: kept(output).square().mean())
+    for loss, often in ((plain, False), (keeping, True)):
+        bench = Bench(model, optimizer, [((torch.randn(3, 2),), {})], [None], loss)
+        with patch.object(loss_apart, "stateful", side_effect=loss_apart.stateful) as asked:
+            bench.trial(3)
+        assert (asked.call_count > 1) is often
+    assert int(kept.num_batches_tracked) == 0
