@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.finalisers import refuse_finalisers
-from gnnstab.probe.replaying._own_state import Known
 from gnnstab.probe.replaying.evaluating import in_mode
+from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.outside import keep_around
 from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap

@@ -30,7 +30,7 @@ from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
-from gnnstab.probe.replaying._own_state import Known
+from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.replica import copied, device_of, eager, forked_rng, rng_snapshot, tensors_in
 from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals

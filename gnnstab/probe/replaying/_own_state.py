@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.left_out import left_out
 from gnnstab.probe.own_operations import is_own
+from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.reach import held_by, refuse_draws_of_process
 from gnnstab.torch_private import TorchDispatchMode, generator_number, storage_address
 
@@ -22,23 +22,6 @@ _STATISTICS = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_
 """Arguments that these write into without their schema saying so."""
 
 Search = Callable[[Any], Iterator[tuple[str, Tensor]]]
-
-
-@dataclass
-class Known:
-    """What the first copy of a model has shown, and of its optimizer; the next ones do the same as long as the two are as they were."""
-
-    modes: set[tuple[bool, bool]] = field(default_factory=set)
-    """As `Guard.seen`."""
-
-    copied: bool = False
-    """A copy of the model was made that shares nothing with the run."""
-
-    moved: bool = False
-    """So was one of the optimizer."""
-
-    around: list[Any] = field(default_factory=list)
-    """What the copies have in common with the run, see `gnnstab.probe.replaying.reach.code_around`."""
 
 
 class Guard:

@@ -19,8 +19,9 @@ from torch_geometric.inspector import Inspector
 from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.left_out import left_out
 from gnnstab.own_draws import generator_of
-from gnnstab.probe.replaying._own_state import Guard, Known
+from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
+from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.outside import keep_around
 from gnnstab.probe.replaying.reach import (
     CONTAINERS,
