@@ -150,11 +150,13 @@ def keeps_random_state(function: Function) -> Function:
     return kept  # type: ignore[return-value]
 
 
-def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
+def deep_copy(value: T, memo: dict[int, Any] | None = None, *, again: bool = False) -> T:
     """`copy.deepcopy`, with names that are drawn from `random` during the copy unlike any that the caller will draw.
 
     torch_geometric's Sequential draws a name for its generated forward, also when it is copied, and two that draw the same
     name share one forward. Giving the state of `random` back after a plain copy would make the caller's next one such a pair.
+
+    ``again``: the value was copied before and is as it was, so that nothing in it is asked about a second time.
 
     Raises:
         RuntimeError: The value is a model of which other processes hold a part: running a copy would wait for them, while they
@@ -162,9 +164,10 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
         UsageError: A copy would draw a name while another thread may draw, or would clean up what is the run's; or it is
             the original.
     """
-    if waits_for_others(value):
-        raise RuntimeError(WHY)
-    refuse_finalisers(value, memo)
+    if not again:
+        if waits_for_others(value):
+            raise RuntimeError(WHY)
+        refuse_finalisers(value, memo)
     return _apart(_deep_copy(value, memo), value)
 
 

@@ -69,6 +69,11 @@ def put_all_back(back: Iterable[PutBack]) -> None:
         raise failures[0]
 
 
+def found_before(called: Any) -> Any:
+    """What `put_back_after` found of ``called`` in a trial that runs; None where it was not called in one."""
+    return next((one.known[id(called)][1] for one in _running.get() if id(called) in one.known), None)
+
+
 def put_back_after(called: Any, find: Callable[[], T], look: Callable[[T], PutBack]) -> None:
     """``called`` is about to be called; ``look`` takes the state of what it reaches, which ``find`` finds once for trials within each other.
 

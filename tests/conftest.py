@@ -64,3 +64,12 @@ def brief() -> Iterator[None]:
 
     with brief_trials():
         yield
+
+
+@pytest.fixture
+def untried() -> Iterator[None]:
+    """For tests of what a run records, which ask nothing of what is tried when it has ended."""
+    from side_by_side import without_trials
+
+    with without_trials():
+        yield

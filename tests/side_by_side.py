@@ -15,6 +15,7 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning
+from gnnstab.monitor._ending import Ending
 from gnnstab.probe.optimizer.optimizer_steps import Bench
 
 WIDTH = 8
@@ -99,6 +100,13 @@ def brief_trials(most: int = 2) -> Iterator[None]:
         return whole(bench, model, optimizer, min(steps, most), *rest)
 
     with patch.object(Bench, "_run", few):
+        yield
+
+
+@contextlib.contextmanager
+def without_trials() -> Iterator[None]:
+    """Nothing is trained on copies when a run has ended: for runs of which only what was recorded is asked."""
+    with patch.object(Ending, "_try_steps", lambda *args: None):
         yield
 
 

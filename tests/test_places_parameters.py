@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -231,7 +232,7 @@ def test_scores_that_no_output_depends_on_have_no_gradient_by_nature(reads: str)
     assert bool(silent) is (reads == "all")
 
 
-@BOTH
+@pytest.mark.parametrize("face", [look, partial(train, trials=None)], ids=["diagnose", "monitor"])
 @pytest.mark.parametrize(("slowest", "told"), [(1e-6, []), (1.0, ["rel_t"])])
 def test_a_time_encoding_is_made_for_the_size_of_its_input(
     face: Callable[..., Diagnosis], slowest: float, told: list[str]

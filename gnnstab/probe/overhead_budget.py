@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 
+from gnnstab.errors import let_through
 from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
-from gnnstab.probe.replaying.replica import reason_against_a_copy
+from gnnstab.probe.replaying.replica import HOOK_TABLES, tensors_in
 from gnnstab.probe.replaying.skipped_step import MOST
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
+from gnnstab.randomness import deep_copy
 
 
 class OverheadBudget:
@@ -81,7 +84,7 @@ class OverheadBudget:
         light, full = self.schedule.choose(state.step)
         if not light and self._first_left_out:
             self._first_left_out = False
-            reason = "" if self.copies else reason_against_a_copy(self._model)
+            reason = "" if self.copies else _reason_against_a_copy(self._model)
             if reason:
                 self.hold(f"a step could not be run again, since {reason}")
         state.light, state.full = light or bool(self.schedule.held), full
@@ -109,3 +112,20 @@ class OverheadBudget:
     def __exit__(self, *failure: object) -> None:
         self._until = time.perf_counter()
         self._spent += self._until - self._begun
+
+
+def _reason_against_a_copy(model: nn.Module) -> str:
+    """Why `replica` would fail, or nothing; tensors are shared instead of copied, so that asking costs no memory."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if (name.endswith(HOOK_TABLES) and isinstance(value, dict)) or name == "message":
+                memo[id(value)] = {}
+            else:
+                memo.update({id(tensor): tensor for _, tensor in tensors_in(value)})
+    try:
+        deep_copy(model, memo)
+    except Exception as error:
+        let_through(error)
+        return f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})"
+    return ""

@@ -6,21 +6,31 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from gnnstab.cli.group import run
 
 from gnnstab.report import format_names
 from gnnstab.rules.registry import rule_classes
 
 
-def answered(line: str) -> list[str]:
-    """What the program tells the script, ``type,word`` in each line."""
-    words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_GNNSTAB_COMPLETE": "bash_complete"}
-    call = [sys.executable, "-c", "from gnnstab.cli import main; main()"]
-    ran = subprocess.run(call, capture_output=True, text=True, timeout=120, env={**os.environ, **words}, check=False)
-    assert ran.stderr == ""
-    return ran.stdout.splitlines()
+@pytest.fixture
+def answered(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[str]]:
+    """What the program tells the script about a line, ``type,word`` each; in processes of its own bash asks it below."""
+
+    def asked(line: str) -> list[str]:
+        words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_GNNSTAB_COMPLETE": "bash_complete"}
+        for name, value in words.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(SystemExit) as ended:
+            run([])
+        told = capsys.readouterr()
+        assert (ended.value.code, told.err) == (0, "")
+        return told.out.splitlines()
+
+    return asked
 
 
 CODES = [rule.code for rule in rule_classes()]
@@ -38,7 +48,7 @@ CODES = [rule.code for rule in rule_classes()]
         ("gnnstab verify a.pt --fix dropo", ["dropout"]),
     ],
 )
-def test_words_are_completed(line: str, expected: list[str]) -> None:
+def test_words_are_completed(line: str, expected: list[str], answered: Callable[[str], list[str]]) -> None:
     assert [answer.partition(",")[2] for answer in answered(line)] == expected
 
 
@@ -58,8 +68,6 @@ Bash cuts a line into words at every ``=`` before it asks.
 """
 
 IN_BASH = {
-    "gnnstab explain GS3": " ".join(code for code in CODES if code.startswith("GS3")),
-    "gnnstab check a.pt --format = js": "json",
     "gnnstab check a.pt --format =": " ".join(format_names()),
     "gnnstab check a.pt --output ht": "html=",
     "gnnstab verify --fix = qk": "qk-norm qk-clip",
@@ -92,6 +100,6 @@ def test_bash_offers_codes_formats_and_fixes(tmp_path: Path) -> None:
         "gnnstab check a.pt --output html = ac",
     ],
 )
-def test_files_are_left_to_the_shell(line: str) -> None:
+def test_files_are_left_to_the_shell(line: str, answered: Callable[[str], list[str]]) -> None:
     (answer,) = answered(line)
     assert answer.startswith("file,")

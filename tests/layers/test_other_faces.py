@@ -77,11 +77,13 @@ def test_a_healthy_model_with_a_batch_has_no_warning(case: Case) -> None:
 @pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.kind)
 def test_a_compiled_model_computes_the_same_and_what_is_not_seen_is_named(kind: Layer) -> None:
     layer, arguments = made(case_of(kind))
+    # What a graph hides is decided where it is captured; what is traced beneath it, for backwards, is the same for all.
+    backend = "aot_eager" if kind.kind in ("TransformerConv", "HGTConv") else "eager"
     layer.eval()
     net, expected = Net(layer), called(layer, arguments)
     torch.compiler.reset()
     with TraceWriter(None) as writer, Recorder(net, writer) as recorder:
-        assert torch.allclose(called(torch.compile(net, backend="aot_eager"), arguments), expected, atol=1e-6)
+        assert torch.allclose(called(torch.compile(net, backend=backend), arguments), expected, atol=1e-6)
         recorder.end_step()
         assert not recorder.state.error_guard.events
         coverage = recorder.coverage

@@ -152,7 +152,7 @@ def test_a_filler_that_goes_in_as_a_number_is_named(filler):
 def test_standardising_it_is_confirmed():
     torch.manual_seed(0)
     (verdict,) = gnnstab.verify(
-        Molecules(), "input-standardisation", batch=molecules(raw=True), loss=cross_entropy, seeds=3, steps=30
+        Molecules(), "input-standardisation", batch=molecules(raw=True), loss=cross_entropy, seeds=3, steps=12
     )
     assert verdict.verdict == "confirmed", verdict.reason
 

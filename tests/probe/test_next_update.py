@@ -62,6 +62,7 @@ def test_the_run_stays_as_it_is() -> None:
     assert set(measured(monitor, OPTIMIZER_OUTPUT_MOVE)) == {0}
 
 
+@pytest.mark.usefixtures("untried")
 def test_steps_that_are_measured_get_rarer() -> None:
     _, monitor, _ = train(1e-3, steps=130)
     assert set(measured(monitor, OPTIMIZER_OUTPUT_MOVE)) == {0, 100}
@@ -69,6 +70,7 @@ def test_steps_that_are_measured_get_rarer() -> None:
     assert set(measured(damped, OPTIMIZER_OUTPUT_MOVE)) == {0, 50, 100}
 
 
+@pytest.mark.usefixtures("untried")
 def test_what_is_measured_grows_with_the_rate_and_falls_with_eps() -> None:
     low, high = (measured(train(lr, steps=1)[1], OPTIMIZER_OUTPUT_MOVE)[0] for lr in (1e-3, 1.0))
     assert 0 < low < 1 < 10 < high

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.optimizer.optimizer_steps import Bench
+from gnnstab.probe.replaying import loss_apart
+from gnnstab.probe.replaying import replica as replicas
 from gnnstab.probe.replaying.replica import GUARDS, eager, replica
 
 
@@ -59,3 +63,50 @@ def test_a_copy_of_a_copy_is_not_guarded_again_and_another_copy_of_the_model_is(
         eager(twin)(torch.ones(2, 4))
     assert GUARDS[replica(twin)].seen == {(False, False)}
     assert GUARDS[replica(model)].seen == set()
+
+
+class Named(nn.Linear):
+    """A name of it is made by a counter of its class when it runs."""
+
+    made = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        type(self).made += 1
+        return super().forward(x)
+
+
+def test_copies_of_a_bench_are_asked_about_once_and_all_of_them_are_put_back() -> None:
+    model = Named(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    bench = Bench(model, optimizer, [((torch.ones(3, 2),), {})], [None], lambda output, _: output.square().mean())
+    with patch.object(replicas, "shared_with", side_effect=replicas.shared_with) as asked:
+        bench.trial(2, edit=lambda twin: nn.init.zeros_(twin.weight))
+        assert bench.trial(2).losses == bench.trial(2).losses
+        bench.twin()
+    assert asked.call_count == 1
+    assert Named.made == 0
+
+
+def test_what_the_first_copy_of_a_bench_was_refused_the_next_one_is_refused_too() -> None:
+    model = Counts()
+    model.inner = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    bench = Bench(model, optimizer, [((torch.ones(3, 2),), {})], [None], lambda output, _: output.square().mean())
+    for _ in range(2):
+        with pytest.raises(UsageError, match="writes into a tensor of shape"):
+            bench.trial(1)
+    assert float(COUNT) == 0
+
+
+def test_a_loss_that_keeps_nothing_is_searched_once_in_a_trial() -> None:
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    kept = nn.BatchNorm1d(1)
+    plain = loss_apart.apart(lambda output, _: output.square().mean())
+    keeping = loss_apart.apart(lambda output, _: kept(output).square().mean())
+    for loss, often in ((plain, False), (keeping, True)):
+        bench = Bench(model, optimizer, [((torch.randn(3, 2),), {})], [None], loss)
+        with patch.object(loss_apart, "stateful", side_effect=loss_apart.stateful) as asked:
+            bench.trial(3)
+        assert (asked.call_count > 1) is often
+    assert int(kept.num_batches_tracked) == 0

@@ -16,7 +16,6 @@ from importlib import import_module
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -26,8 +25,7 @@ from torch_geometric.nn import TransformerConv
 import gnnstab
 from forked import Child
 from gnnstab.errors import TraceError
-from gnnstab.monitor._ending import Ending
-from side_by_side import WIDTH, Net, Run, brief_trials, codes, graph, identical, run
+from side_by_side import WIDTH, Net, Run, brief_trials, codes, graph, identical, run, without_trials
 
 ROOT = str(Path(gnnstab.__file__).parent)
 ROOMS = (
@@ -123,9 +121,9 @@ def loop(make: Callable[[], nn.Module], run: Run) -> None:
     run.started = False
     with run.watching(model, optimizer=optimizer, on_finding="ignore") as monitor:
         run.started = True
-        for number in range(4):
+        for number in range(3):
             x, edge_index = graph(number)
-            if number == 3:
+            if number == 2:
                 x[0, 0] = torch.inf
             optimizer.zero_grad()
             output = model(x, edge_index)
@@ -143,7 +141,7 @@ def loop(make: Callable[[], nn.Module], run: Run) -> None:
 
 def watched(make: Callable[[], nn.Module]) -> Run:
     """The monitored run."""
-    return run(functools.partial(loop, make), Run(True, {"schedule": 2}))
+    return run(functools.partial(loop, make), Run(True, {"schedule": 3}))
 
 
 @functools.cache
@@ -153,13 +151,6 @@ def plain(make: Callable[[], nn.Module]) -> Run:
 
 
 UNWARNED = "no warning"
-
-
-@contextmanager
-def without_trials() -> Iterator[None]:
-    """Nothing is trained on copies when a run has ended."""
-    with patch.object(Ending, "_try_steps", lambda *args: None):
-        yield
 
 
 class Reached(NamedTuple):
@@ -264,7 +255,7 @@ def test_failures_do_not_reach_the_training(room: str, reached: dict[Callable[[]
 
 def inject(function: FunctionType, make: Callable[[], nn.Module]) -> str:
     """What went wrong when the function failed; empty when nothing did."""
-    this, wanted = Run(True, {"schedule": 2}), plain(make)
+    this, wanted = Run(True, {"schedule": 3}), plain(make)
     with failing(function):
         try:
             result = run(functools.partial(loop, make), this)
@@ -304,6 +295,6 @@ def test_a_failure_is_a_finding_and_the_rest_goes_on(reached: dict[Callable[[], 
     assert codes(result.monitor).count("GS902") >= 1
     assert "records less from here on; the training is not affected (ZeroDivisionError: injected)" in result.warned[0]
     with result.monitor.trace as trace:
-        assert [row.step for row in trace.steps()][:4] == [0, 1, 2, 3]
-        assert all(row.grad_norm is not None for row in trace.steps()[:3])
+        assert [row.step for row in trace.steps()][:3] == [0, 1, 2]
+        assert all(row.grad_norm is not None for row in trace.steps()[:2])
         assert trace.sites(site="score") == {}

@@ -61,6 +61,7 @@ def coordinates(tensor: Tensor) -> Tensor:
 
 LAYOUTS = [coordinates, compressed, Tensor.to_sparse_csc, twice, jagged, nested, Tensor.to_mkldnn, byte, halves]
 pytestmark = [
+    pytest.mark.usefixtures("brief"),
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors"),
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
     pytest.mark.filterwarnings("ignore:ComplexHalf support"),

@@ -15,6 +15,8 @@ import gnnstab
 from gnnstab.records import Diagnosis
 from gnnstab.report import render
 
+pytestmark = pytest.mark.usefixtures("brief")
+
 STEPS = 24
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,12 @@ def files(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return request.param == 1.0, folder / "bare.pt", folder / "full.pt", float(loss.detach())
 
 
+@functools.cache
+def judged(path: Path, batch: bool = False, loss: Any = None) -> Diagnosis:
+    """The diagnosis of a file, alone or with the model, a batch and a loss; several tests read the same."""
+    return gnnstab.diagnose(path, **({"model": Net, "batch": DATA, "loss": loss} if batch else {}))
+
+
 def verdicts(found: Diagnosis) -> tuple[set[str], set[str]]:
     """Root causes, and the causes of findings of at least a warning."""
     roots = {cause.cause for cause in found.root_causes()}
@@ -68,7 +75,7 @@ def verdicts(found: Diagnosis) -> tuple[set[str], set[str]]:
 def test_a_softmax_without_gradient_is_no_sharpness_that_training_found(files: Any) -> None:
     ruined, bare, full, _ = files
     for path in (bare, full):
-        found = gnnstab.diagnose(path)
+        found = judged(path)
         assert ("attention-explosion" in verdicts(found)[1]) == ruined, path
         looks = [c for c in found.causes if c.cause == "unsuitable-init"]
         assert looks[0].status == "not-evaluable" and "unknown" in looks[0].reason
@@ -77,8 +84,8 @@ def test_a_softmax_without_gradient_is_no_sharpness_that_training_found(files: A
 
 def test_the_rate_that_stands_in_the_file_is_the_cause(files: Any) -> None:
     ruined, _, full, _ = files
-    for options in ({}, {"model": Net, "batch": DATA}, {"model": Net, "batch": DATA, "loss": cost}):
-        assert verdicts(gnnstab.diagnose(full, **options))[0] == ({"learning-rate"} if ruined else set()), options
+    for given in ((), (True,), (True, cost)):
+        assert verdicts(judged(full, *given))[0] == ({"learning-rate"} if ruined else set()), given
 
 
 def test_a_model_that_has_learned_is_not_blamed(files: Any) -> None:
@@ -86,7 +93,7 @@ def test_a_model_that_has_learned_is_not_blamed(files: Any) -> None:
     assert ruined == (last > 1)
     for path in (bare, full):
         for loss in (None, cost):
-            found = gnnstab.diagnose(path, model=Net, batch=DATA, loss=loss)
+            found = judged(path, True, loss)
             assert bool(verdicts(found)[1]) == ruined, (path, loss)
             told = [f.message for f in found.findings if f.code in ("GS301", "GS302")]
             assert ruined or told, "sharp attention is told as information"
@@ -101,7 +108,7 @@ def test_a_model_that_has_learned_is_not_blamed(files: Any) -> None:
 def test_how_weights_were_drawn_is_no_cause_where_their_shape_shows_training(files: Any) -> None:
     ruined, bare, _, _ = files
     for loss in (None, cost):
-        found = gnnstab.diagnose(bare, model=Net, batch=DATA, loss=loss)
+        found = judged(bare, True, loss)
         assert "unsuitable-init" not in verdicts(found)[0]
         assert not [f for f in found.findings if f.code == "GS201"]
         assert not ruined or [c for c in found.causes if "few large directions" in c.reason]

@@ -13,30 +13,39 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError, let_through
 from gnnstab.finalisers import refuse_finalisers
 from gnnstab.probe.replaying.evaluating import in_mode
+from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.outside import keep_around
 from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
 
 
 def twins(
-    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep_mode: bool = False
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep_mode: bool = False, known: Known | None = None
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """A copy of the model and one of the optimizer that moves it: same class, groups, settings and state.
 
-    A model in evaluation mode is copied in training mode, unless ``keep_mode``.
+    A model in evaluation mode is copied in training mode, unless ``keep_mode``. ``known`` is what copies of the two have shown before.
 
     Raises:
         UsageError: One of them cannot be copied, or the optimizer moves none of the model's parameters.
     """
+    twin = model_twin(model, keep_mode=keep_mode, known=known)
+    return twin, optimizer_twin(optimizer, unwrap(model)[0], twin, known)
+
+
+def model_twin(model: nn.Module, *, keep_mode: bool = False, known: Known | None = None) -> nn.Module:
+    """The copy of the model alone; as of `twins`."""
     inner, _ = unwrap(model)
-    twin = replica(inner)
+    twin = replica(inner, known)
     if not inner.training and not keep_mode:
         in_mode(twin)
-    return twin, optimizer_twin(optimizer, inner, twin)
+    return twin
 
 
-def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.Module) -> torch.optim.Optimizer:
-    """A copy of the optimizer of ``model`` that moves ``twin``, a copy of it; failures as of `twins`."""
+def optimizer_twin(
+    optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.Module, known: Known | None = None
+) -> torch.optim.Optimizer:
+    """A copy of the optimizer of ``model`` that moves ``twin``, a copy of it; ``known`` and failures as of `twins`."""
     theirs = dict(twin.named_parameters(remove_duplicate=False))
     named = model.named_parameters(remove_duplicate=False)
     memo: dict[int, Any] = {id(parameter): theirs[name] for name, parameter in named if name in theirs}
@@ -47,14 +56,17 @@ def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.
     memo.update(_cloned(optimizer))
     try:
         # Behind its hooks, which stay behind, stands the whole monitor.
-        refuse_finalisers(optimizer, {**memo, **{id(v): v for k, v in vars(optimizer).items() if k not in kept}})
+        if known is None or not known.moved:
+            refuse_finalisers(optimizer, {**memo, **{id(v): v for k, v in vars(optimizer).items() if k not in kept}})
         moved = object.__new__(type(optimizer))
         moved.__setstate__(copy.deepcopy(kept, memo))
     except Exception as error:
         let_through(error)
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
-    if shared := shared_with(moved, model):
+    if (known is None or not known.moved) and (shared := shared_with(moved, model)):
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: its copy shares {shared} {SHARED}")
+    if known is not None:
+        known.moved = True
     keep_around(moved)
     return moved
 

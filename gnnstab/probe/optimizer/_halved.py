@@ -25,7 +25,7 @@ BY_HEART = math.log(2)
 
 def halved(bench: Bench) -> Bench | None:
     """The same bench, whose gradients come from half of the rows that its loss reads, and whose losses are those of all; None where these are few."""
-    model, _ = bench.twins()
+    model = bench.twin()
     chosen: list[Tensor] = []
     with forked_rng(), torch.enable_grad():
         for number in range(len(bench.batches)):

@@ -185,7 +185,7 @@ def _read_by_loss(bench: Bench, other: Bench, turned: Any, mask: Tensor) -> tupl
     Raises:
         UsageError: Model or optimizer cannot be copied.
     """
-    model, _ = bench.twins()
+    model = bench.twin()
     state = rng_snapshot()
     try:
         with forked_rng(state), torch.no_grad():

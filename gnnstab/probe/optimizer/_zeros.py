@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 def of_zeros(bench: Bench, given: Sequence[tuple[Any, Tensor]] = ()) -> float:
     """Mean loss of outputs of zeros; inf where it is not known. ``given`` are output and loss of the first batches, where they are at hand."""
-    model, _ = bench.twins()
+    model = bench.twin() if len(given) < len(bench.batches) else None
     values = []
     with forked_rng(), torch.no_grad():
         for number, batch in enumerate(bench.batches):
             try:
-                output, loss = given[number] if number < len(given) else bench.forward(model, number)
+                output, loss = given[number] if model is None or number < len(given) else bench.forward(model, number)
             except Exception as error:
                 let_through(error)
                 return math.inf
@@ -35,7 +35,7 @@ def of_zeros(bench: Bench, given: Sequence[tuple[Any, Tensor]] = ()) -> float:
 
 def of_constants(bench: Bench) -> float:
     """Mean loss where all rows of an output are the same, and the best that do; inf where it is not known. To foretell a mean is nothing learned."""
-    model, _ = bench.twins()
+    model = bench.twin()
     total = 0.0
     with forked_rng(), torch.enable_grad():
         for number, batch in enumerate(bench.batches):

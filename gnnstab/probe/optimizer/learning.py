@@ -177,7 +177,7 @@ def seen(
     Raises:
         UsageError: The forward, the loss or the backward fail on the copy.
     """
-    model, _ = bench.twins()
+    model = bench.twin()
 
     def ran() -> Any:
         try:

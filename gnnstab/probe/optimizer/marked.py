@@ -209,7 +209,7 @@ def _compared(bench: Bench, known: _Known) -> bool:
 
 def _returned(bench: Bench) -> Tensor | None:
     """The gradient that the loss of the first batch gives the output; None where it gives none, or the output is no tensor."""
-    model, _ = bench.twins()
+    model = bench.twin()
     try:
         with forked_rng(), torch.enable_grad():
             output = bench.forward(model, 0)[0].detach().requires_grad_()

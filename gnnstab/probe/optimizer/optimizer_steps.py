@@ -19,7 +19,7 @@ from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.loss import loss_with_targets
 from gnnstab.probe.optimizer import learning
-from gnnstab.probe.optimizer._copies import twins
+from gnnstab.probe.optimizer._copies import model_twin, twins
 from gnnstab.probe.optimizer._eps import damping_signals, eps_signals, unguarded_signals
 from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
@@ -30,7 +30,8 @@ from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
-from gnnstab.probe.replaying.replica import GUARDS, copied, device_of, eager, forked_rng, rng_snapshot, tensors_in
+from gnnstab.probe.replaying.known import Known
+from gnnstab.probe.replaying.replica import copied, device_of, eager, forked_rng, rng_snapshot, tensors_in
 from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
@@ -109,7 +110,7 @@ class Bench:
     loss: Loss
     dtype: torch.dtype | None = None
     clip: float | None = None
-    guarded: set[tuple[bool, bool]] = field(default_factory=set, init=False, compare=False)
+    known: Known = field(default_factory=Known, init=False, compare=False)
 
     def trial(
         self,
@@ -156,9 +157,11 @@ class Bench:
 
     def twins(self) -> tuple[nn.Module, torch.optim.Optimizer]:
         """As `gnnstab.probe.optimizer._copies.twins`; copies of one model do the same, and what the first was not refused no other is asked about."""
-        model, optimizer = twins(self.model, self.optimizer)
-        GUARDS[model].seen = self.guarded
-        return model, optimizer
+        return twins(self.model, self.optimizer, known=self.known)
+
+    def twin(self) -> nn.Module:
+        """That of the model alone, of which no step is taken."""
+        return model_twin(self.model, known=self.known)
 
     @cached_property
     def as_is(self) -> tuple[float, ...]:
@@ -167,7 +170,7 @@ class Bench:
 
     def gradient_norm(self) -> float:
         """L2 norm over all gradients of the first batch, as no clipping has touched them; failures as of `trial`."""
-        model, _ = self.twins()
+        model = self.twin()
         with forked_rng(), torch.enable_grad():
             try:
                 self._gradients(model, 0, _SCALES[0] if self.dtype is torch.float16 else 1.0)
@@ -211,8 +214,7 @@ class Bench:
 
         Also the loss of batch ``following`` with its graph: the next step needs no forward of its own where nothing was drawn.
         """
-        outputs: list[Tensor] = []
-        losses: list[float] = []
+        outputs, losses = list[Tensor](), list[float]()
         ahead: Tensor | None = None
         with forked_rng(state):
             start = drawn_state()
@@ -227,8 +229,7 @@ class Bench:
 
     def forward(self, model: nn.Module, number: int) -> tuple[Any, Tensor]:
         """Output and loss of a copy on one batch."""
-        args, kwargs = self.calls[number]
-        device = device_of(model).type
+        (args, kwargs), device = self.calls[number], device_of(model).type
         # Without the cache: weights change between two forwards, some of which keep no gradients.
         cast = nullcontext() if self.dtype is None else torch.autocast(device, dtype=self.dtype, cache_enabled=False)
         with cast:

@@ -27,8 +27,8 @@ def names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], froz
 
 
 QUIET = frozenset({
-    "joblib", "lightning", "lightning_fabric", "lightning_utilities", "matplotlib", "mlflow", "networkx", "pandas", "pyarrow",
-    "pytorch_lightning", "scipy", "sklearn", "tensorboard", "torchmetrics", "tqdm", "wandb",
+    "_pytest", "joblib", "lightning", "lightning_fabric", "lightning_utilities", "matplotlib", "mlflow", "networkx", "pandas", "pluggy",
+    "pyarrow", "pytest", "pytorch_lightning", "scipy", "sklearn", "tensorboard", "torchmetrics", "tqdm", "wandb",
 })  # fmt: skip
 """Large libraries whose functions keep nothing in their globals that a run would miss; what their objects hold counts all the same."""
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.left_out import left_out
 from gnnstab.probe.own_operations import is_own
+from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.reach import held_by, refuse_draws_of_process
 from gnnstab.torch_private import TorchDispatchMode, generator_number, storage_address
 
@@ -41,6 +42,13 @@ class Guard:
         self._tensors_in = tensors_in
         self.seen: set[tuple[bool, bool]] = set()
         """(training, with gradients) of every mode that was looked at."""
+
+        self.around: list[Any] | None = None
+        """As `Known.around`, where that was looked for when the copy was made."""
+
+    def know(self, known: Known) -> None:
+        """The next copies of the same model are asked about nothing that this one has shown."""
+        known.copied, self.seen, self.around = True, known.modes, known.around
 
     def __call__(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``run(*args, **kwargs)``, where ``run`` is ``twin`` or calls it."""

@@ -17,7 +17,7 @@ from gnnstab.probe.replaying.outside import Outside
 from gnnstab.probe.replaying.reach import refuse_draws_of_process, stateful
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.randomness import deep_copy, given_back
-from gnnstab.trials import put_back_after
+from gnnstab.trials import found_before, put_back_after
 
 
 def apart(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -49,7 +49,11 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
 
     Gives the tensors and generators that are the copies' own.
     """
-    reached = stateful(loss)
+    reached = found_before(loss)
+    if (
+        reached is None or reached.owners or reached.generators
+    ):  # Else there is nothing to copy for the next call either.
+        reached = stateful(loss)
     if any(_watched(held) for held in reached.owners):
         raise left_out(f"the loss reaches the model that is trained; {_ADVICE}")
     if reached.other:
@@ -63,7 +67,7 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
         raise left_out(f"the loss holds a module whose copy is itself; {_ADVICE}")
     kept = [(own, vars(own)) for own in reached.owners]
     states = [(generator, _state(generator)) for generator in reached.generators]
-    put_back_after(loss, lambda: reached.code, lambda code: Outside(code).put_back)
+    put_back_after(loss, lambda: reached, lambda found: Outside(found.code).put_back)
     try:
         for (own, _), twin in zip(kept, twins, strict=True):
             object.__setattr__(own, "__dict__", vars(twin))

@@ -13,7 +13,7 @@ import threading
 import types
 import weakref
 from collections import ChainMap, OrderedDict, UserDict, UserList, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,9 +62,12 @@ _BY_NAME = frozenset({"globals", "f_globals", "setattr", "vars", "__dict__", "__
 """By these code assigns what it names in strings."""
 
 
-def keep_around(twin: nn.Module | torch.optim.Optimizer) -> None:
-    """A copy is about to run: the trials that run put back what its forward and the backward of it, or its step, will count outside of it."""
-    put_back_after(twin, lambda: code_around(twin), lambda found: Outside(found).put_back)
+def keep_around(twin: nn.Module | torch.optim.Optimizer, around: list[Any] | None = None) -> None:
+    """A copy is about to run: the trials that run put back what its forward and the backward of it, or its step, will count outside of it.
+
+    ``around`` is what `code_around` finds, where that is known.
+    """
+    put_back_after(twin, lambda: around or code_around(twin), lambda found: Outside(found).put_back)
 
 
 class Outside:
@@ -86,8 +89,7 @@ class Outside:
         for value in parts:
             if isinstance(value, type):
                 if not of_library(value):
-                    own = functools.partial(type.__setattr__, value), functools.partial(type.__delattr__, value)
-                    self._names(lambda name, kind=value: vars(kind).get(name, _MISSING), *own)  # type: ignore[misc]
+                    self._class(value)
                     self._containers(list(vars(value).values()))
             elif isinstance(value, types.FunctionType):
                 self._table(vars(value))
@@ -109,6 +111,14 @@ class Outside:
         """What C code holds of an object, where code among the functions assigns it."""
         put, drop = functools.partial(setattr, value), functools.partial(delattr, value)
         self._names(lambda name: getattr(value, name, _MISSING), put, drop, self._attributes.intersection(names))
+
+    def _class(self, kind: type) -> None:
+        """What stands in the class itself; of the many names that code assigns it has few."""
+        read, put = vars(kind).get, functools.partial(type.__setattr__, kind)
+        drop = functools.partial(type.__delattr__, kind)
+        held = _of(self._attributes, vars(kind))
+        self._names(lambda name: read(name, _MISSING), put, drop, held)
+        self._back.append(functools.partial(_drop_new, vars(kind), drop, self._attributes, frozenset(held)))
 
     def _table(self, table: dict[str, Any], names: Iterable[str] | None = None) -> None:
         own = self._attributes if names is None else frozenset(names)
@@ -281,7 +291,13 @@ def _set(read: Callable[[str], Any], put: Callable[[str, Any], Any], drop: Calla
         drop(name) if value is _MISSING else put(name, value)
 
 
-def _of(names: frozenset[str], table: dict[str, Any]) -> list[str]:
+def _drop_new(
+    table: Mapping[str, Any], drop: Callable[[str], Any], names: frozenset[str], held: frozenset[str]
+) -> None:
+    put_all_back(functools.partial(drop, name) for name in _of(names, table) if name not in held)
+
+
+def _of(names: frozenset[str], table: Mapping[str, Any]) -> list[str]:
     """Those of ``names`` that stand in a table; whichever of the two is larger is not gone through."""
     return (
         [name for name in names if name in table] if len(names) < len(table) else [n for n in list(table) if n in names]

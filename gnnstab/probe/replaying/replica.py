@@ -21,11 +21,13 @@ from gnnstab.left_out import left_out
 from gnnstab.own_draws import generator_of
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
+from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.outside import keep_around
 from gnnstab.probe.replaying.reach import (
     CONTAINERS,
     FLAGS,
     SHARED,
+    code_around,
     held_by,
     holds_nothing,
     own_copy,
@@ -95,12 +97,12 @@ def rng_snapshot() -> dict[str, Any]:
     return {"cpu": cpu, "cuda": {i: generator_of(f"cuda:{i}").get_state() for i in range(torch.cuda.device_count())}}
 
 
-def replica(model: nn.Module) -> nn.Module:
+def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
     """A deep copy without the hooks that only look on, and without ``message`` overrides on instances.
 
     Those never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
-    that are part of what the model computes: those that return something, those of torch's ``weight_norm``, ``spectral_norm``
-    and pruning, and those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch.
+    that are part of what the model computes: those that return something, those of torch's ``weight_norm``, ``spectral_norm`` and pruning, and
+    those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch. ``known``: what earlier copies have shown.
 
     Raises:
         UsageError: The model holds something that cannot be copied, or a copy would wait for other processes.
@@ -127,7 +129,7 @@ def replica(model: nn.Module) -> nn.Module:
                 memo[id(value)] = value
     memo.update(without_history(model))
     try:
-        twin = deep_copy(model, memo)
+        twin = deep_copy(model, memo, again=known is not None and known.copied)
         for own, key, hook in hooks:  # They may hang on the model.
             own[key] = own_hook(hook, memo, model)
     except Exception as error:
@@ -138,7 +140,13 @@ def replica(model: nn.Module) -> nn.Module:
         vars(module).pop("message", None)
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
-    return _guarded(apart(twin, model, functions), model, memo)
+    if known is None:
+        return _guarded(apart(twin, model, functions), model, memo)
+    if not known.copied:
+        apart(twin, model, functions)
+        # With functions and hooks each copy has some of its own.
+        known.around = [] if functions or hooks else code_around(twin)
+    return _guarded(twin, model, memo, known)
 
 
 def _with_own_closures(twin: nn.Module, memo: dict[int, Any]) -> list[FunctionType]:
@@ -196,23 +204,6 @@ def left_by_forward(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield from tensors_in(value, f"{path}.{attribute}".lstrip("."))
 
 
-def reason_against_a_copy(model: nn.Module) -> str:
-    """Why `replica` would fail, or nothing; tensors are shared instead of copied, so that asking costs no memory."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if (name.endswith(HOOK_TABLES) and isinstance(value, dict)) or name == "message":
-                memo[id(value)] = {}
-            else:
-                memo.update({id(tensor): tensor for _, tensor in tensors_in(value)})
-    try:
-        deep_copy(model, memo)
-    except Exception as error:
-        let_through(error)
-        return f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})"
-    return ""
-
-
 _WRAPPERS = ("OptimizedModule", "DistributedDataParallel", "DataParallel")
 
 
@@ -259,7 +250,7 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
 
     def called(*args: Any, **kwargs: Any) -> Any:
         with given_back():
-            keep_around(twin)
+            keep_around(twin, None if guard is None else guard.around)
             return run(*args, **kwargs) if guard is None else guard(twin, run, args, kwargs)
 
     return called
@@ -269,10 +260,12 @@ GUARDS: MutableMapping[nn.Module, Guard] = WeakIdKeyDictionary()
 """Of every copy; nothing hangs on the copy itself, which the user may get."""
 
 
-def _guarded(twin: nn.Module, model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    GUARDS[twin] = Guard(memo.values(), tensors_in)
-    if (own := GUARDS.get(model)) is not None:  # A copy of a copy does what that does.
-        GUARDS[twin].seen = own.seen
+def _guarded(twin: nn.Module, model: nn.Module, memo: dict[int, Any], known: Known | None = None) -> nn.Module:
+    guard = GUARDS[twin] = Guard(memo.values(), tensors_in)
+    if known is not None:
+        guard.know(known)
+    elif (own := GUARDS.get(model)) is not None:  # A copy of a copy does what that does.
+        guard.seen = own.seen
     return twin
 
 
