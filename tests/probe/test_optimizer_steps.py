@@ -20,8 +20,9 @@ import gnnstab
 from effort import work
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer.optimizer_steps import Bench, change_over_spread, optimizer_signals
+from gnnstab.probe.optimizer.optimizer_steps import Bench, optimizer_signals
 from gnnstab.probe.optimizer.rate import calm_rate
+from gnnstab.probe.optimizer.sizes import change_over_spread
 
 
 class Net(nn.Module):

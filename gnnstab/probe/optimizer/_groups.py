@@ -12,6 +12,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.optimizer.learning import STEPS
+from gnnstab.probe.optimizer.sizes import norm_of
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.recovered_loss import recovered_loss
 from gnnstab.records import Signal
@@ -89,7 +90,6 @@ class FirstStep:
         fast: bool = False,
     ) -> None:
         from gnnstab.probe.optimizer._copies import twins
-        from gnnstab.probe.optimizer.optimizer_steps import norm_of
 
         self._sharp = sharp
         self._norm = norm_of(p.grad for p in model.parameters()) if fast else math.nan

@@ -25,8 +25,9 @@ from gnnstab.probe.optimizer._groups import FirstStep, far_apart
 from gnnstab.probe.optimizer._joined import joined
 from gnnstab.probe.optimizer._rounding import lost_share
 from gnnstab.probe.optimizer.beginning import Beginning, beginning
-from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread
+from gnnstab.probe.optimizer.optimizer_steps import Loss
 from gnnstab.probe.optimizer.run_trial import rows_of, run_trial
+from gnnstab.probe.optimizer.sizes import change_over_spread
 from gnnstab.probe.optimizer.softening import outputs_and_wide
 from gnnstab.probe.optimizer.standing import Standing
 from gnnstab.probe.places import filled_rows

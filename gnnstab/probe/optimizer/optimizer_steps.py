@@ -28,6 +28,7 @@ from gnnstab.probe.optimizer._slow import far_below_usual, unclipped
 from gnnstab.probe.optimizer.filled import filled_signals
 from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.rate import rate_signals
+from gnnstab.probe.optimizer.sizes import change_over_spread, norm_of
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
 from gnnstab.probe.replaying.known import Known
@@ -263,17 +264,6 @@ def steps_of(optimizer: torch.optim.Optimizer) -> int:
     return STEPS if momentum >= 1 else min(MOST_STEPS, max(STEPS, round(1 / (1 - momentum))))
 
 
-def change_over_spread(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """‖after − before‖ over the spread of ``before`` around its mean over rows, all tensors together; NaN without a spread. One of at most one row is spread around zero."""
-    moved = spread = 0.0
-    for old, new in zip(before, after, strict=True):
-        if old.shape == new.shape and old.numel():
-            centre = old.mean(0, keepdim=True) if old.dim() and old.size(0) > 1 else 0.0
-            moved += float((new - old).double().square().sum())
-            spread += float((old - centre).double().square().sum())
-    return math.sqrt(moved / spread) if spread > 0 else math.nan
-
-
 def optimizer_signals(
     model: nn.Module,
     batch: Any,
@@ -397,8 +387,3 @@ def _judged(bench: Bench, alone: bool) -> Iterator[Signal]:
     if learning.open_to_more(learned):
         yield from unseen_signals(bench)
         yield from marked_signals(bench)
-
-
-def norm_of(gradients: Iterable[Tensor | None]) -> float:
-    """L2 norm of all gradients together."""
-    return math.sqrt(sum(float(g.detach().abs().double().square().sum()) for g in gradients if g is not None))

@@ -16,8 +16,9 @@ from gnnstab.probe.optimizer._eps import damping_signals
 from gnnstab.probe.optimizer._slow import slow_signals, unclipped
 from gnnstab.probe.optimizer.learning import input_signals, learning_signals
 from gnnstab.probe.optimizer.marked import marked_signals
-from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of
+from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss
 from gnnstab.probe.optimizer.rate import rate_signals
+from gnnstab.probe.optimizer.sizes import norm_of
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
 from gnnstab.probe.replaying.replica import forked_rng
