@@ -62,7 +62,9 @@ class Casts(TorchFunctionMode):
         # What is gathered and cast from whole numbers has no graph; it is kept, so that no other tensor gets its memory.
         self._gathered: dict[int, tuple[str, Tensor]] = {}
         # Buffers, and what was made of numbers that no weight has gone into.
-        self._made = {b.untyped_storage().data_ptr(): (n, b) for n, b in model.named_buffers() if _plain(b)}
+        self._made = {
+            b.untyped_storage().data_ptr(): (n, b) for n, b in model.named_buffers() if _plain(b) and b.numel()
+        }
         self._buffers = frozenset(name for name, _ in self._made.values())
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
         self._error: Exception | None = None
@@ -139,6 +141,8 @@ class Casts(TorchFunctionMode):
         """Keep the name of what a product without a weight is made of: a tensor of the batch before a buffer of the model."""
         if not isinstance(output, Tensor) or output.requires_grad or not output.is_floating_point():
             return
+        if any(isinstance(t, nn.Parameter) for t in operands):
+            return  # One that is frozen, as all of a model may be.
         named = [name for t in operands if _plain(t) and (name := self._source(t))]
         # The model's own table says where, the batch's positions say of what.
         if name := min(named, key=self._buffers.__contains__, default=""):
