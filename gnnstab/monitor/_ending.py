@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS
 from gnnstab.probe.optimizer.marked import may_hold_marks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
+from gnnstab.probe.optimizer.optimizer_steps import TimeIsUpError
 from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_trial, undone_trial
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
@@ -45,6 +47,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
     SCORE_GROWTH,
+    TRIALS_ENDED,
     UNGIVEN,
     WEIGHT_NON_FINITE,
 )
@@ -76,6 +79,9 @@ LEAST_KEPT = AdamEpsilonDominates.least_kept
 
 PARTLY = math.exp(-LearningRateTooLow.partly)
 """Best loss of a run over its first, below which it has learned, whatever its rate has come to."""
+
+LONGEST = 120.0
+"""Seconds that steps on copies may take when a run ends: nobody should think that it hangs."""
 
 SPENT = LearningRateTooLow.spent
 """Share of a run after its rate was spent from which on larger rates are tried, as for GS608."""
@@ -275,6 +281,7 @@ class Ending:
             return
         rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
         largest = float(rates.get("largest", 0.0))
+        until = time.monotonic() + LONGEST
         try:
             # To come down from a far-off first output is nothing learned.
             zeros = (float(s.detail["zeros"]) for s in diagnosis.signals if s.name == LOSS_OVER_ZERO)
@@ -286,8 +293,8 @@ class Ending:
                 start = self._start(largest)
                 lost = float(losses["best"]) > FAR_OFF * first and int(losses["steps"]) >= MORE_STEPS
                 trial = undone_trial(
-                    *start, inputs, loss, row.step, hindered=hindered, slow=slow, lost=lost, scaled=scaled
-                )
+                    *start, inputs, loss, row.step, hindered=hindered, slow=slow, lost=lost, scaled=scaled, until=until,
+                )  # fmt: skip
                 self._writer.measures(trial)
             spent = rates.get("spent", 0.0) > SPENT and float(losses["best"]) > PARTLY * first > 0
             if hindered or spent:
@@ -298,16 +305,19 @@ class Ending:
                     # What a schedule has not come down from, or never came up to, is judged by the most that it had.
                     as_is = spent or any(rates.get(how) for how in ("constant", "rising"))
                     start = (model, self._optimizers[0]) if as_is else self._start(largest)
-                    self._writer.measures(slow_trial(*start, inputs, loss, row.step, largest))
+                    self._writer.measures(slow_trial(*start, inputs, loss, row.step, largest, until))
             if hindered:
                 norms = (float(s.detail.get("worst", 0.0)) for s in diagnosis.signals if s.name == GRADIENT_NORM)
                 start = self._start(largest)
-                self._writer.measures(clipped_trial(*start, inputs, loss, row.step, max(norms, default=0.0)))
+                most = max(norms, default=0.0)
+                self._writer.measures(clipped_trial(*start, inputs, loss, row.step, most, until))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
             sharp = [f.layer for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.signal in _SHARP]
             left = [layer for layer in dict.fromkeys(sharp) if layer and layer not in told]
-            self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, left))
+            self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, left, until))
+        except TimeIsUpError:
+            self._writer.meta(TRIALS_ENDED, f"{LONGEST:.0f}")
         except UsageError:
             return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
 

@@ -354,6 +354,9 @@ UNGIVEN = "without_gradient_at_end"
 NOT_SEEN = "not_seen"
 """Entry of a trace's metadata (a list), and of the context of its signals: what the look at a model and a batch did not see, in words."""
 
+TRIALS_ENDED = "trials.ended"
+"""Key of the metadata: seconds after which steps on copies were given up when the run ended."""
+
 INVESTIGATION = "investigation"
 """Entry of a trace's metadata, and of the context of its signals: what undoing the suspects showed at the run's end."""
 

@@ -17,7 +17,9 @@ from gnnstab.records.vocabulary import (
     LOSS_GROWTH,
     NOT_SEEN,
     OPTIMIZER_BELOW_EPS_SHARE,
+    OPTIMIZER_SOFTER,
     OPTIMIZER_UNDONE,
+    TRIALS_ENDED,
     UNGIVEN,
     WEIGHT_RMS,
 )
@@ -61,6 +63,8 @@ _OF_A_RUN = {
 }
 """Of a run whose optimizer is known."""
 
+_BY_DIAGNOSE = "gnnstab.diagnose(model, batch, loss, optimizer) takes the time that it needs"
+
 _NO_GRADIENTS = "no gradients of parameters were seen; pass the optimizer to the monitor"
 
 
@@ -100,7 +104,14 @@ def from_trace(trace: Trace) -> Signals:
         series=series,
         events=trace.events() if single else with_rows(trace, sites),
         blind=trace.blind(),
-        missing=_missing(values, undefined) | ({} if single else _missing_in_run(steps, "optimizer" in meta)),
+        missing=_missing(values, undefined)
+        | (
+            {}
+            if single
+            else _missing_in_run(
+                steps, "optimizer" in meta, _number(meta[TRIALS_ENDED]) if TRIALS_ENDED in meta else None
+            )
+        ),
         context={
             **_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
             **({"losses": [float(loss) for loss in steps["loss"]]} if source == "batch" else {}),
@@ -148,9 +159,13 @@ def _missing(values: Sequence[Signal], undefined: dict[str, str]) -> dict[str, s
     return {**kept, **undefined}
 
 
-def _missing_in_run(steps: NDArray[np.void], optimizer: bool) -> dict[str, str]:
+def _missing_in_run(steps: NDArray[np.void], optimizer: bool, ended_after: int | None = None) -> dict[str, str]:
     """What a run alone lacks: its loss, or, without an optimizer, gradients and moments."""
     found = dict(_OF_A_RUN) if optimizer else dict.fromkeys((GRADIENT_SPIKE, WEIGHT_RMS, LOSS_GROWTH), _NO_GRADIENTS)
+    if ended_after is not None:
+        found |= dict.fromkeys(
+            (OPTIMIZER_UNDONE, OPTIMIZER_SOFTER), f"steps on a copy were given up after {ended_after} s; {_BY_DIAGNOSE}"
+        )
     return found | ({} if np.isfinite(steps["loss"]).any() else {LOSS_GROWTH: _MISSING[LOSS]})
 
 

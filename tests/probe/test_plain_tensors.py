@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GATConv
 
 import gnnstab
+from gnnstab.monitor import _ending
 
 ROOMS, WIDTH = 96, 12
 
@@ -77,3 +78,21 @@ def test_parameters_and_what_is_said_to_stay_are_none(held: Callable[[nn.Module,
 def test_a_model_that_learns_beside_them_is_left_alone() -> None:
     found = asked(setattr, level=0.0)
     assert not [f for f in found.findings if f.code in ("GS604", "GS609")]
+
+
+def test_steps_on_copies_that_take_too_long_are_given_up_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ending, "LONGEST", 0.0)
+    x, edges = torch.randn(ROOMS, 4), torch.randint(0, ROOMS, (2, 300))
+    model = Rooms(setattr)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = (model(x, edges) - 6).square().mean()
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    diagnosis = monitor.diagnose()
+    assert not [f for f in diagnosis.findings if f.code in ("GS609", "GS902")]
+    (reason,) = (status.reason for status in diagnosis.rules if status.code == "GS609")
+    assert "given up" in str(reason) and "gnnstab.diagnose(model, batch, loss, optimizer)" in str(reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError, let_through, ours
+from gnnstab.errors import GnnstabError, UsageError, let_through, ours
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.loss import loss_with_targets
 from gnnstab.probe.optimizer import learning
@@ -90,6 +91,10 @@ class Trial:
         return max(self.losses[self.losses.index(lowest) :]) / lowest if lowest > 0 else math.nan
 
 
+class TimeIsUpError(GnnstabError):
+    """Steps on a copy have taken as long as they may: not a failure of one of them, which the others would go on without."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """A model, an optimizer and batches from which any number of trials can start; none of them changes anything.
@@ -102,6 +107,7 @@ class Bench:
         loss: ``loss(output, batch)``, a scalar.
         dtype: Format of the autocast around forward and loss; None for none.
         clip: Limit of the gradient's norm, where the training has one.
+        until: Of `time.monotonic`: no step begins after it.
     """
 
     model: nn.Module
@@ -111,6 +117,7 @@ class Bench:
     loss: Loss
     dtype: torch.dtype | None = None
     clip: float | None = None
+    until: float = math.inf
     known: Known = field(default_factory=Known, init=False, compare=False)
 
     def trial(
@@ -148,7 +155,7 @@ class Bench:
                     if own := [p for p in model.parameters() if p not in known]:
                         optimizer.add_param_group({"params": own, "lr": optimizer.param_groups[0]["lr"]})
                 return self._run(model, optimizer, steps_of(optimizer) if steps is None else steps, state, until)
-            except UsageError:
+            except (UsageError, TimeIsUpError):
                 raise
             except Exception as error:
                 let_through(error)
@@ -191,6 +198,8 @@ class Bench:
         before, first, ahead = self._look(model, state, 0 if steps else None)
         losses, moved, scale = [first], math.nan, _SCALES[0] if self.dtype is torch.float16 else 1.0
         for step in range(steps):
+            if time.monotonic() > self.until:
+                raise TimeIsUpError("the time for steps on a copy is over")
             if not math.isfinite(losses[-1]) or (until is not None and until(losses)):
                 break
             optimizer.zero_grad(set_to_none=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -67,15 +68,16 @@ def undone_trial(
     slow: bool,
     lost: bool,
     scaled: Mapping[str, bool],
+    until: float = math.inf,
 ) -> list[Measure]:
     """What the scale of the inputs ``scaled`` and, where it seems ``hindered``, anything else takes from the progress of a few steps, as rows for the trace.
 
     Where it seems ``slow``, and nothing else is in the way, so does what data and graph take.
 
-    Inputs as of `input_signals`, ``lost`` as of `learning_signals`, failures as of `run_trial`.
+    Inputs as of `input_signals`, ``lost`` as of `learning_signals`, ``until`` as of `Bench`, failures as of `run_trial`.
     """
     with forked_rng(inputs.rng):
-        bench = bench_of(model, optimizer, inputs, loss)
+        bench = bench_of(model, optimizer, inputs, loss, until)
         found = list(input_signals(bench, scaled, "the loss of one batch"))
         found += learning_signals(bench, lost=lost) if hindered else ()
         found += unseen_signals(bench) if slow and not any("cause" in s.detail for s in found) else ()
@@ -90,22 +92,29 @@ def slow_trial(
     loss: Loss,
     step: int,
     largest: float = 0.0,
+    until: float = math.inf,
 ) -> list[Measure]:
     """What eps keeps a few steps from here from, and how many times larger a rate has to be until they learn, as rows for the trace; failures as of `run_trial`.
 
     ``largest`` is the rate that a schedule has come down from.
     """
     with forked_rng(inputs.rng):
-        bench = bench_of(model, optimizer, inputs, loss)
+        bench = bench_of(model, optimizer, inputs, loss, until)
         return _rows([*damping_signals(bench, bench.trial()), *slow_signals(bench, largest)], inputs, step)
 
 
 def clipped_trial(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, step: int, norm: float
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    loss: Loss,
+    step: int,
+    norm: float,
+    until: float = math.inf,
 ) -> list[Measure]:
     """What a few steps from here get to without the limit of a run whose gradients had at most this ``norm``, as rows for the trace; failures as of `run_trial`."""
     with forked_rng(inputs.rng):
-        return _rows(unclipped(bench_of(model, optimizer, inputs, loss), norm), inputs, step)
+        return _rows(unclipped(bench_of(model, optimizer, inputs, loss, until), norm), inputs, step)
 
 
 def softer_trial(
@@ -115,17 +124,22 @@ def softer_trial(
     loss: Loss,
     step: int,
     sharp: Sequence[str],
+    until: float = math.inf,
 ) -> list[Measure]:
     """What softer attention of the layers ``sharp`` makes of a few steps from here, as rows for the trace; failures as of `run_trial`."""
     with forked_rng(inputs.rng):
-        return rows_of(softer_signals(bench_of(model, optimizer, inputs, loss), sharp), inputs.mode, step, later=True)
+        return rows_of(
+            softer_signals(bench_of(model, optimizer, inputs, loss, until), sharp), inputs.mode, step, later=True
+        )
 
 
-def bench_of(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss) -> Bench:
+def bench_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, until: float = math.inf
+) -> Bench:
     """The bench of one forward of a run."""
     cast, batch = inputs.autocast, as_batch(inputs.args, inputs.kwargs)
     dtype = cast.dtype if cast.enabled else None
-    return Bench(model, optimizer, [(inputs.args, inputs.kwargs)], [batch], loss, dtype)
+    return Bench(model, optimizer, [(inputs.args, inputs.kwargs)], [batch], loss, dtype, until=until)
 
 
 def _rows(signals: Iterable[Signal], inputs: ForwardInputs, step: int) -> list[Measure]:
