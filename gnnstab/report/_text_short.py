@@ -303,7 +303,7 @@ _NEEDS = {
     "more steps": r"fewer steps",
     "a batch": r"\bbatch\b|\bdata\b|\bgraph\b",
     "a checkpoint": r"checkpoint",
-    "the model": r"the model\b|--model",
+    "the model": r"pass the model\b|--model",
 }
 """What a check may lack → how its reason says so; the first that matches counts."""
 
