@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import POSITIVE, Fix, attention_in, positive
 from gnnstab.fixes.model_structure import add_part, attention_layers, editable_layers, exchange, like
-from gnnstab.fixes.printing import activated, attribute_names, layer_call
-from gnnstab.records import LayerFacts, Signals
+from gnnstab.fixes.printing import activated, attribute_names, layer_call, on_one_line
+from gnnstab.records import LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import (
     CLIP_SHARE,
     FEATURE_COLUMN_RATIO,
@@ -177,7 +177,10 @@ class InputStandardisation(Fix):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         where = options.get("argument")
-        return standardised((where if isinstance(where, str) else None) or _badly_scaled(signals) or "x")
+        if isinstance(where, str):
+            return standardised(where)
+        worst = _furthest(signals)
+        return standardised(_own_name(worst), str(worst.detail.get("written", ""))) if worst else standardised("x")
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         from gnnstab.nn.output_hooks import StandardiseHook, StandardiseInput, column_statistics
@@ -188,8 +191,16 @@ class InputStandardisation(Fix):
         copy.register_forward_pre_hook(StandardiseHook(), with_kwargs=True)
 
 
-def standardised(name: str) -> str:
-    """The code that standardises the tensor of this name."""
+def standardised(name: str, written: str = "") -> str:
+    """The code that standardises the tensor of this name, or what code calls it where it stands inside of something else."""
+    if written:
+        own = on_one_line(written)
+        return (
+            "# mean and std of the training set; leave id columns out\n"
+            f"train = {own}\n"
+            "mean, std = train.mean(0), train.std(0).clamp(min=1e-6)\n"
+            f"{own} = ({own} - mean) / std"
+        )
     return (
         "# mean and std of the training set; leave id columns out\n"
         f"mean, std = train_{name}.mean(0), train_{name}.std(0).clamp(min=1e-6)\n"
@@ -197,20 +208,28 @@ def standardised(name: str) -> str:
     )
 
 
-def _badly_scaled(signals: Signals | None) -> str | None:
+def _furthest(signals: Signals) -> Signal | None:
     """The tensor of the batch that lies furthest beyond the limits of GS406 for sizes and columns; None where none does."""
-    if signals is None:
-        return None
     from gnnstab.rules.gs406_feature_scale import FeatureScale
 
     limits = {PLACE_RMS: FeatureScale.rms, PLACE_COLUMN_RATIO: FeatureScale.column_ratio}
     beyond = [
-        (signal.value / limit, signal.layer.rpartition(".")[2])
+        (signal.value / limit, _own_name(signal), signal)
         for kind, limit in limits.items()
         for signal in signals.find(kind)
         if signal.layer and signal.detail.get("arrives") and not signal.detail.get("target") and signal.value > limit
     ]
-    return max(beyond)[1] if beyond else None
+    return max(beyond, key=lambda one: one[:2])[2] if beyond else None
+
+
+def _own_name(signal: Signal) -> str:
+    return str(signal.layer).rpartition(".")[2]
+
+
+def _badly_scaled(signals: Signals | None) -> str | None:
+    """The name of that tensor."""
+    worst = None if signals is None else _furthest(signals)
+    return None if worst is None else _own_name(worst)
 
 
 def _features(model: nn.Module, options: dict[str, Any]) -> tuple[Tensor, str | int | None]:

@@ -34,7 +34,8 @@ _UNMEASURED = (
 
 
 class QKClip(Fix):
-    """Scales the query rows of every head (weight and bias) by γ = min(1, τ_d / max|s|), τ_d = 3·√(2 ln d).
+    """Scales the query rows of every head (weight and bias) by γ = min(1, τ_d / max|s|), τ_d = 3·√(2 ln d), once: max|s| is the
+    head's largest |score| before the softmax, d the median in-degree, τ_d the largest score that such a softmax takes.
 
     Scaling the query alone scales node and edge terms alike; no code changes and the file keeps its layout.
     Options: ``signals`` (a measurement with scores and in-degrees) or ``scores`` ({layer: [max|s| per head]}) with
@@ -50,7 +51,7 @@ class QKClip(Fix):
     edit = "scale_scores"
     keeps_function = True
     costs_no_time = True
-    cost = "none; flatter attention in the clipped heads, to be repeated in training"
+    cost = "none; flatter attention in the clipped heads; to be done again where training has made the scores grow anew"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         factors = self._factors_or_none({"signals": signals, **options})
@@ -67,7 +68,8 @@ class QKClip(Fix):
         if len(clipped) > 1 and len(loops) == 1 and (body := loops.pop()):
             return f"{_ONCE}\n{_loop(clipped, body)}"
         lines = [line for name, gammas in clipped.items() for line in _edit_lines(name, gammas, known.get(name))]
-        return "\n".join([_ONCE, *lines]) if lines else "# every head is below its cap: nothing to scale"
+        once = [_ONCE] if not all(line.startswith("#") for line in lines) else []  # Code to change acts at every step.
+        return "\n".join([*once, *lines]) if lines else "# every head is below its cap: nothing to scale"
 
     def helps(self, signals: Signals, **options: Any) -> bool:
         """True unless the scores were measured and every head is below its cap, or above it by rounding alone."""
@@ -145,7 +147,7 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:
     kept = [gamma if gamma < _UNTOUCHED else 1.0 for gamma in gammas]
-    return layer_named(layer or "").scale_lines(_path(name), layer, kept)
+    return layer_named(layer or "").scale_lines(_path(name, layer), layer, kept)
 
 
 def _loop(factors: Factors, body: Sequence[str]) -> str:
@@ -157,6 +159,8 @@ def _loop(factors: Factors, body: Sequence[str]) -> str:
     return "\n".join(["gammas = {", *lines, "}", "for conv, gamma in gammas.items():", *inner])
 
 
-def _path(name: str) -> str:
-    """``convs.0`` as code: ``model.convs[0]``."""
+def _path(name: str, layer: LayerFacts | None = None) -> str:
+    """``convs.0`` as code: ``model.convs[0]``; ``model`` for a layer that is the model itself and goes by its class."""
+    if layer is not None and name == layer.kind:
+        return "model"
     return written("model", name.split("."))

@@ -80,7 +80,7 @@ class GenericLayer(Layer):
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
         """What to do by hand: which weights make the scores is not known."""
         shown = ", ".join(f"{factor:.4g} in head {head}" for head, factor in enumerate(factors or ()) if factor < 1.0)
-        return [f"# {owner}: multiply the scores before its softmax by {shown}"] if shown else []
+        return [f"# in the code of {owner}: multiply the scores before the softmax by {shown}"] if shown else []
 
 
 def _dropout(layer: Any) -> float | None:

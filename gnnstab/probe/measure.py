@@ -15,6 +15,7 @@ from gnnstab.probe.attaching.norms import graphs_in
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.chosen import chosen
 from gnnstab.probe.batches.data import taken
+from gnnstab.probe.batches.loss import called
 from gnnstab.probe.beside_the_loss import beside_the_loss
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import Place, survey, to_json
@@ -239,11 +240,7 @@ def _repeated(batch: Any, loss: Loss | None, device: torch.device) -> Objective:
 def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     if loss is None:
         return read_out(output)
-    try:
-        value = loss(output, batch)
-    except Exception as error:
-        let_through(error)
-        raise UsageError(f"the loss failed on the output and the batch: {type(error).__name__}: {error}") from error
+    value = called(loss, output, batch)
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")
     return value.reshape(())

@@ -34,8 +34,11 @@ def worst_words(signal: Signal) -> str:
     return ", ".join(told)
 
 
-def extremes(diagnosis: Diagnosis) -> list[str]:
-    """A sentence for every number that was far worse during the run than at its end, the furthest first."""
+def extremes(diagnosis: Diagnosis, *, healed: bool = True) -> list[str]:
+    """A sentence for every number that was far worse during the run than at its end, the furthest first.
+
+    Without ``healed`` those are left out whose value at the end is too small to matter, as the kind of the signal says.
+    """
     found: list[tuple[float, str]] = []
     for signal in diagnosis.signals:
         value, kind = signal.detail.get("worst"), SIGNALS[signal.name]
@@ -44,7 +47,7 @@ def extremes(diagnosis: Diagnosis) -> list[str]:
         if signal.detail.get("worst_step") == signal.detail.get("last_step", -1):
             continue  # The run ended on it: the event tells that better.
         growth = kind.growth(signal.value, float(value))
-        if growth >= NOTABLE and kind.counts(float(value)):
+        if growth >= NOTABLE and kind.counts(float(value)) and (healed or kind.counts(signal.value)):
             words = f"{signal.name}{f' of {name(signal.layer)}' if signal.layer else ''}: {worst_words(signal)}"
             if signal.value != signal.detail.get("last"):
                 words += f"; {number(signal.value)} is the median of the last measurements"

@@ -67,7 +67,7 @@ def short(diagnosis: Diagnosis, width: int) -> RenderableType:
 
 def opening(diagnosis: Diagnosis, width: int) -> list[Text]:
     """The first lines of the long report: the verdict, and where a number first stopped being one."""
-    event = next((entry for entry in _began(diagnosis) if entry.label == "began"), None)
+    event = next(_began(diagnosis), None)
     return [_head(diagnosis, width), *(event.rows(width) if event else [])]
 
 
@@ -84,6 +84,9 @@ def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[li
     for entry in _began(diagnosis):
         body += entry.rows(width)
     causes = summary.to_change(diagnosis)
+    caused = any(cause.status == "root-cause" for cause in causes)
+    went = [row for entry in _went(diagnosis, caused) for row in entry.rows(width)]
+    room -= len(went)
     if not causes and (worst := _worst(diagnosis)) is not None:
         body += _found(worst, longest).rows(width)
     # Every root cause that the summary counts stands in a line of its own at least.
@@ -99,7 +102,8 @@ def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[li
         coded = coded and len(change) <= left and not any(_NO_ROOM in line.plain for line in change)
     further = _further(diagnosis, MOST_LINES, width)
     whole = len(body) + len(further) <= room and coded
-    body = [*body[:room], *rest]
+    body = [*body[:room], *rest, *went]
+    room += len(went)
     return [*body, *(further if whole else _further(diagnosis, room + len(rest) - len(body), width))], whole, coded
 
 
@@ -168,12 +172,19 @@ def _fitting(texts: Sequence[str], width: int, style: str = "") -> Text:
 
 
 def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
-    """Where a number first stopped being one, and what was far worse on the way than at the end."""
+    """Where a number first stopped being one."""
     if (event := summary.first_non_finite(diagnosis)) is not None:
         place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 180)
         yield _Line("began", Text(place, f"bold {RED}"))
-    if told := extremes(diagnosis):
-        more = f"; {counted(len(told) - 1, 'more number')} were far worse too (-v)" if len(told) > 1 else ""
+
+
+def _went(diagnosis: Diagnosis, caused: bool) -> Iterator[_Line]:
+    """What was far worse during the run than at its end; beside a root cause what is still out of health."""
+    if told := extremes(diagnosis, healed=not caused):
+        verb = "was" if len(told) == 2 else "were"
+        more = (
+            f"; {counted(len(told) - 1, 'more number')} {verb} far worse than at the end (-v)" if len(told) > 1 else ""
+        )
         yield _Line("run", Text(escape.sentence(told[0], 60, 180) + more))
 
 
@@ -303,7 +314,7 @@ _NEEDS = {
     "more steps": r"fewer steps",
     "a batch": r"\bbatch\b|\bdata\b|\bgraph\b",
     "a checkpoint": r"checkpoint",
-    "the model": r"the model\b|--model",
+    "the model": r"pass the model\b|--model",
 }
 """What a check may lack → how its reason says so; the first that matches counts."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gnnstab.layers import parts
 from gnnstab.records import LayerFacts, RuleStatus, Signals
-from gnnstab.rules.queries import count, largest, measured, smallest
+from gnnstab.rules.queries import count, largest, measured, smallest, takes_dropout
 
 StatusAndReason = tuple[str, str]
 """(status, reason)."""
@@ -25,6 +25,8 @@ def status_from_configuration(cause: str, statuses: Statuses, signals: Signals) 
 
 def _no_dropout(statuses: Statuses, signals: Signals) -> StatusAndReason:
     known = [layer for layer in signals.attention_layers if layer.dropout is not None]
+    if not known and signals.attention_layers and not any(map(takes_dropout, signals.attention_layers)):
+        return "absent", "layers of this kind have no dropout"
     if not known:
         told = f"a state dict does not hold the dropout probability; {_PASS_MODEL}"
         return "not-evaluable", "the layers do not say their dropout" if signals.kind != "checkpoint" else told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gnnstab.characters import counted
 from gnnstab.records import Signal, Signals
 from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS, OPTIMIZER_STANDING
 from gnnstab.rules.queries import never_finite
@@ -33,4 +34,20 @@ def never_stepped(signals: Signals, passes: float) -> str:
         return f"{begun}the optimizer never stepped. Call optimizer.step() after the backward; look at the condition that it stands behind."
     return (
         f"{begun}no update was made. Call optimizer.step() after the backward, and pass the optimizer to the Monitor."
+    )
+
+
+def strange_tensors(signal: Signal) -> str:
+    """Whose the tensors are that the optimizers hold and the model has not."""
+    strangers, held = int(signal.detail["strangers"]), int(signal.detail.get("held", 0))
+    if not held:
+        return "an optimizer holds tensors that are not in the model. Build it of the model's own parameters"
+    if strangers == held:
+        return (
+            f"none of the {counted(held, 'tensor')} that the optimizer holds belongs to the model: it was built of another model, of a copy of this "
+            "one, or before all parameters of this one were replaced. Build it of this model's parameters"
+        )
+    return (
+        f"{held - strangers} of {counted(held, 'tensor')} that the optimizer holds belong to the model: either parameters were replaced "
+        "after it was built, or it holds those of another module. Build it of the parameters that the model has now"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import count, largest, need_fact
+from gnnstab.rules.queries import count, largest, need_dropout
 
 
 @rule("GS101", "no-dropout", cause="no-dropout", severity="info", confidence="high")
@@ -41,8 +41,7 @@ class NoDropout(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Info when dropout is zero everywhere and the generalisation gap is large."""
-        how = "a state dict does not hold the dropout probability; pass the model (--model pkg.mod:factory)"
-        layers = need_fact(signals, "dropout", how)
+        layers = need_dropout(signals)
         worst = largest(signals.need("loss.generalisation_gap"))
         off = [layer for layer in layers if layer.dropout == 0]
         if len(off) == len(layers) and worst.value > self.gap:

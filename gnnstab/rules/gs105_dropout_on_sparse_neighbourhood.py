@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, names, need_fact, need_measured, percent
+from gnnstab.rules.queries import largest, names, need_dropout, need_measured, percent
 
 
 @rule("GS105", "dropout-on-sparse-neighbourhood", cause="isolated-nodes", severity="warning", confidence="medium")
@@ -47,8 +47,7 @@ class DropoutOnSparseNeighbourhood(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for all layers with dropout."""
-        how = "a state dict does not hold the dropout probability; pass the model (--model pkg.mod:factory)"
-        on = [layer for layer in need_fact(signals, "dropout", how) if layer.dropout]
+        on = [layer for layer in need_dropout(signals) if layer.dropout]
         if not on:
             raise NotApplicable("dropout is off in every layer")
         sparse = largest(need_measured(signals, "degree.at_most_one_share"))

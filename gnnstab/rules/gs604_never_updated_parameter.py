@@ -13,7 +13,7 @@ from gnnstab.records.vocabulary import (
     PLACE_PLAIN_SCORES,
 )
 from gnnstab.rules._silent_by_design import NO_WAY, cancelled, given_zeros, idle, unread_relation, without_part
-from gnnstab.rules._standing import gradient_since, never_stepped, standing_still
+from gnnstab.rules._standing import gradient_since, never_stepped, standing_still, strange_tensors
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, names, never_finite, stops
 
@@ -303,7 +303,7 @@ class NeverUpdatedParameter(Rule):
             if late and signals.kind == "model" and not signals.find(OPTIMIZER_UNDONE):
                 continue  # Without its optimizer nobody knows when that was built.
             why = (
-                "the optimizer holds tensors that are no longer in the model: a parameter was replaced after it was built"
+                strange_tensors(signal)
                 if replaced
                 else "the forward made them after the optimizer was built: run it once before, or make them in __init__"
                 if late

@@ -49,7 +49,7 @@ class StaleGradients(Rule):
     def told(self, step: int) -> Finding:
         """What to say of a run in which it was certain at this step."""
         return self.finding(
-            f"up to step {step} each backward has added to the gradients of the steps before it, and the optimizer uses their sum: nothing clears "
-            "them. Call optimizer.zero_grad() before each backward; to accumulate over several batches, call it after every optimizer.step().",
+            f"each backward adds to the gradients of the steps before it (certain from step {step} on), and the optimizer uses their sum: nothing "
+            "clears them. Call optimizer.zero_grad() before each backward; to accumulate over several batches, call it after every optimizer.step().",
             limit=self.steps, name="", value=self.steps, step=step, unit="steps in a row",
         )  # fmt: skip

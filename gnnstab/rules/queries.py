@@ -126,6 +126,20 @@ def need_layers(signals: Signals) -> tuple[LayerFacts, ...]:
     return signals.attention_layers
 
 
+def takes_dropout(layer: LayerFacts) -> bool:
+    """False of a kind whose constructor, which is known, has no ``dropout``."""
+    known = layer_named(layer).defaults
+    return not known or "dropout" in known
+
+
+def need_dropout(signals: Signals) -> tuple[LayerFacts, ...]:
+    """The attention layers whose dropout is known; raises `NotApplicable` where their kind has none, `NotEvaluable` where it cannot be seen."""
+    if not any(map(takes_dropout, need_layers(signals))):
+        raise NotApplicable("layers of this kind have no dropout")
+    how = "a state dict does not hold the dropout probability; pass the model (--model pkg.mod:factory)"
+    return need_fact(signals, "dropout", how)
+
+
 def need_fact(signals: Signals, field: str, how: str) -> tuple[LayerFacts, ...]:
     """The attention layers whose ``field`` is known; raises `NotEvaluable` with ``how`` to see it when none is."""
     known = tuple(layer for layer in need_layers(signals) if layer.get(field) is not None)
@@ -133,7 +147,9 @@ def need_fact(signals: Signals, field: str, how: str) -> tuple[LayerFacts, ...]:
         raise NotApplicable(f"no attention layer here has {field}")
     if not known:
         seen = signals.kind != "checkpoint"
-        raise NotEvaluable(f"{field} of the attention layers could not be seen although the model ran" if seen else how)
+        raise NotEvaluable(
+            f"{field} of the attention layers could not be read from the layers that ran" if seen else how
+        )
     return known
 
 

@@ -16,6 +16,7 @@ from gnnstab.errors import UsageError
 from gnnstab.fixes.model_structure import attention_layers
 from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.probe.batches.chosen import MOST_RUN
+from gnnstab.probe.batches.loss import called
 from gnnstab.probe.replaying.replica import eager
 from gnnstab.randomness import seed_torch
 
@@ -62,7 +63,7 @@ def _by_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any])
 
     def compute(model: nn.Module, number: int) -> Tensor:
         args, kwargs = calls[number]
-        return loss(eager(model)(*args, **kwargs), batches[number])
+        return called(loss, eager(model)(*args, **kwargs), batches[number])
 
     said = f"your loss ({getattr(loss, '__name__', 'callable')})"
     trained = trained_on(len(calls))

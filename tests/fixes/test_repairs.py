@@ -191,7 +191,10 @@ def test_qk_clip_knows_attention_of_own_code():
     batch = {"x": torch.randn(40, 16), "edge_index": torch.randint(0, 40, (2, 400))}
     found = gnnstab.diagnose(model, batch=batch)
     advised = [fix for cause in found.causes for fix in cause.fixes if fix.fix == "qk-clip"]
-    assert "multiply the scores before its softmax by" in advised[0].change
+    flat = " ".join(advised[0].change.replace("#", "").split())
+    assert flat.startswith("in the code of model: multiply the scores before the softmax by"), "the layer is the model"
+    assert "once" not in flat, "code acts at every step"
+    assert "repeated" not in fixes.FIXES["qk-clip"].cost and "max|s| is" in fixes.FIXES["qk-clip"].__doc__
     signals = measured_signals(model, batch)
     changed = measured_signals(fixes.apply(model, "qk-clip", signals=signals), batch)
     cap = 3 * math.sqrt(2 * math.log(signals.value("degree.median")))

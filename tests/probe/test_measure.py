@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,37 @@ def test_a_forward_that_fails_says_what_it_was_given() -> None:
 def test_a_loss_that_fails(loss: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         measure(Plain(), graph(), loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("given", "handed", "advice"),
+    [
+        (
+            "data and labels",
+            r"a tuple of 2 \(Data with x, .*, tensor \(4,\)\)",
+            r"as batch\[1\]; or give the Data alone",
+        ),
+        ("tensors", r"a tuple of 3 \(tensor \(4, 3\), tensor \(2, ", r"as batch\[2\]$"),
+        ("names", r"a dict of 2 \(x: tensor \(4, 3\), edge_index: ", r"by their names, as batch\['y'\]"),
+        ("data", r"as it was given: a Data with x, ", r"give \(batch, labels\) and read batch\[1\]"),
+    ],
+)
+def test_a_loss_that_fails_is_told_with_what_it_was_handed(given: str, handed: str, advice: str) -> None:
+    data = graph()
+    named = {"x": data.x, "edge_index": data.edge_index}
+    labels = torch.zeros(len(data.x))
+    batch = {"data and labels": (data, labels), "tensors": (*named.values(), labels), "names": named, "data": data}[
+        given
+    ]
+
+    def missing(output: torch.Tensor, batch: Any) -> torch.Tensor:
+        return (output - batch.labels).square().mean()
+
+    with pytest.raises(UsageError, match=r"handed output, a tensor \(4, ") as told:
+        measure(Plain(), batch, loss=missing)
+    assert re.search(handed, str(told.value)) and re.search(advice, str(told.value)), str(told.value)
+    with pytest.raises(UsageError, match=handed):
+        gnnstab.verify(Plain(), "lower-lr", batch=batch, loss=missing, lr=0.1, seeds=1, steps=1)
 
 
 class LooksUp(nn.Module):

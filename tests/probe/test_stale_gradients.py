@@ -113,6 +113,7 @@ def test_a_loop_that_forgets_is_told_while_it_runs_and_after(loop, optimizer):
     assert [c.cause for c in found.root_causes()] == ["stale-gradients"]
     (finding,) = [f for f in found.findings if f.code == "GS610"]
     assert finding.severity == "warning" and "optimizer.zero_grad()" in finding.message
+    assert f"(certain from step {finding.step} on)" in finding.message and "up to" not in finding.message
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam"])

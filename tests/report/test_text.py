@@ -12,7 +12,7 @@ import examples
 import gallery
 from gnnstab.characters import counted
 from gnnstab.errors import UsageError
-from gnnstab.records import FIVE_CAUSES, Coverage, FixAdvice, Suppressed
+from gnnstab.records import FIVE_CAUSES, Coverage, FixAdvice, Signal, Suppressed
 from gnnstab.report import escape, render
 
 
@@ -305,3 +305,28 @@ def test_a_changed_rate_is_named_beside_the_one_that_it_replaces(change: str, sa
     cause = replace(diagnosis.root_causes()[0], fixes=(advice,))
     shown = " ".join(render(replace(diagnosis, causes=(cause,)), "text").split())
     assert f"lower-lr (confirmed at learning rate {said}: loss 2 → 1)" in shown
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ((1.0,), ""),
+        ((6.0,), "score.max_abs of a0: worst 60 at step 3, last 6 at step 59"),
+        ((1.0, 6.0, 6.0), "; 1 more number was far worse than at the end (-v)"),
+    ],
+)
+def test_what_was_worse_during_a_run_stands_behind_the_causes_unless_it_came_back_to_health(
+    ends: tuple[float, ...], told: str
+) -> None:
+    base = examples.one_finding()
+    went = tuple(
+        Signal("score.max_abs", end, f"a{n}", detail={"worst": 60.0, "worst_step": 3, "last": end, "last_step": 59})
+        for n, end in enumerate(ends)
+    )
+    rows = lines(replace(base, signals=(*base.signals, *went)))
+    places = [n for n, row in enumerate(rows) if row.startswith("run ")]
+    assert bool(places) == bool(told)
+    assert told in " ".join(" ".join(rows).split())
+    assert all(n > next(m for m, row in enumerate(rows) if row.startswith("change ")) for n in places)
+    calm = lines(replace(examples.clean(), signals=went))
+    assert any(row.startswith("run ") for row in calm), "without a cause it is told all the same"

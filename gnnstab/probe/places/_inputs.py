@@ -82,6 +82,8 @@ def _scale(
         "arrives": bool(fed) or any(entry.carries(rms) for entry in entries),
         "output_rms": output if math.isfinite(output) else None,
     }
+    if name in seen.written:
+        detail["written"] = seen.written[name]
     yield "place.rms", name, rms, detail
     if math.isfinite(ratio):
         place = int(torch.arange(flat.shape[1], device=flat.device)[values][column]) if not whole else column

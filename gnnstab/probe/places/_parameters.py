@@ -127,7 +127,7 @@ class NotHeld:
 def not_held(
     model: nn.Module, groups: Iterable[Mapping[str, Any]], began: dict[str, float] | None = None
 ) -> dict[str, Any]:
-    """What of a model no optimizer moves: names, their share of all trainable entries, and tensors of no model that one holds.
+    """What of a model no optimizer moves: names, their share of all trainable entries, how many tensors the optimizers hold, and how many of these are ``strangers`` to the model.
 
     ``groups`` are the parameter groups of all optimizers. Empty when they hold everything. ``began`` keeps a sum of every
     parameter that none holds from call to call: one that has moved all the same is left out, as where the optimizer
@@ -145,7 +145,8 @@ def not_held(
     total = sum(p.numel() for p in trainable.values())
     share = sum(trainable[name].numel() for name in missing) / max(1, total)
     strangers = len(held - {id(p) for p in model.parameters()})
-    return {"parameters": missing[:50], "count": len(missing), "share": share, "strangers": strangers}
+    count = {"count": len(missing), "strangers": strangers, "held": len(held)}
+    return {"parameters": missing[:50], "share": share, **count}
 
 
 def _without_effect(seen: ForwardView, reach: Reach) -> list[str]:

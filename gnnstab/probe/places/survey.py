@@ -17,7 +17,7 @@ from torch_geometric.nn import MessagePassing
 from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.left_out import left_out
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
-from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.batches.named_tensors import named_tensors, written
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _autograd as autograd
@@ -84,6 +84,9 @@ class ForwardView(NamedTuple):
 
     graphs: Tensor | None
     """(nodes,) graph of every node; None where there is one graph, or several kinds of nodes."""
+
+    written: Mapping[str, str]
+    """Name → how code writes a tensor of the batch that stands inside of something else."""
 
 
 def survey(
@@ -189,7 +192,7 @@ def _survey(
         nodes = _nodes(given, calls)
         calls.name_beginnings(twin, named)
         graphs = _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
-        seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs)
+        seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs, written(args, kwargs, model))
         found = [Place(*row) for row in (*_before_backward(seen, given), *overflows.rows(), *scores.rows())]
         found += [Place(*row) for row in made]
         end = floors.end_of(outputs)

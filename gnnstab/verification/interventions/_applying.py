@@ -75,5 +75,5 @@ def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvi
     if tried is None or tried.trial.name != "standardise-input":
         return fixes
     name = tried.trial.place.rpartition(".")[2]
-    change = standardised(name)
+    change = standardised(name, tried.trial.written)
     return tuple(replace(fix, change=change) if fix.fix == "input-standardisation" else fix for fix in fixes)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.characters import counted
-from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.batches.named_tensors import named_tensors, written
 from gnnstab.probe.batches.roles import deviating, is_target, standardised
 from gnnstab.probe.replaying.replica import mapped
 from gnnstab.records.vocabulary import PLACE_RMS, PLACE_SATURATED_SHARE
@@ -32,6 +32,7 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
     ):
         return
     fed = {s.layer for s in case.signals.find(PLACE_RMS) if s.detail.get("fed")}
+    paths = _written(case)
     for name, tensor in tensors_of(case.batch, case.model).items():
         columns = deviating(tensor, whole=name in fed)
         if columns is None or is_target(name):
@@ -45,7 +46,14 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
             Edit(batch=with_tensor(case.batch, tensor, standardised(tensor, columns))),
             deviates=True,
             place=name,
+            written=paths.get(name, ""),
         )
+
+
+def _written(case: Case) -> dict[str, str]:
+    if isinstance(case.batch, Mapping):
+        return written((), case.batch, case.model)
+    return written(case.batch if isinstance(case.batch, tuple) else (case.batch,), {}, case.model)
 
 
 def _outlying(tensor: Tensor, columns: Tensor) -> str:

@@ -91,3 +91,6 @@ class Trial:
 
     place: str = ""
     """Name of the tensor, or of the modules."""
+
+    written: str = ""
+    """How code writes that tensor, where it stands inside of something else."""

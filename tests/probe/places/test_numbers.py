@@ -166,4 +166,4 @@ def test_what_no_optimizer_holds() -> None:
     assert not_held(model, []) == {}
     model[1] = torch.nn.Linear(2, 2)
     found = not_held(model, optimizer.param_groups)
-    assert found == {"parameters": ["1.weight", "1.bias"], "count": 2, "share": 0.5, "strangers": 2}
+    assert found == {"parameters": ["1.weight", "1.bias"], "count": 2, "share": 0.5, "strangers": 2, "held": 4}
