@@ -75,3 +75,9 @@ def test_what_is_kept_for_a_checkpoint_is_not_read() -> None:
     query, key = torch.randn(2, 30, 16, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: pytest.fail("unpacked")):
         assert multiplied_products((query * key).sum(-1) * 4) is None
+
+
+def test_what_multiplies_cosines_is_a_choice() -> None:
+    torch.manual_seed(0)
+    query, key = F.normalize(torch.randn(2, 30, 16, requires_grad=True), dim=-1)
+    assert multiplied_products((query * key).sum(-1) * 4) is None

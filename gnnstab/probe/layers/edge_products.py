@@ -24,6 +24,9 @@ _THROUGH = (
 _EXACT = 1e-3
 """Share by which a factor may miss √d or d: a factor that is learned or chosen seldom comes as near."""
 
+_UNIT = 1e-2
+"""Distance from 1 that lengths of normalised vectors keep in any format."""
+
 
 def multiplied_products(score: Tensor) -> float | None:
     """c where the scores (E, H) of a graph of autograd are c·q·k/√d, the products having been multiplied with √d or d; else None."""
@@ -36,6 +39,8 @@ def multiplied_products(score: Tensor) -> float | None:
         made, own = (query * key).sum(axis).flatten().double(), score.detach().flatten().double()
     except (RuntimeError, AttributeError, IndexError):  # What is saved was changed in place, or freed.
         return None
+    if any(float((side.norm(dim=axis) - 1).abs().max()) <= _UNIT for side in (query, key) if side.numel()):
+        return None  # What multiplies cosines is a temperature that somebody chose.
     size = float(made.square().sum())
     if width < 2 or made.shape != own.shape or not 0 < size < math.inf:
         return None
