@@ -232,3 +232,9 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Private attribute → whose it is. They are read in place: a function around each would cost a call per use."""
+
+
+def keeps_saved_tensors() -> bool:
+    """True where autograd keeps what a backward needs as it is: no hook packs it, as a checkpoint or an offload does."""
+    hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return hooks is not None and hooks(False) is None

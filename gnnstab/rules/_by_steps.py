@@ -28,6 +28,8 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
         # Softened, a trained network is another function, and has to learn anew what it knew: there only a large loss acquits.
         most = LASTING if finding.code == "GS302" else ACQUITS
         unseen = signal.detail.get("unseen") is True
+        if (written := _written(finding.layer, signal.detail)) and finding.severity != "info":
+            return replace(finding, confidence="high", message=f"{finding.message} {written}")
         acquits = earned(signal.detail) if signal.detail.get("trained") else signal.value <= most or unseen
         if acquits and not _by_heart(signal.detail):
             helps = unseen or earned(signal.detail)
@@ -66,6 +68,18 @@ def by_steps_of_inputs(finding: Finding, signals: Signals) -> Finding:
 def _steps(what: str, told: Mapping[str, Any]) -> str:
     best, undone = (float(told.get(key, math.nan)) for key in ("best", "undone"))
     return f"{what} on a copy your optimizer's steps bring the loss of one batch to {undone:.3g} instead of {best:.3g}"
+
+
+def _written(layer: str | None, told: Mapping[str, Any]) -> str:
+    """Where scores that were too large before any training do nothing for rows that are not learned: what these say; else empty."""
+    scale = told.get("scales", {}).get(layer)
+    as_is, divided = (float(told.get(key, math.nan)) for key in ("others", "others_divided"))
+    if scale is None or not divided <= as_is:
+        return ""
+    return (
+        f"It is so before any training: steps for half of the rows bring the loss of the others, with these left as they were, to {divided:.3g} with "
+        f"the scores divided by {scale:.3g}, and to {as_is:.3g} as they are."
+    )
 
 
 def _by_heart(told: Mapping[str, Any]) -> bool:

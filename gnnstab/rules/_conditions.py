@@ -271,6 +271,23 @@ def alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signal
     return explanation.signal.startswith("place.") and explanation.layer in begins
 
 
+def alike_rows_that_norms_spread(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Rows that are alike where they come in: a normalisation divides their rounding by √eps, forwards and backwards, and no loss falls."""
+    begins = {
+        s.layer
+        for s in measured(signals.find("place.node_difference"))
+        if s.detail.get("position") == 0 and not s.value
+    }
+    same = explanation.signal == "place.shared_answers" and explanation.layer in begins
+    return symptom.signal == "place.post_norms" and (same or alike_from_the_start(symptom, explanation, signals))
+
+
+def norms_of_rows_that_differed(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Post-norms hindered the training of nodes that were not alike from the start."""
+    hindering = explanation.signal in ("place.post_norms", OPTIMIZER_UNDONE)
+    return hindering and not alike_rows_that_norms_spread(explanation, symptom, signals)
+
+
 def alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     alike = ("place.node_difference", "place.shared_answers")
     return explanation.signal in alike and symptom.signal != OPTIMIZER_UNDONE

@@ -126,7 +126,10 @@ LINKS = tuple(
         ("GS609", on.of_large_scores, "GS501"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", on.always, "GS204 GS201"),
-        ("GS106", on.told_by("place.post_norms", OPTIMIZER_UNDONE), "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
+        ("GS106", on.told_by("place.post_norms", OPTIMIZER_UNDONE), "GS203 GS103 GS601 GS603 GS301 GS302"),
+        # A norm divides what rounding leaves of nodes that come in alike: it grows on the way back, whatever the order of norm and layer.
+        ("GS704", on.alike_rows_that_norms_spread, "GS106"),
+        ("GS106", on.norms_of_rows_that_differed, "GS704"),
         # Steps on a copy have shown that the stack hinders learning; nodes that it makes alike, and gradients that die in it, follow.
         ("GS103", on.told_by(OPTIMIZER_UNDONE), "GS704 GS601 GS602 GS603 GS204 GS301 GS302"),
         # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.

@@ -56,7 +56,8 @@ class AttentionExplosion(Rule):
     *without* alignment counts where it saturates an input of RMS 1, or the batch together with the input.
 
     With model, loss and optimizer, steps on two copies decide, one of them with softer scores: sharpness that takes a
-    quarter of the progress is a warning even where its origin is unknown.
+    quarter of the progress is a warning even where its origin is unknown. Scores over edges that the code multiplies
+    with √d or d stay one, too, where steps for half of the rows do no more for the others than with these divided.
 
     ## When it is silent
     Of a trained model whose attention is soft on your data the weights are not judged; nor are layers next to none of

@@ -38,7 +38,7 @@ class Oversmoothing(Rule):
     - nodes that hardly differ from some place on up to an output that has a row for each (of an output for each graph:
       nodes and graphs);
     - inputs that are the same for every node, where the few answers that the edges alone tell apart are given to nodes
-      with other targets;
+      with other targets, or that rounding alone tells apart, as where norms divide what it has left by √eps;
     - layers that are given one row for every node and give one back; one query for all slots of a set; nodes that edges
       join, get one answer, and differ in nothing that the forward is given.
 
@@ -164,6 +164,9 @@ class Oversmoothing(Rule):
                 answers, rows = signal.detail.get("answers"), signal.detail.get("rows", signal.detail.get("nodes"))
                 what = f"what {signal.layer} is given" if signal.detail.get("inside") else f"the input `{signal.layer}`"
                 why = f"{what} is the same for every node, and the edges alone tell {rows} rows of the output apart into {answers} answers"
+                if signal.detail.get("rounded"):
+                    why = f"{what} is the same for every node, and what tells the {rows} rows of the output apart is rounding alone: the last digits of "
+                    why += "the parameters move it as far"
                 if signal.detail.get("layers"):
                     why = f"what {signal.layer} is given is the same for every node, and so is what the layers that pass messages give back ({rows} rows), "
                     why += "whatever the weights are: they tell nothing of the graph"

@@ -18,6 +18,7 @@ from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers._dense_softmax import Attended, Attending
 from gnnstab.probe.layers._exponentials import OverEdges
 from gnnstab.probe.layers._tapped import TappedRecorder
+from gnnstab.probe.layers.edge_products import multiplied_products
 from gnnstab.probe.layers.layer_recorder import IN_GRAPH, LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax, product_scores
@@ -112,6 +113,10 @@ class EdgeSoftmaxRecorder(TappedRecorder, SoftmaxRecorder):
             rows = _edge_rows(self._seen)
             if rows is not None:
                 self.measure(plan, inputs, output, rows)
+            scales = [scale for one in self._seen if (scale := multiplied_products(one.score)) is not None]
+            if scales:
+                largest = Measured(torch.tensor(max(scales)))
+                self.state.queue(plan.layer, plan.mode, plan.call, {SCORE_PRODUCT_SCALE: largest})
         self.forget()
 
     def scores(self) -> list[Tensor]:

@@ -23,8 +23,11 @@ BY_HEART = math.log(2)
 """Fall of ln(loss) that steps for half of the rows bring about at most, once these are learned by heart, where the others gain nothing."""
 
 
-def halved(bench: Bench) -> Bench | None:
-    """The same bench, whose gradients come from half of the rows that its loss reads, and whose losses are those of all; None where these are few."""
+def halved(bench: Bench, *, others: bool = False) -> Bench | None:
+    """The same bench, whose gradients come from half of the rows that its loss reads, and whose losses are those of all; None where these are few.
+
+    ``others``: whose losses are those of all with the rows that are learned left as they were at first.
+    """
     model = bench.twin()
     chosen: list[Tensor] = []
     with forked_rng(), torch.enable_grad():
@@ -53,12 +56,17 @@ def halved(bench: Bench) -> Bench | None:
             learned[read[order[: len(read) // 2]]] = True
             chosen.append(learned.view(rows.shape))
     numbers = {id(batch): number for number, batch in enumerate(bench.batches)}
+    began: dict[int, Tensor] = {}
 
     def loss(output: Any, batch: Any) -> Tensor:
         learned = chosen[numbers[id(batch)]]
         if not isinstance(output, Tensor) or output.shape[: learned.dim()] != learned.shape:
             raise UsageError("the output has another shape than before")
         learned = learned.view(*learned.shape, *[1] * (output.dim() - learned.dim()))
-        return bench.loss(torch.where(learned, output, output.detach()), batch)
+        own = bench.loss(torch.where(learned, output, output.detach()), batch)
+        if not others:
+            return own
+        first = began.setdefault(id(batch), output.detach().clone())
+        return own + (bench.loss(torch.where(learned, first, output.detach()), batch) - own).detach()
 
     return replace(bench, loss=loss)

@@ -19,7 +19,11 @@ from torch.utils.hooks import RemovableHandle
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.attaching.hooks import hookable
+from gnnstab.probe.layers.edge_products import multiplied_products
 from gnnstab.probe.optimizer._halved import BY_HEART, halved
+from gnnstab.probe.optimizer._score_spreads import MASKED as MASKED
+from gnnstab.probe.optimizer._score_spreads import spread as spread
+from gnnstab.probe.optimizer._score_spreads import spread_over_edges as spread_over_edges
 from gnnstab.probe.optimizer._zeros import of_constants, of_zeros
 from gnnstab.records import Signal
 from gnnstab.records.rises import LASTING
@@ -58,9 +62,6 @@ _LOOKED_AT = frozenset({*EXPONENTIALS, *_SOFTMAXES, F.scaled_dot_product_attenti
 FUSED = inspect.signature(F.multi_head_attention_forward)
 """What `nn.MultiheadAttention` hands to the function that holds its scores, where no other function or mode sees them."""
 
-MASKED = 1e4
-"""Size of a score from which on it stands for a mask."""
-
 
 def sharp_layers(values: Sequence[Signal]) -> list[str]:
     """The layers whose attention was measured to be sharp."""
@@ -93,6 +94,7 @@ def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
         detail["zeros"] = zeros if zeros < as_is[0] else None
         if not bench.optimizer.state and best < undone:
             detail["unseen"] = _for_half(bench, layers, zeros)
+            detail |= _divided(bench, {name: scale for name, scale in mode.scales.items() if scale > OF_PRODUCTS[0]})
         yield Signal(OPTIMIZER_SOFTER, best / undone, source="steps", detail=detail)
 
 
@@ -120,6 +122,25 @@ def _for_half(bench: Bench, layers: Sequence[str], zeros: float) -> bool:
     return LASTING * losses[-1] < min(softer)
 
 
+def _divided(bench: Bench, scales: Mapping[str, float]) -> dict[str, Any]:
+    """Best losses of the rows that steps for the others do not learn, as they are and with the scores divided by ``scales``; empty where it is not known.
+
+    Rows that the steps learn stand in them as at first.
+    """
+    part = halved(bench, others=True) if scales else None
+    if part is None:
+        return {}
+    as_is = part.trial(MORE_STEPS).losses
+    other = halved(bench, others=True)
+    assert other is not None
+    mode = Divided(scales)
+    with mode:
+        divided = other.trial(MORE_STEPS, edit=mode.watch).losses
+    if mode.softened != set(scales):
+        return {}
+    return {"scales": dict(scales), "others": min(as_is), "others_divided": min(divided)}
+
+
 T = TypeVar("T")
 
 
@@ -138,6 +159,8 @@ class Softened(TorchFunctionMode):
         self._running: list[str] = []
         self._handles: list[RemovableHandle] = []
         self._factors: dict[str, float] = {}
+        self.scales: dict[str, float] = {}
+        """Layers whose scores over edges are q·k/√d times a number that nobody learns, and that number."""
         self._homes: list[ModuleType] = []
         self._thread = get_ident()
         self._in_softmax = False
@@ -205,6 +228,8 @@ class Softened(TorchFunctionMode):
     def _over_edges(self, src: Tensor, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         # Another thread finds this function in the place of PyG's too.
         if self._running and isinstance(index, Tensor) and get_ident() == self._thread:
+            if self._running[-1] not in self._factors and (scale := multiplied_products(src)) is not None:
+                self.scales[self._running[-1]] = scale
             src = src * self._factor(lambda: spread_over_edges(src, index, self._least))
             self._in_softmax = True
         try:
@@ -223,6 +248,19 @@ class Softened(TorchFunctionMode):
         name = self._running[-1]
         if name not in self._factors:
             self._factors[name] = SPREAD / max(SPREAD, measured())
+        return self._factors[name]
+
+
+class Divided(Softened):
+    """The same, with the scores of each layer divided by a number of its own."""
+
+    def __init__(self, by: Mapping[str, float]) -> None:
+        super().__init__(list(by))
+        self._by = by
+
+    def _factor(self, measured: Callable[[], float]) -> float:
+        name = self._running[-1]
+        self._factors[name] = 1 / self._by[name]
         return self._factors[name]
 
 
@@ -295,29 +333,6 @@ def outputs_and_wide(twin: nn.Module, forward: Callable[[], T]) -> tuple[T, list
     with mode:
         mode.watch(twin)
         return forward(), mode.wide
-
-
-def spread(scores: Tensor, dim: int) -> float:
-    """Standard deviation of scores around their mean along ``dim``, over all that are not masked."""
-    scores = scores.detach().float()
-    seen = scores.isfinite() & (scores.abs() < MASKED)
-    known = scores.where(seen, torch.zeros_like(scores))
-    mean = known.sum(dim, keepdim=True) / seen.sum(dim, keepdim=True).clamp(min=1)
-    return math.sqrt(float(((known - mean).square() * seen).sum() / seen.sum().clamp(min=1)))
-
-
-def spread_over_edges(scores: Tensor, index: Tensor, least: float = 0.0) -> float:
-    """The same of scores (E, …) whose targets are ``index`` (E,); half of their range, which it cannot exceed, where that is up to ``least``."""
-    scores = scores.detach().float()
-    if not scores.numel():
-        return 0.0
-    low, high = scores.aminmax()
-    if (bound := float(high - low) / 2) <= least:
-        return bound
-    flat = scores.reshape(len(scores), -1)
-    total = flat.new_zeros(int(index.max()) + 1, flat.shape[1]).index_add_(0, index, flat)
-    count = torch.bincount(index).clamp(min=1).to(flat)
-    return math.sqrt(float((flat - (total / count[:, None])[index]).square().mean()))
 
 
 def _projections(given: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | None]]:

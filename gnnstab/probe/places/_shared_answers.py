@@ -16,6 +16,8 @@ from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._states import reached_by_edges
 from gnnstab.probe.places._zeros import moved
+from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.stored import is_dense
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -25,6 +27,9 @@ _DIGITS = 1e4
 
 _SAME = 1e-6
 """Difference of two rows, relative to the largest entry, up to which they are one."""
+
+_ROUNDED = 0.5
+"""Share of the answers' spread that the last digits of the parameters move, from which on rounding alone spreads them."""
 
 
 def rows(
@@ -59,6 +64,9 @@ def rows(
     if not size > 0 or not math.isfinite(size):
         return
     distinct, group = torch.unique((flat / size * _DIGITS).round(), dim=0, return_inverse=True)
+    rounded = len(distinct) > 1 and features is not None and _spread_by_rounding(model, again, flat, answers.shape)
+    if rounded:
+        distinct, group = distinct[:1], torch.zeros_like(group)
     wanted = _spread_out(targets.detach().reshape(count, -1))
     total = float((wanted - wanted.mean(0)).square().sum())
     if total > 0:
@@ -71,8 +79,34 @@ def rows(
                 "answers": len(distinct),
                 "rows": count,
                 "inside": features is None,
+                "rounded": rounded,
             },
         )
+
+
+def _spread_by_rounding(
+    model: nn.Module, again: Callable[[], Sequence[Tensor]], flat: Tensor, shape: torch.Size
+) -> bool:
+    """True where answers, float64 (rows, columns), differ by no more than the last digits of the parameters move their differences.
+
+    As behind a normalisation of a column without variance, which divides what rounding has left by √eps.
+    """
+    kept: list[Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        kept.extend(t.detach() for _, t in tensors_in([output]) if is_dense(t) and t.shape == shape)
+
+    handle = model.register_forward_hook(keep)
+    try:
+        with moved(model, last_digit=True):
+            again()
+    finally:
+        handle.remove()
+    if not kept:
+        return False
+    other = kept[0].reshape(flat.shape).double()
+    own, moving = (float((t - t.mean(0)).square().mean().sqrt()) for t in (flat, other - flat))
+    return moving > _ROUNDED * own
 
 
 def _leading(answers: Tensor, targets: Tensor) -> int:

@@ -16,14 +16,21 @@ SMALL = 0.1
 
 
 @contextmanager
-def moved(model: nn.Module) -> Iterator[None]:
-    """Within the block random numbers are added to all parameters of a copy: a table of zeros is then no table of zeros."""
+def moved(model: nn.Module, *, last_digit: bool = False) -> Iterator[None]:
+    """Within the block random numbers are added to all parameters of a copy: a table of zeros is then no table of zeros.
+
+    With ``last_digit`` each parameter goes to one of its neighbours in the number format instead.
+    """
     own = [p for p in model.parameters() if p.is_floating_point() and p.numel()]
     before = [p.detach().clone() for p in own]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in own:
-            parameter.add_(SMALL * torch.randn(parameter.shape, generator=generator).to(parameter))
+            drawn = torch.randn(parameter.shape, generator=generator).to(parameter)
+            if last_digit:
+                parameter.copy_(torch.nextafter(parameter, drawn.sign() * torch.inf))
+            else:
+                parameter.add_(SMALL * drawn)
     try:
         yield
     finally:
