@@ -72,9 +72,10 @@ def _steps(what: str, told: Mapping[str, Any]) -> str:
 
 def _written(layer: str | None, told: Mapping[str, Any]) -> str:
     """Where scores that were too large before any training do nothing for rows that are not learned: what these say; else empty."""
-    scale = told.get("scales", {}).get(layer)
+    scales = told.get("scales")  # A trace may come from a stranger.
+    scale = scales.get(layer) if isinstance(scales, dict) else None
     as_is, divided = (float(told.get(key, math.nan)) for key in ("others", "others_divided"))
-    if scale is None or not divided <= as_is:
+    if not isinstance(scale, (int, float)) or not divided <= as_is:
         return ""
     return (
         f"It is so before any training: steps for half of the rows bring the loss of the others, with these left as they were, to {divided:.3g} with "
