@@ -205,6 +205,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_sequence_nr": "a node of the autograd graph",
         "_input_metadata": "a node of the autograd graph",
         "_raw_saved_other": "a node of the autograd graph",
+        "_saved_keepdim": "a node of the autograd graph",
         "_raw_saved_self": "a node of the autograd graph",
         "_saved_indices": "a node of the autograd graph",
         "_saved_max": "a node of the autograd graph",

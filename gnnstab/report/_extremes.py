@@ -13,6 +13,9 @@ from gnnstab.report.numbers import number
 NOTABLE = 4.0
 """A worst value counts from so many times the value that stands for the end of the run, as danger counts."""
 
+BEGINNING = 10
+"""Steps within which a run may have numbers that heal by themselves; what came later is a burst, and told."""
+
 SHOWN = 6
 
 
@@ -37,7 +40,7 @@ def worst_words(signal: Signal) -> str:
 def extremes(diagnosis: Diagnosis, *, healed: bool = True) -> list[str]:
     """A sentence for every number that was far worse during the run than at its end, the furthest first.
 
-    Without ``healed`` those are left out whose value at the end is too small to matter, as the kind of the signal says.
+    Without ``healed`` those of the first steps are left out whose value at the end is too small to matter, as the kind of the signal says.
     """
     found: list[tuple[float, str]] = []
     for signal in diagnosis.signals:
@@ -47,7 +50,9 @@ def extremes(diagnosis: Diagnosis, *, healed: bool = True) -> list[str]:
         if signal.detail.get("worst_step") == signal.detail.get("last_step", -1):
             continue  # The run ended on it: the event tells that better.
         growth = kind.growth(signal.value, float(value))
-        if growth >= NOTABLE and kind.counts(float(value)) and (healed or kind.counts(signal.value)):
+        step = signal.detail.get("worst_step")
+        early = isinstance(step, int) and step < BEGINNING and not kind.counts(signal.value)
+        if growth >= NOTABLE and kind.counts(float(value)) and (healed or not early):
             words = f"{signal.name}{f' of {name(signal.layer)}' if signal.layer else ''}: {worst_words(signal)}"
             if signal.value != signal.detail.get("last"):
                 words += f"; {number(signal.value)} is the median of the last measurements"

@@ -81,7 +81,7 @@ FAULTS = [
     ("closed", "dead-units", "mid"),
     ("wide", "unsuitable-init", "weight of mid"),
     ("sums", "sum-aggregation", "gather"),
-    ("cut", "active-clamp", "clamp behind out keeps values in [-0.2, 0.2]"),
+    ("cut", "active-clamp", "a clamp ends the model and keeps its output at or above -0.2 and at or below 0.2"),
 ]
 
 
