@@ -13,11 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
-from torch_geometric.nn import (
-    MessagePassing,
-    TransformerConv,
-    to_hetero,
-)
+from torch_geometric.nn import MessagePassing, TransformerConv, to_hetero
 
 import gnnstab
 from gnnstab.records import Diagnosis

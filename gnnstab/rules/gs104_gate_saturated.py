@@ -96,7 +96,7 @@ class GateSaturated(Rule):
                 else "Bring what goes into it to a size of about 1, or reset it"
             )
             yield self.finding(
-                f"the {GATES[operation]} behind {signal.layer}{which} stands at its limit on every entry and hands no gradient "
+                f"the {GATES[operation]} behind {signal.layer}{which} stands at its limit on every entry and hands {'next to no' if filled else 'no'} gradient "
                 f"on: {counted(signal.value, 'parameter')} in front of it cannot learn, and what it gates stays as it is. {since}.",
                 limit=0.0,
                 signal=signal,

@@ -34,8 +34,8 @@ class IsolatedNodes(Rule):
     (their answers stay when all other numbers change), or three of four have no neighbour and the others one; all edges
     of a batch of several graphs lie within the rows of one, and repeat one another; no edge brings anything to 95 % of
     the nodes that the loss reads (75 % where a relation has an edge for less than one node in ten), and the loss falls
-    by less than a factor e, in a run or in steps on a copy; no edge brings anything to more than half of the nodes that the loss reads, and at the end of a run its gradient is four times
-    as large there as at the others.
+    by less than a factor e, in a run or in steps on a copy; no edge brings anything to more
+    than half of the nodes that the loss reads, and late in a run its gradient is four times as large there as at the others.
 
     ## When it is silent
     Otherwise it is information: with a linear skip such nodes keep a path that trains (in the fault benchmark as well
@@ -189,7 +189,7 @@ class IsolatedNodes(Rule):
         return [0.0, *(read[layer.name] for layer in signals.attention_layers if layer.name in read)][-1]
 
     def _what_is_left(self, signals: Signals, constant: Sequence[Signal]) -> float:
-        """RMS of the loss's gradient at nodes that hear of nobody over that at the others, at the end of a run that reads more of them than of others; else 0."""
+        """RMS of the loss's gradient at nodes that hear of nobody over that at the others, late in a run that reads more of them than of others; else 0."""
         half = self._heard_by_few(signals, constant) > self.half
         return float(constant[0].detail.get("steeper", 0.0)) if half and signals.kind == "trace" else 0.0
 

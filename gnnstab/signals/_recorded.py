@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +104,7 @@ def from_trace(trace: Trace) -> Signals:
         series=series,
         events=trace.events() if single else with_rows(trace, sites),
         blind=trace.blind(),
-        missing=_missing(values, undefined)
-        | (
-            {}
-            if single
-            else _missing_in_run(
-                steps, "optimizer" in meta, _number(meta[TRIALS_ENDED]) if TRIALS_ENDED in meta else None
-            )
-        ),
+        missing=_missing(values, undefined) | ({} if single else _missing_in_run(steps, meta)),
         context={
             **_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
             **({"losses": [float(loss) for loss in steps["loss"]]} if source == "batch" else {}),
@@ -159,14 +152,16 @@ def _missing(values: Sequence[Signal], undefined: dict[str, str]) -> dict[str, s
     return {**kept, **undefined}
 
 
-def _missing_in_run(steps: NDArray[np.void], optimizer: bool, ended_after: int | None = None) -> dict[str, str]:
-    """What a run alone lacks: its loss, or, without an optimizer, gradients and moments."""
-    found = dict(_OF_A_RUN) if optimizer else dict.fromkeys((GRADIENT_SPIKE, WEIGHT_RMS, LOSS_GROWTH), _NO_GRADIENTS)
-    if ended_after is not None:
-        found |= dict.fromkeys(
-            (OPTIMIZER_UNDONE, OPTIMIZER_SOFTER), f"steps on a copy were given up after {ended_after} s; {_BY_DIAGNOSE}"
-        )
+def _missing_in_run(steps: NDArray[np.void], meta: Mapping[str, str]) -> dict[str, str]:
+    """What a run alone lacks: its loss, or, without an optimizer, gradients and moments; and what was given up at its end."""
+    known = "optimizer" in meta
+    found = dict(_OF_A_RUN) if known else dict.fromkeys((GRADIENT_SPIKE, WEIGHT_RMS, LOSS_GROWTH), _NO_GRADIENTS)
+    found |= dict.fromkeys((OPTIMIZER_UNDONE, OPTIMIZER_SOFTER), _given_up(meta)) if TRIALS_ENDED in meta else {}
     return found | ({} if np.isfinite(steps["loss"]).any() else {LOSS_GROWTH: _MISSING[LOSS]})
+
+
+def _given_up(meta: Mapping[str, str]) -> str:
+    return f"steps on a copy at the end of the run were given up after {_number(meta[TRIALS_ENDED])} s; {_BY_DIAGNOSE}"
 
 
 def _context(
@@ -180,7 +175,11 @@ def _context(
         "loss_given": meta.get("loss_given") == "true",
         "loss_graph": meta.get("loss_graph", ""),
         "assumptions": [*(note for note in meta.get("assumptions", "").split("\n") if note), *told],
-        "notes": [*trace.notes, *([f"the recording failed: {meta['failure']}"] if "failure" in meta else [])],
+        "notes": [
+            *trace.notes,
+            *([f"the recording failed: {meta['failure']}"] if "failure" in meta else []),
+            *([_given_up(meta)] if TRIALS_ENDED in meta else []),
+        ],
     }
     if source == "training":
         context["closed"] = trace.complete

@@ -95,4 +95,5 @@ def test_steps_on_copies_that_take_too_long_are_given_up_and_said_so(monkeypatch
     diagnosis = monitor.diagnose()
     assert not [f for f in diagnosis.findings if f.code in ("GS609", "GS902")]
     (reason,) = (status.reason for status in diagnosis.rules if status.code == "GS609")
+    assert any("given up" in note for note in diagnosis.context["notes"])
     assert "given up" in str(reason) and "gnnstab.diagnose(model, batch, loss, optimizer)" in str(reason)

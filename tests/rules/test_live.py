@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gnnstab.records import Finding, SeriesKey, Signal
+from gnnstab.records import SeriesKey, Signal
 from gnnstab.records.rises import Overshoot
 from gnnstab.records.vocabulary import LOSS_GROWTH, OPTIMIZER_LR_JUMP
 from gnnstab.rules._tracks import WINDOW
 from gnnstab.rules.live import LiveEngine
 from gnnstab.signals.optimisation import step_signals
 from gnnstab.trace._arrays import STEP_DTYPE
+from live_engine import follow
 
-SCORE, OUTPUT = SeriesKey("conv", "train", 0, "score"), SeriesKey("conv", "train", 0, "output")
 NOTHING = np.empty(0)
-
-
-def follow(
-    engine: LiveEngine,
-    steps: Iterable[int],
-    score: Callable[[int], float] = lambda i: 1.0,
-    **series: Callable[[int], float],
-) -> list[Finding]:
-    found = []
-    keys = (SCORE, OUTPUT) if "output" in series else (SCORE,)
-    for i in steps:
-        stats = np.array([score(i), *([series["output"](i)] if "output" in series else [])])
-        numbers = {name: series[name](i) for name in ("loss", "grad_norm") if name in series}
-        found += engine.update(i, keys, stats, **numbers)
-    return found
 
 
 def test_scores_that_grow_are_reported_once_before_they_overflow() -> None:
@@ -139,21 +124,6 @@ def test_fp16_headroom_is_projected() -> None:
     assert found[0].step is not None
     assert overflow - 60 < found[0].step < overflow
     assert "65 504" in found[0].message
-
-
-@pytest.mark.parametrize(("loss", "told"), [(lambda i: 3.0 * 0.97**i, "info"), (lambda i: 3.0, "error")])
-def test_rounding_of_large_logits_is_information_while_the_loss_falls(loss: Callable[[int], float], told: str) -> None:
-    found = follow(LiveEngine(precision="fp16", channels={"conv": 4}), range(60), lambda i: 3000.0, loss=loss)
-    assert found[0].step == 0 and found[0].severity == "info", "nothing is known of the run yet"
-    assert {f.code for f in found} == {"GS501"} and found[-1].severity == told
-
-
-@pytest.mark.parametrize(("most", "told"), [(80.0, ["info"]), (120.0, ["info", "warning"])])
-def test_scores_that_grow_while_the_loss_falls_are_told_once_they_pass_no_gradient(
-    most: float, told: list[str]
-) -> None:
-    found = follow(LiveEngine(), range(120), lambda i: min(most, math.exp(0.1 * i)), loss=lambda i: 3.0 * 0.997**i)
-    assert [f.severity for f in found if f.code == "GS301"] == told
 
 
 def test_bf16_rounds_early_and_fp32_does_not() -> None:

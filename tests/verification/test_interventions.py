@@ -5,25 +5,23 @@ from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch_geometric.nn import MessagePassing, TransformerConv
 
 import gnnstab
-from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, LayerFacts, Series, Signal, Signals
+from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, LayerFacts, Signal, Signals
 from gnnstab.report import summary
 from gnnstab.verification import undo
 from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
 from gnnstab.verification.interventions import _trying as trying
 from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
-from gnnstab.verification.interventions._suspects import identity_paths, unit_gains
+from gnnstab.verification.interventions._suspects import identity_paths
 from gnnstab.verification.interventions._symptoms import symptoms_in
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, decided_causes, rulings
-from gnnstab.verification.targets import Goal
 from models.stacks import Stack, random_batch
 from trained import take_step
 
@@ -388,25 +386,3 @@ def test_what_drives_the_weights_in_training(rule, name, message, trained, drive
     signals = Signals("trace", (), context={"trained": trained})
     case = Case(nn.Identity(), None, None, "fp32", signals, (finding,), ())
     assert trying._rate(case) is (finding if driven else None)
-
-
-@pytest.mark.parametrize(
-    ("kind", "gain", "suspected"), [("trace", 2.0, False), ("trace", 8.0, True), ("model", 2.0, True)]
-)
-def test_a_run_may_train_weights_to_a_gain_that_no_draw_has(kind, gain, suspected):
-    layer = LayerFacts("conv", "TransformerConv", 0, True, initialisation="unknown")
-    signals = Signals(kind, (layer,), (Signal("gain.value", gain, "conv"),))
-    case = SimpleNamespace(signals=signals, findings=(), symptoms=(), suffers=lambda *names: True)
-    assert [trial.name for trial in unit_gains(case, None)] == ["unit-gains"] * suspected
-
-
-@pytest.mark.parametrize(("at_first", "suspected"), [(0.9, False), (0.05, True)])
-def test_how_weights_were_drawn_is_not_why_attention_that_began_soft_is_sharp(at_first, suspected):
-    layer = LayerFacts("conv", "TransformerConv", 0, True, initialisation="unknown")
-    series = Series("attention.entropy", "conv", None, np.array([0, 50]), np.array([at_first, 0.05]))
-    signals = Signals("trace", (layer,), (Signal("gain.value", 8.0, "conv"),), series=(series,))
-    goal = Goal("GS301", "attention.entropy", "conv", 0.35, True, 0.05)
-    case = SimpleNamespace(
-        signals=signals, findings=(), symptoms=(SimpleNamespace(goal=goal),), suffers=lambda *names: True
-    )
-    assert [trial.name for trial in unit_gains(case, None)] == ["unit-gains"] * suspected

@@ -10,7 +10,7 @@ from torch import Tensor
 from gnnstab.torch_private import keeps_saved_tensors
 
 _MOST_STEPS = 6
-"""Operations between the sum of a product and a softmax that are looked at: factors, views, dropout none."""
+"""Operations between the sum of a product and a softmax that are looked at: factors and views."""
 
 _THROUGH = (
     "MulBackward",
