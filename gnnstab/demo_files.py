@@ -38,7 +38,7 @@ def network() -> str:
     return _HEAD + re.sub(r"  # type: ignore.*", "", "\n\n".join(parts)) + "\n\n" + _TAIL
 
 
-FILES = ("network.py", "batch.pt", "healthy.pt", "actor.pt", "crash.pt", "run.gnnstab")
+FILES = ("network.py", "batch.pt", "fresh.pt", "actor.pt", "crash.pt", "run.gnnstab")
 """What `write` makes, in this order."""
 
 _SHARPENED, _BROKEN = 3.0, 3000.0
@@ -49,7 +49,7 @@ _SHARPENED, _BROKEN = 3.0, 3000.0
 def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
     """Write the files into a folder that exists; ``say`` is told what is done.
 
-    ``healthy.pt`` is a fresh network, in ``actor.pt`` attention saturates on this batch, in ``crash.pt`` the scores overflow in fp16,
+    ``fresh.pt`` is a fresh network, in ``actor.pt`` attention saturates on this batch, in ``crash.pt`` the scores overflow in fp16,
     ``run.gnnstab`` is a short healthy run.
 
     Raises `UsageError`, before it writes anything, when one of them is there already.
@@ -65,7 +65,7 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
     say("training a few steps under gnnstab.Monitor")
     _record(fixes.apply(model, "mean-aggregation-root", batch=batch), batch, folder / "run.gnnstab")
     with torch.no_grad():
-        for name, factor in (("healthy.pt", 1.0), ("actor.pt", _SHARPENED), ("crash.pt", _BROKEN)):
+        for name, factor in (("fresh.pt", 1.0), ("actor.pt", _SHARPENED), ("crash.pt", _BROKEN)):
             changed = copy.deepcopy(model)
             first: Any = changed.convs[0]
             adapter = layer_of(first)

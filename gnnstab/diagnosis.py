@@ -18,9 +18,9 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 @keeps_random_state
 def diagnose(
     target: Any,
+    batch: Any = None,
     *,
     model: Any = None,
-    batch: Any = None,
     loss: Any = None,
     optimizer: Any = None,
     precision: str = "fp32",

@@ -114,7 +114,11 @@ def _other_cause(cause: Cause, width: int) -> Text:
     known = f" ({' '.join(cause.codes)})" if cause.codes else ""
     text = Text.assemble((f"{'also':<{_LABEL}}", MUTED), f"{summary.verdict_words(cause.status)} ")
     text.append(cause.cause, f"bold {CAUSE[cause.status]}")
-    return _unwrapped(text, escape.ending(f"{known}{tail}", max(width - cell_len(text.plain), 12)))
+    room = max(width - cell_len(text.plain), 12)
+    # The change matters more than the codes that name the cause.
+    return _unwrapped(
+        text, escape.ending(next((whole for whole in (known + tail, tail) if cell_len(whole) <= room), tail), room)
+    )
 
 
 def one_line(diagnosis: Diagnosis, width: int) -> Text:

@@ -54,6 +54,17 @@ def test_a_healthy_model_costs_three_lines() -> None:
     ]
 
 
+def test_a_further_cause_keeps_its_change_before_its_codes() -> None:
+    base = examples.one_finding()
+    roots = tuple(
+        replace(base.causes[3], cause=name, codes=("GS301", "GS302", "GS303"), fixes=(FixAdvice("mean-aggregation-root", "x"),))
+        for name in ("non-finite-data", "feature-scale", "attention-explosion")
+    )  # fmt: skip
+    told = [line for line in lines(replace(base, causes=roots), width=80) if line.startswith("also     root cause")]
+    assert told and all(line.endswith(": change mean-aggregation-root") for line in told)
+    assert all(len(line) <= 80 for line in told)
+
+
 def test_a_passing_check_is_one_line_and_a_failing_one_is_the_report() -> None:
     assert lines(examples.clean(), brief=True) == [
         "STABLE  checkpoints/healthy_3agents/actor.pt: nothing to fix in 3 layers"
