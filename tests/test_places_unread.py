@@ -156,3 +156,17 @@ def test_a_reentrant_checkpoint_whose_inputs_have_no_gradient(face: Callable[...
     broken = way == "nothing has a gradient"
     assert ["use_reentrant=True" in f.message and "inp.weight" in f.message for f in found] == [True] * broken
     assert [c.cause for c in diagnosis.root_causes()] == ["never-updated-parameter"] * broken
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_module_that_is_not_called_is_no_cause_of_a_run_that_died(cut: bool) -> None:
+    """An output of NaN shows nothing of what it depends on: a module that no forward calls stays a note, one that is cut off an error."""
+    model = Net()
+    model.spare = nn.BatchNorm1d(WIDTH)  # type: ignore[assignment]
+    if cut:
+        model.mid.register_forward_hook(lambda module, args, output: output + model.spare(args[0]).detach())
+    diagnosis = trained(model, data(), loss, steps=30, optimizer=torch.optim.SGD(model.parameters(), 1e3))
+    assert "GS502" in {f.code for f in loud(diagnosis)}
+    told = [f.severity for f in diagnosis.findings if f.code == "GS604" and "spare" in f.message]
+    assert told == (["error"] if cut else ["info"])

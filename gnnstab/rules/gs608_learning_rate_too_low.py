@@ -41,8 +41,9 @@ class LearningRateTooLow(Rule):
     - the schedule has taken the rate below a hundredth of its largest for more than half of the run, in which little
       was learned, or less than twenty steps at the largest rate would add (where that holds of some groups of parameters, the first of them among these, theirs alone is raised);
     - no weight has moved by more than rounding from some step to the end of the run, although gradients came (a rate of 0);
-    - a run of constant rate ends with updates that move the output by next to nothing and a loss that stands still:
-      tried at 10, 100, … times the rate;
+    - a run of constant rate ends with updates that move the output by next to nothing and a loss that stands still,
+      or is near that of an output of zeros where all updates of the run together moved the output by a hundredth of its
+      spread (what the loss fell by is then the difference of its batches): tried at 10, 100, … times the rate;
     - all updates of the run together moved the output by less than its spread, or its rate still grew when it ended,
       and the loss is still near that of an output of zeros: a hundred times its largest rate must get more than 25
       times as far as that rate, and twice as far as the run;
@@ -69,6 +70,9 @@ class LearningRateTooLow(Rule):
     )
     stands: float = threshold(
         0.02, unit="ln(loss)", source="heuristic: the loss of the run has fallen by less than 2 %"
+    )
+    unmoved: float = threshold(
+        0.01, unit="× spread of the output, over the run", source="derived: a loss of it falls by hardly more than that"
     )
     spent: float = threshold(
         0.5,
@@ -121,8 +125,9 @@ class LearningRateTooLow(Rule):
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
         fallen = math.log(told["start"] / told["best"]) if 0 < told.get("best", 0) <= told["start"] else math.inf
         came_down = rates.get("spent", 0.0) > self.spent and fallen < self.partly
-        stood = rates.get("constant") and moved <= self.moves and fallen <= self.stands
         per_step = max((s.value * _over(s, rates) for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
+        unmoved = per_step * told.get("steps", math.inf) <= self.unmoved and self._untrained(signals)
+        stood = rates.get("constant") and moved <= self.moves and (fallen <= self.stands or unmoved)
         warming = rates.get("rising", False) and fallen <= self.learned
         crept = per_step * told.get("steps", math.inf) < 1 and fallen <= self.crawls
         crawled = not came_down and (warming or crept)
@@ -171,6 +176,10 @@ class LearningRateTooLow(Rule):
                     limit=self.factor,
                     signal=replace(slow, value=self.factor),
                 )
+
+    def _untrained(self, signals: Signals) -> bool:
+        """True where the loss at the end is near that of an output of zeros."""
+        return any(s.detail.get("over_zeros", 0.0) >= self.untrained for s in signals.find(OPTIMIZER_SLOW))
 
     def _clipped(self, signals: Signals) -> Iterator[Finding]:
         """One finding where the gradients of a run were limited to next to nothing, and more of them gets anywhere."""

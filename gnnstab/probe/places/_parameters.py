@@ -58,7 +58,7 @@ def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tupl
             why = OUT_OF_REACH if called else OTHER_HEAD if name.startswith(heads) else NEVER_CALLED
             without[why].append(name)
     if leaves:
-        cut = reach.of([*without[OUT_OF_REACH], *without[NEVER_CALLED]])
+        cut = reach.of([*without[OUT_OF_REACH], *without[NEVER_CALLED]], called=without[OUT_OF_REACH])
         without = {why: [name for name in names if name not in cut] for why, names in without.items()} | {
             CUT_OFF: [name for names in without.values() for name in names if name in cut]
         }
@@ -160,7 +160,7 @@ def _without_effect(seen: ForwardView, reach: Reach) -> list[str]:
     zero = [name for name, gradient in given.items() if not gradient.any()]
     if not zero or len(zero) == len(given):
         return []
-    used = reach.of(zero)
+    used = reach.of(zero, called=zero)
     return [name for name in zero if name not in used]
 
 

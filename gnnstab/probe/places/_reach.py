@@ -26,11 +26,16 @@ class Reach:
         self._buffers = {b: b.detach().clone() for b in model.buffers()}
         self._again = again
 
-    def of(self, names: Sequence[str]) -> set[str]:
-        """Those of the parameters that the output depends on; all of them where two equal forwards already differ."""
+    def of(self, names: Sequence[str], *, called: Sequence[str]) -> set[str]:
+        """Those of the parameters that the output depends on; all of them where two equal forwards already differ.
+
+        An output without a finite entry cannot show it: then those of modules that were ``called`` count.
+        """
         if not names:
             return set()
         before = self._outputs(())
+        if before and not any(t.isfinite().any() for t in before):
+            return set(called)
         if not _same(before, self._outputs(())):
             return set(names)
         if _same(before, self._outputs(names)):
@@ -88,4 +93,8 @@ class Reach:
 
 
 def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
-    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    """True where every entry is the same; NaN is the same as NaN."""
+    return len(one) == len(other) and all(
+        torch.equal(a, b) or (a.shape == b.shape and bool(((a == b) | (a.isnan() & b.isnan())).all()))
+        for a, b in zip(one, other, strict=True)
+    )
