@@ -250,10 +250,11 @@ class Ending:
         # Under fp16 the scale decides which gradients overflow.
         if self._recorder.notes.precision != "fp16":
             self._recorder.emit(self._recorder.detector.cleaned(inputs))
-        if inputs.answer.step < last:
+        late = self._recorder.notes.came_later()
+        if inputs.answer.step < last or late:
             output = last_look(
                 self._recorder.model, inputs, last, self._writer,
-                lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
+                lambda model, writer: Recorder(model, writer, full_every=1, replay=False), late,
             )  # fmt: skip
             was = inputs.answer.output
             if was is not None and was.isfinite().all() and any(stored(t).isnan().any() for t in answers_in(output)):
