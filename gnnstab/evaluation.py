@@ -9,7 +9,7 @@ from typing import Any
 from gnnstab.fixes import recommend
 from gnnstab.records import Coverage, Diagnosis, Event, Signals, Target
 from gnnstab.rules import advice, causes, modest, run
-from gnnstab.rules.queries import left_out
+from gnnstab.rules.queries import left_out, seen_at_the_end
 from gnnstab.signals import from_trace
 from gnnstab.trace import Trace
 from gnnstab.verification.interventions import recalled
@@ -55,7 +55,7 @@ def evaluate(
 
 
 def _coverage(signals: Signals) -> Coverage:
-    blind_layers = {b.layer for b in signals.blind if b.site in ("score", "output", "*")}
+    blind_layers = {b.layer for b in signals.blind if b.site in ("score", "output", "*")} - seen_at_the_end(signals)
     observed = [layer for layer in signals.attention_layers if layer.name not in blind_layers]
     return Coverage(
         layers_expected=max(int(signals.context.get("layers_expected", 0)), len(signals.attention_layers))

@@ -21,6 +21,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_GROUP_RATE,
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_TO_RMS,
+    OPTIMIZER_UNDONE,
 )
 
 LOWER = 1 / 3
@@ -60,6 +61,8 @@ class LowerLearningRate(Fix):
         if group is not None:
             own = on_one_line(", ".join(str(name) for name in group.get("names", ())[:3]))
             return f'optimizer.param_groups[{group.get("group")!r}]["lr"] = {float(group.get("lower", 0)):.3g}  # {own}'
+        if not options and any(told.get("scheduled") for told in _hindering(signals)) and rate and calm:
+            return f"factor = {calm / rate:.2g}  # on every rate of the schedule; or warm up to {rate:.3g} over some hundred steps"
         said = ""
         if "lr" in options or "current" in options:
             lower = f"{self.training_options(signals=signals, **options)['lr']:.3g}"
@@ -88,12 +91,20 @@ def _group(signals: Signals) -> Mapping[str, Any] | None:
     return next(found, None)
 
 
+def _hindering(signals: Signals) -> list[Mapping[str, Any]]:
+    """What steps on a copy at a lower rate have shown, where the one in use keeps the model from learning."""
+    found = (s.detail for s in signals.find(OPTIMIZER_UNDONE))
+    return [told for told in found if told.get("cause") == "learning-rate" and isinstance(told.get("lower"), float)]
+
+
 def _tried(signals: Signals) -> tuple[str, float | None, float | None]:
     """The optimizer's class, its rate where the loss has risen, and a rate at which steps were calm; ``Adam`` where no class is known."""
     name, rate, calm = _own_class(signals), None, None
     for rise in [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)][:1]:
         calm, rate = (n if isinstance(n, float) and n > 0 else None for n in map(rise.detail.get, ("calm_lr", "lr")))
         name = str(rise.detail.get("optimizer", name))
+    for told in _hindering(signals):
+        rate, calm = (told.get(key) for key in ("rate", "lower"))
     return name, rate, calm if rate and calm and calm < rate else None
 
 

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,11 +25,12 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.events.non_finite_detector import bad_tensors
 from gnnstab.probe.operations.repeat import as_batch as as_given
-from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS
+from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS, STEPS
 from gnnstab.probe.optimizer.marked import may_hold_marks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.optimizer_steps import TimeIsUpError
 from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_trial, undone_trial
+from gnnstab.probe.optimizer.schedules import Rates, rates_of_run
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
@@ -215,8 +217,9 @@ class Ending:
         except TraceError:  # It could not be written either, which the user has been told.
             return
         self._tell_failed(diagnosis)
-        self._try_steps(diagnosis, inputs)
         try:
+            if self._try_steps(diagnosis, inputs):  # What they show of the rate says what has made the weights so.
+                diagnosis = self._so_far()
             found = investigated(
                 diagnosis,
                 model,
@@ -224,7 +227,7 @@ class Ending:
                 loss=None if self._loss is None else _as_called(self._loss, inputs),
                 precision=self._recorder.notes.precision or "fp32",
             )
-        except UsageError:
+        except (UsageError, TraceError):
             return  # As under a mode of the user's.
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
@@ -247,10 +250,11 @@ class Ending:
         # Under fp16 the scale decides which gradients overflow.
         if self._recorder.notes.precision != "fp16":
             self._recorder.emit(self._recorder.detector.cleaned(inputs))
-        if inputs.answer.step < last:
+        late = self._recorder.notes.came_later()
+        if inputs.answer.step < last or late:
             output = last_look(
                 self._recorder.model, inputs, last, self._writer,
-                lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
+                lambda model, writer: Recorder(model, writer, full_every=1, replay=False), late,
             )  # fmt: skip
             was = inputs.answer.output
             if was is not None and was.isfinite().all() and any(stored(t).isnan().any() for t in answers_in(output)):
@@ -273,12 +277,16 @@ class Ending:
             **training,
         )  # fmt: skip
 
-    def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> None:
-        """Would the loss fall without what deep stacks put in the way, where it has hardly done, or with softer attention, where that is sharp?"""
+    def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> bool:
+        """Would the loss fall without what deep stacks put in the way, where it has hardly done, or with softer attention, where that is sharp?
+
+        True where steps were tried that may say so.
+        """
         losses = next((s.detail for s in diagnosis.signals if s.name == LOSS and "start" in s.detail), None)
         loss, row, model = loss_of(inputs, self._loss), self._recorder.row, self._recorder.model
         if losses is None or loss is None or row is None or len(self._optimizers) != 1:
-            return
+            return False
+        hindered = False
         rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
         largest = float(rates.get("largest", 0.0))
         until = time.monotonic() + LONGEST
@@ -294,6 +302,7 @@ class Ending:
                 lost = float(losses["best"]) > FAR_OFF * first and int(losses["steps"]) >= MORE_STEPS
                 trial = undone_trial(
                     *start, inputs, loss, row.step, hindered=hindered, slow=slow, lost=lost, scaled=scaled, until=until,
+                    rates=self._rates(start[1]),
                 )  # fmt: skip
                 self._writer.measures(trial)
             spent = rates.get("spent", 0.0) > SPENT and float(losses["best"]) > PARTLY * first > 0
@@ -319,13 +328,23 @@ class Ending:
         except TimeIsUpError:
             self._writer.meta(TRIALS_ENDED, f"{LONGEST:.0f}")
         except UsageError:
-            return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
+            pass  # What cannot be copied, or is trained by more than one forward, cannot be tried.
+        return hindered
 
     def _start(self, largest: float) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
         """Model and optimizer as the run began, if that was kept, else as it has come to be."""
         model, optimizer = self._recorder.model, self._optimizers[0]
         began = self._updates.began
         return (model, optimizer) if began is None else began.restored(model, optimizer, largest)
+
+    def _rates(self, optimizer: torch.optim.Optimizer) -> Rates:
+        """Those of the run's first steps, as of `rates_of_run`; none where ``optimizer`` is not at its beginning."""
+        if self._updates.began is None:
+            return ()
+        with self._writer.read() as trace:
+            rows = trace.step_arrays()
+        known = rows[np.isfinite(rows["lr"]) & ~rows["skipped"]]
+        return rates_of_run(optimizer, known["step"], known["lr"], STEPS, MORE_STEPS)
 
     def _scaled(self, diagnosis: Diagnosis, *, hindered: bool) -> dict[str, bool]:
         """Inputs whose scale is blamed, or may be for a loss that has hardly fallen; trained weights have come to terms with what they were given."""

@@ -17,7 +17,7 @@ from gnnstab.probe.attaching.norms import Norms
 from gnnstab.probe.buffering.step_writer import StepWriter
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.state import State
-from gnnstab.records import Coverage, LayerFacts
+from gnnstab.records import Blind, Coverage, LayerFacts
 from gnnstab.sharding import WHY, sharded
 
 _COMPILED_BEFORE = (
@@ -26,7 +26,6 @@ _COMPILED_BEFORE = (
 )
 
 _NO_NUMBERS = "it lies on the meta device, where a tensor has a shape and no numbers"
-_CAME_LATER = "the layer was put into the model after the monitor was attached; attach a new monitor to see it"
 
 _COARSE = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -95,9 +94,14 @@ class LayerNotes:
 
     def note_new_layers(self) -> None:
         """Name the layers that nobody watches, since they came into the model later."""
-        for name, module in self._model.named_modules():
-            if module not in self._known and recordable(module):
-                self._state.unseen(name, "output", _CAME_LATER)
+        for name in self.came_later():
+            note = Blind.late(name)
+            self._state.unseen(note.layer, note.site, note.reason)
+
+    def came_later(self) -> list[str]:
+        """The layers that came into the model when it was watched already."""
+        named = self._model.named_modules()
+        return [name for name, module in named if module not in self._known and recordable(module)]
 
     def finish(self, writer: StepWriter) -> None:
         """The run is over: name what never came, and put everything into the trace."""

@@ -137,6 +137,7 @@ def _listed(what: str, ids: Sequence[object]) -> str:
 
 _OTHER = "scores of "
 _NO_EDGE = "no call had an edge"
+_CAME_LATER = "the layer was put into the model after the monitor was attached; attach a new monitor to see it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,16 @@ class Blind:
     def without_edge(cls, layer: str, site: str) -> Blind:
         """A layer that was called, each time without an edge that could be scored."""
         return cls(layer, site, _NO_EDGE)
+
+    @classmethod
+    def late(cls, layer: str) -> Blind:
+        """A layer that came into the model when its monitor was attached already."""
+        return cls(layer, "output", _CAME_LATER)
+
+    @property
+    def came_later(self) -> bool:
+        """True for what `late` makes: the run was not seen, and the end of it may be."""
+        return self.reason == _CAME_LATER
 
     @property
     def is_without_edge(self) -> bool:

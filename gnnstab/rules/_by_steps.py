@@ -10,7 +10,7 @@ from typing import Any
 from gnnstab.records import Finding, Signals
 from gnnstab.records.rises import LASTING, earned, harms
 from gnnstab.records.vocabulary import LOSS, OPTIMIZER_INPUT_SHARE, OPTIMIZER_SOFTER
-from gnnstab.rules.learned import came_down
+from gnnstab.rules.learned import KEEPS, came_down
 
 ACQUITS = 0.5
 """× best loss with softer scores, up to which sharp ones are acquitted: one batch is learned by heart the easier the sharper they are;
@@ -38,14 +38,14 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
         harm = harms(signal.detail) and _gain(signal.detail) > _left(signals)
         if harm and finding.signal.startswith("attention."):
             severity = "warning" if finding.severity == "info" else finding.severity
-            message = f"{finding.message.replace(OPEN, '.')} {steps}: {_KEEPS}"
+            message = f"{finding.message.replace(OPEN, '.')} {steps}: {KEEPS}"
             return replace(finding, severity=severity, confidence="high", message=message)
     return finding
 
 
 def harmful(finding: Finding) -> bool:
     """True for sharp attention that steps with softer scores have shown to keep the model from learning."""
-    return finding.message.endswith(_KEEPS)
+    return finding.message.endswith(KEEPS)
 
 
 def by_steps_of_inputs(finding: Finding, signals: Signals) -> Finding:
@@ -56,7 +56,7 @@ def by_steps_of_inputs(finding: Finding, signals: Signals) -> Finding:
         message = f"{finding.message} {_steps('With it standardised', signal.detail)}"
         # Not by its share of the progress: a loss that large inputs have raised falls far in any case.
         if signals.kind == "trace" and came_down(signals):
-            return replace(finding, severity="info", message=f"{message}; the run has learned all the same.")
+            return replace(finding, message=f"{message}.")
         if not float(signal.detail.get("best", math.nan)) <= LASTING * float(signal.detail.get("undone", math.nan)):
             return replace(finding, confidence="high", message=f"{message}.")
         if _by_heart(signal.detail):
@@ -104,5 +104,3 @@ NOTHING = 0.01
 
 OPEN = ", nothing that could be undone differs from its reference, and sharp attention may be right: cause not established."
 """How a message of sharp attention ends where nothing is known of its cause."""
-
-_KEEPS = "the sharpness keeps the model from learning."

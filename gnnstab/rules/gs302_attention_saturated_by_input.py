@@ -33,7 +33,7 @@ class AttentionSaturatedByInput(Rule):
     ## When it is silent
     Where query and key weights are out of all proportion (GS301); with fewer than 3 neighbours. A sharp attention may
     be what the task needs: where steps with softer scores on a copy end at no less than 0.8 × the loss, it is
-    information.
+    information. So it is in a run that has learned (1/e² of the loss of an output of zeros).
 
     ## Sources
     Zhai et al. 2023, arXiv 2303.06296; Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*,

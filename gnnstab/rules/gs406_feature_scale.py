@@ -59,7 +59,7 @@ class FeatureScale(Rule):
     For whole numbers (ids, indices, counts, masks, one-hot columns), unless a weight multiplies a column of them with
     an RMS above 10 as it is; for targets beside which the loss is small or that it scales itself, unless its gradient
     compares them as they are. Without a symptom, or where steps with the tensor standardised learn no better, it is
-    information.
+    information; so it is of an input in a run that has learned (as GS302).
 
     ## Sources
     LeCun et al. 1998, *Efficient BackProp*, on standardised inputs. Measured: Gaussian features × 1 to × 100, complete

@@ -42,7 +42,8 @@ class PrecisionHeadroom(Rule):
     a GradScaler guards them.
 
     ## When it is silent
-    The fp16 headroom of an fp32 run is information, and so is a warning in a run whose loss has ended at its best. A
+    The fp16 headroom of an fp32 run is information, and so is a warning in a run whose loss has ended at its best; of one
+    that has learned (as GS302) rounding is in any case. A
     size that stops growing just before the end of its format is warned about all the same. What all keys of a target
     share cancels in exact arithmetic and still costs precision here.
 

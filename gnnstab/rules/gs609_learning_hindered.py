@@ -31,7 +31,7 @@ _ADVICE = {
     "active-clamp": "Widen its limits, or take it away.",
     "never-updated-parameter": "Wrap what is to be learned in nn.Parameter, in __init__ and before the optimizer is made; register_buffer says of the rest that it stays.",
     "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
-    "learning-rate": "Lower the rate to that, or warm up to it.",
+    "learning-rate": "Lower the rate to that, or warm up to it over some hundred steps.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
     "masking": "Look whether the layer takes the mask, and which way round: turn it with ~, or swap what is kept and what is left out.",
     "taking that mask away": "Leave it out: the adjacency, or a mask of padding, says what a node may see.",
@@ -64,7 +64,7 @@ class LearningHindered(Rule):
       come with one vector get one each; plain tensors of modules, neither parameter nor buffer, become parameters;
     - clamps with an upper limit let everything through (e further than at any rate); weights do not decay, where the
       loss falls by less than e;
-    - where there is none of these, a third or a tenth of the rate, unless a schedule changes it; of ten times Adam's
+    - where there is none of these, a third or a tenth of the rate, or of the rates of the first steps where a schedule changes it and comes to its largest within 30; of ten times Adam's
       default or more that comes before a deep stack (GS103, GS106), which is how many networks are built.
 
     Where the loss falls by less than e² and nothing is named, steps for one half of the rows that the loss reads, at
@@ -103,7 +103,8 @@ class LearningHindered(Rule):
         for signal in signals.find(OPTIMIZER_UNDONE) if unseen else signals.need(OPTIMIZER_UNDONE):
             cause = str(signal.detail.get("cause", ""))
             decays = signal.detail.get("setting") == "weight_decay"
-            if cause == "learning-rate" and not decays and not _constant_rate(signals):
+            as_in_run = decays or signal.detail.get("scheduled") or _constant_rate(signals)
+            if cause == "learning-rate" and not as_in_run:
                 continue
             if cause and cause not in _ELSEWHERE and signal.value > self.taken:
                 yield self._told(cause, said(signal), signal)

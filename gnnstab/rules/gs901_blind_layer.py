@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.records import Blind, Finding, Signals
 from gnnstab.rules.base import Rule, rule
-from gnnstab.rules.queries import left_out
+from gnnstab.rules.queries import left_out, names, seen_at_the_end
 
 ESSENTIAL = ("score", "attention", "output", "*", "", "all")
 """Sites without which a layer cannot be called healthy."""
@@ -30,7 +30,7 @@ class BlindLayer(Rule):
 
     ## When it is silent
     Information: other sites; attention layers of kinds that nobody described (a class of your own that calls PyG's
-    softmax); a layer that is not called and that no gradient reaches, as the template of `nn.TransformerEncoder`; one
+    softmax); layers that came into the model later and were measured when the run had ended; a layer that is not called and that no gradient reaches, as the template of `nn.TransformerEncoder`; one
     of a relation without an edge, beside others that were seen.
 
     ## Sources
@@ -42,9 +42,21 @@ class BlindLayer(Rule):
         per_layer: dict[str, list[Blind]] = {}
         for blind in signals.blind:
             per_layer.setdefault(blind.layer, []).append(blind)
-        unused = left_out(signals)
+        unused, late = left_out(signals), seen_at_the_end(signals)
+        if late:
+            yield self.finding(
+                f"{names(f.name for f in signals.layers if f.name in late)}: put into the model after the monitor was attached, and judged by what the end of the run shows; no rule watched "
+                "them while it went on. A new monitor does.",
+                severity="info",
+                limit=0.0,
+                name="",
+                value=float(len(late)),
+                unit="layers",
+            )
         beside = any(layer.name not in per_layer for layer in signals.attention_layers)
         for layer, blinds in per_layer.items():
+            if layer in late:
+                continue
             sites = [blind.site or "all sites" for blind in blinds]
             # Layers over several kinds of nodes take and return dictionaries, so that input and output go unseen as well.
             other = any(blind.is_other_attention for blind in blinds)

@@ -9,10 +9,13 @@ from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
     LOGIT_FROBENIUS,
     LOSS,
     LOSS_OVER_ZERO,
     OPTIMIZER_UNDONE,
+    PLACE_TARGETS_LEFT,
+    PRECISION_ROUNDING,
     SCORE_WITHIN_STD,
 )
 from gnnstab.rules.queries import ASSUMED_DEGREE, Attention
@@ -85,6 +88,42 @@ def as_learned(found: Finding, signals: Signals, state: Attention | None, *, ali
 def _began_soft(signals: Signals, layer: str | None, soft: float) -> bool:
     first = [s.values[0] for s in signals.over_steps(ATTENTION_ENTROPY, layer=layer) if len(s.values) > 1]
     return bool(first) and min(first) >= soft
+
+
+_IN_THE_WAY = {
+    "GS302": (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE),
+    "GS406": ("place.rms", "place.column_ratio", "feature.rms", "feature.column_ratio"),
+    "GS501": (PRECISION_ROUNDING,),
+}
+"""Rule → its signals of scales and formats that are blamed for keeping a model from learning, and of nothing else."""
+
+
+def in_the_way(finding: Finding, signals: Signals) -> Finding:
+    """A finding of what keeps models from learning, as information where the run has learned; what steps on a copy have shown stays, and targets.
+
+    Of scores that the weights make, `as_learned` asks for more: they may have been learned by heart.
+    """
+    named = _IN_THE_WAY.get(finding.code, ())
+    shown = finding.message.endswith(KEEPS) or finding.message.startswith("the targets")
+    if finding.severity == "info" or finding.signal not in named or shown or not has_learned(signals):
+        return finding
+    return replace(finding, severity="info", message=f"{finding.message} The run has learned all the same.")
+
+
+def has_learned(signals: Signals) -> bool:
+    """True for a recorded run that nothing has kept from learning: its loss `came_down`.
+
+    Where nobody knows the loss of an output of zeros, beside which a first one may be far off, it ended at its best, and a factor e further down.
+    """
+    # Targets far from 0 leave a large loss to an output of zeros, whose better half their mean alone takes away.
+    left = [s.value for s in signals.find(PLACE_TARGETS_LEFT)]
+    if signals.kind != "trace" or any(not share < math.exp(-2) for share in left):
+        return False
+    return came_down(signals) if signals.find(LOSS_OVER_ZERO) else trained_well(signals) and learned_well(signals, 3)
+
+
+KEEPS = "the sharpness keeps the model from learning."
+"""How a message of sharp attention ends that steps with softer scores have shown to do harm."""
 
 
 def came_down(signals: Signals) -> bool:

@@ -285,6 +285,14 @@ def _degree_detail(signal: Signal) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else ASSUMED_DEGREE
 
 
+def seen_at_the_end(signals: Signals) -> frozenset[str]:
+    """Layers that came into the model of a run when it was watched already, and were measured in full when it had ended."""
+    late = {blind.layer for blind in signals.blind if blind.came_later}
+    return frozenset(
+        late & {s.layer for s in signals.values if s.source == "training"} & {f.name for f in signals.layers}
+    )
+
+
 def left_out(signals: Signals) -> frozenset[str]:
     """Attention layers that no forward calls and that no gradient reaches, as of a template that copies were made from."""
     silent = [

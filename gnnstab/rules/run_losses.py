@@ -43,10 +43,10 @@ def learned_half(signals: Signals) -> bool:
     return losses is not None and bool(0 <= np.median(losses[-LOSSES:]) <= 0.5 * losses[0])
 
 
-def learned_well(signals: Signals) -> bool:
-    """True for a recorded run whose last losses lie at 1/e² of its first or below."""
+def learned_well(signals: Signals, by: float = 2) -> bool:
+    """True for a recorded run whose last losses lie at 1/e² of its first or below; at another power of 1/e with ``by``."""
     losses = _of_run(signals)
-    return losses is not None and bool(0 <= np.median(losses[-LOSSES:]) <= math.exp(-2) * np.median(losses[:LOSSES]))
+    return losses is not None and bool(0 <= np.median(losses[-LOSSES:]) <= math.exp(-by) * np.median(losses[:LOSSES]))
 
 
 def ruined(signals: Signals) -> bool:

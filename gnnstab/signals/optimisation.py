@@ -167,8 +167,10 @@ def _first_rise(rows: NDArray[np.void]) -> list[Signal]:
     detail: dict[str, Any] = {"first": float(early["loss"][0]), "above": rise.above, "peak": rise.peak}
     after = rows["loss"][(rows["step"] > early["step"][rise.peak]) & (rows["step"] <= FIRST)]
     detail["broke"] = bool(len(after)) and not math.isfinite(after[0])
-    if math.isfinite(early["lr"][0]):
-        detail["lr"] = float(early["lr"][0])
+    # A warm-up has come higher by then; and the first is what the optimizer was made with, where its own step sets the rate.
+    rates = early["lr"][: rise.peak + 1]
+    if np.isfinite(rates).any():
+        detail["lr"] = float(rates[np.isfinite(rates)].max())
     step = int(early["step"][rise.peak])
     return [Signal(LOSS_FIRST_RISE, rise.largest, None, None, step, "training", detail)]
 

@@ -88,6 +88,20 @@ class Growing(nn.Module):
         return x
 
 
+def test_layers_that_come_in_mid_run_are_judged_by_the_end_of_it_and_told_once() -> None:
+    def change(model: Growing, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(2):
+            model.convs.append(TransformerConv(WIDTH, WIDTH))
+        optimizer.add_param_group({"params": list(model.convs[1:].parameters())})
+
+    diagnosis = two_halves(change, Growing).monitor.diagnose()
+    (told,) = [f for f in diagnosis.findings if f.code.startswith("GS9")]
+    assert told.severity == "info"
+    assert told.message.startswith("convs.1, convs.2: put into the model")
+    assert {s.layer for s in diagnosis.signals if s.name == "attention.entropy"} == {"convs.0", "convs.1", "convs.2"}
+    assert diagnosis.coverage.layers_observed == diagnosis.coverage.layers_expected == 3
+
+
 def test_layers_added_in_mid_run_are_named_as_unseen() -> None:
     def change(model: Growing, optimizer: torch.optim.Optimizer) -> None:
         model.convs.append(TransformerConv(WIDTH, WIDTH))

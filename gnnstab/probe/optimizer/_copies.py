@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -78,44 +76,3 @@ def _cloned(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
     whole = [t for t in tensors if not t.requires_grad and t.untyped_storage().nbytes() == t.nbytes]
     alone = len({t.data_ptr() for t in whole}) == len(whole) and len(whole) == len(tensors)
     return {id(t): t.clone() for t in whole} if alone else {}
-
-
-def hold_rates(optimizer: torch.optim.Optimizer) -> None:
-    """Let every group keep its rate in all steps: a schedule in the ``step`` of the user's own class is left out, with that ``step``."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    step = _step_below(optimizer) if _sets_rates(optimizer) else optimizer.step
-    _set_rates(optimizer, rates)
-
-    def held(*args: Any, **kwargs: Any) -> Any:
-        result = step(*args, **kwargs)
-        _set_rates(optimizer, rates)
-        return result
-
-    optimizer.step = held  # type: ignore[method-assign]
-
-
-def _set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float | Tensor]) -> None:
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-
-
-def _sets_rates(optimizer: torch.optim.Optimizer) -> bool:
-    """True where a step without any gradient, which moves nothing, gives a rate to a group of a class that is not torch's own."""
-    if type(optimizer).__module__.startswith("torch."):
-        return False
-    asked = [object() for _ in optimizer.param_groups]
-    optimizer.zero_grad(set_to_none=True)
-    _set_rates(optimizer, asked)  # type: ignore[arg-type]
-    try:
-        optimizer.step()
-    except Exception as error:  # It asks for a closure, or computes with its rate.
-        let_through(error)
-        return False
-    return any(group["lr"] is not one for group, one in zip(optimizer.param_groups, asked, strict=True))
-
-
-def _step_below(optimizer: torch.optim.Optimizer) -> Callable[..., Any]:
-    """The step of the class of torch's that this one extends; its own where there is none."""
-    known = (base for base in type(optimizer).__mro__ if base.__module__.startswith("torch.optim."))
-    kind = next((base for base in known if base is not torch.optim.Optimizer and "step" in vars(base)), None)
-    return optimizer.step if kind is None else partial(vars(kind)["step"], optimizer)

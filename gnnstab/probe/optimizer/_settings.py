@@ -56,10 +56,12 @@ def usual_rate(optimizer: torch.optim.Optimizer) -> float:
 
 
 def default_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The rate that the class of an optimizer takes where none is given, 0 where it has none."""
-    with suppress(TypeError, ValueError):
-        told = inspect.signature(type(optimizer)).parameters.get("lr")
-        return float(told.default) if told is not None and isinstance(told.default, (int, float)) else 0.0
+    """The rate that the class of an optimizer, or one that it extends, takes where none is given, 0 where none does."""
+    for kind in type(optimizer).__mro__:
+        with suppress(TypeError, ValueError):
+            told = inspect.signature(kind).parameters.get("lr")
+            if told is not None and isinstance(told.default, (int, float)):
+                return float(told.default)
     return 0.0
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gnnstab.probe.optimizer._copies import hold_rates
 from gnnstab.probe.optimizer._settings import default_rate, usual_rate
 from gnnstab.probe.optimizer._zeros import of_zeros
+from gnnstab.probe.optimizer.schedules import hold_rates
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_SLOW
 
@@ -115,7 +115,7 @@ def far_below_usual(bench: Bench) -> Iterator[Signal]:
     """What the default rate of the optimizer's class makes of a few steps, where the one in use, and the highest that its schedule has in store, is a hundredth of it or less; nothing where those are not calm."""
     told = [float(group.get(name, 0.0)) for group in bench.optimizer.param_groups for name in ("lr", *_IN_STORE)]
     now, usual = max(told), default_rate(bench.optimizer)
-    if not 0 < now <= usual / HUNDRED:
+    if not 0 < now <= usual / HUNDRED or bench.schedule:  # What a class sets in its own step has more in store.
         return
     own, better = (bench.trial(STEPS, factor=f, setting=hold_rates) for f in (1.0, usual / now))
     if better.calm:
@@ -123,10 +123,9 @@ def far_below_usual(bench: Bench) -> Iterator[Signal]:
         yield Signal(OPTIMIZER_SLOW, usual / now, source="steps", detail=detail)
 
 
-def far_above_usual(optimizer: torch.optim.Optimizer) -> bool:
-    """True for a rate of `FACTORS[0]` times the default of its class or more, where updates have the size of the rate whatever the gradient: SGD's has no usual one."""
-    rates = [float(group["lr"]) for group in optimizer.param_groups if "betas" in group]
-    return max(rates, default=0.0) >= FACTORS[0] * usual_rate(optimizer) > 0
+def far_above_usual(bench: Bench) -> bool:
+    """True where steps come to a rate of `FACTORS[0]` times the default of its class or more, and updates have the size of the rate whatever the gradient: SGD's has no usual one."""
+    return bench.largest_rate >= FACTORS[0] * usual_rate(bench.optimizer) > 0
 
 
 def _beside(bench: Bench, own: Trial, better: Trial) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
         if deep and rated[0] >= LEARNS and rated[1] > 1:
             # It is slow at its rate, and nothing in it keeps it from learning; one that needs a lower rate is hindered at its own.
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
-        elif rated[0] >= LEARNS_WELL and rated[1] < 1 and far_above_usual(bench.optimizer):
+        elif rated[0] >= LEARNS_WELL and rated[1] < 1 and far_above_usual(bench):
             deep = []  # The stack learns at a usual rate: what is out of the ordinary is in the way, and not what is merely built so.
         hindered = _worst(bench, deep, freed, lifted, as_is, first, rated)
         if hindered is None and own < LEARNS:
@@ -228,7 +228,8 @@ def _worst(
         return None
     reached, suspect, losses, without = max(found, key=lambda one: one[0])
     rates = first * math.exp(-best) if any(suspect is one[1] for one in freed) and best > 0 else None
-    return _hindered(suspect, 1 - without / reached, as_is, losses, first, at_any_rate=rates)
+    more = _lowered(bench, factor) if suspect.cause == "learning-rate" and not suspect.setting else {}
+    return _hindered(suspect, 1 - without / reached, as_is, losses, first, at_any_rate=rates, **more)
 
 
 def _hindered(
@@ -314,9 +315,19 @@ def at_any_rate(
 
 def _rate(bench: Bench, factor: float) -> Suspect:
     """A rate at which the model learns less than at ``factor`` times it."""
-    rate = max(float(group["lr"]) for group in bench.optimizer.param_groups)
-    words = f"at a rate of {factor * rate:.3g}"
-    return Suspect("learning-rate", (), words, f"the learning rate is {rate:.3g}", unchanged)
+    rate, rates = bench.largest_rate, bench.schedule
+    words, suspect = f"at a rate of {factor * rate:.3g}", f"the learning rate is {rate:.3g}"
+    if len(rates) > 1:
+        at = next(step for step, row in enumerate(rates) if max(row) == rate)
+        words = f"at rates of up to {factor * rate:.3g}"
+        suspect = f"the learning rate {f'comes up to {rate:.3g} in {at} steps' if at else f'begins at {rate:.3g}'}"
+    return Suspect("learning-rate", (), words, suspect, unchanged)
+
+
+def _lowered(bench: Bench, factor: float) -> dict[str, Any]:
+    """The rate as it is and the lower one, and whether they are the largest of a schedule."""
+    rate = bench.largest_rate
+    return {"rate": rate, "lower": factor * rate, "scheduled": len(bench.schedule) > 1}
 
 
 def _decay(bench: Bench) -> Suspect:

@@ -26,9 +26,11 @@ from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer._settings import setting_signals
 from gnnstab.probe.optimizer._slow import far_below_usual, unclipped
+from gnnstab.probe.optimizer._trial import Trial as Trial
 from gnnstab.probe.optimizer.filled import filled_signals
 from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.rate import rate_signals
+from gnnstab.probe.optimizer.schedules import Rates, follow_rates, follows, of_torch, own_rates, times
 from gnnstab.probe.optimizer.sizes import change_over_spread, norm_of
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
@@ -36,7 +38,6 @@ from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.replica import copied, device_of, eager, forked_rng, rng_snapshot, tensors_in
 from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals
-from gnnstab.records.rises import Rise, rise_of
 from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
 from gnnstab.stored import is_dense
 from gnnstab.trials import trial
@@ -56,41 +57,6 @@ _SCALES = tuple(2.0**power for power in (16, 12, 8, 4, 0))
 """Factors of the loss under fp16, as a GradScaler would choose: the largest that leaves the gradients finite."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What a few steps on a copy did."""
-
-    losses: tuple[float, ...]
-    """Mean loss over the batches before the first step and after each; inf from the step that broke it."""
-
-    moved: float
-    """Change of the output in the first step over its spread (over nodes or graphs); NaN where it has none."""
-
-    @property
-    def rise(self) -> Rise | None:
-        """How far the loss rose; None where losses are not positive, which have no ratio, unless one is not finite."""
-        if not all(math.isfinite(value) for value in self.losses):
-            return Rise(math.inf, len(self.losses) - 1, len(self.losses) - 1)
-        return rise_of(self.losses)
-
-    @property
-    def calm(self) -> bool:
-        """True when no loss rose by more than a quarter."""
-        return self.rise is None or self.rise.above == 0
-
-    @property
-    def fall(self) -> float:
-        """ln(first / smallest loss); 0 where losses are not positive, which have no ratio."""
-        first, best = self.losses[0], min(self.losses)
-        return math.log(first / best) if 0 < best <= first < math.inf else 0.0
-
-    @property
-    def lost(self) -> float:
-        """The largest loss after the lowest, over the lowest: what the steps had reached and did not keep."""
-        lowest = min(self.losses)
-        return max(self.losses[self.losses.index(lowest) :]) / lowest if lowest > 0 else math.nan
-
-
 class TimeIsUpError(GnnstabError):
     """Steps on a copy have taken as long as they may: not a failure of one of them, which the others would go on without."""
 
@@ -108,6 +74,7 @@ class Bench:
         dtype: Format of the autocast around forward and loss; None for none.
         clip: Limit of the gradient's norm, where the training has one.
         until: Of `time.monotonic`: no step begins after it.
+        rates: Those of the first steps of a run; without them the optimizer has its own, or what its class sets.
     """
 
     model: nn.Module
@@ -118,6 +85,7 @@ class Bench:
     dtype: torch.dtype | None = None
     clip: float | None = None
     until: float = math.inf
+    rates: Rates = ()
     known: Known = field(default_factory=Known, init=False, compare=False)
 
     def trial(
@@ -154,6 +122,10 @@ class Bench:
                     # What an edit registers is stepped as the rest is.
                     if own := [p for p in model.parameters() if p not in known]:
                         optimizer.add_param_group({"params": own, "lr": optimizer.param_groups[0]["lr"]})
+                asked = self.rates if factor == 1 and not factors else self.schedule
+                if asked and not follows(optimizer):
+                    by = [factors.get(place, factor) for place in range(len(optimizer.param_groups))]
+                    follow_rates(optimizer, times(asked, by))
                 return self._run(model, optimizer, steps_of(optimizer) if steps is None else steps, state, until)
             except (UsageError, TimeIsUpError):
                 raise
@@ -170,6 +142,18 @@ class Bench:
     def twin(self) -> nn.Module:
         """That of the model alone, of which no step is taken."""
         return model_twin(self.model, known=self.known)
+
+    @cached_property
+    def schedule(self) -> Rates:
+        """The rates of the steps, where they are not those that the optimizer has: those of the run, or those that the user's own class sets."""
+        known = self.rates or of_torch(self.optimizer)
+        return self.rates if known else own_rates(self.twins()[1], learning.STEPS)
+
+    @property
+    def largest_rate(self) -> float:
+        """The largest that `learning.STEPS` steps have."""
+        given = [[float(group["lr"]) for group in self.optimizer.param_groups]]
+        return max(map(max, (self.schedule or given)[: learning.STEPS]))
 
     @cached_property
     def as_is(self) -> tuple[float, ...]:

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._narrow_norms import RowNorms
@@ -34,7 +32,7 @@ def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
     """
     if not math.isfinite(trial.losses[0]):
         raise UsageError("the loss is not finite before any step, so that steps say nothing of the optimizer")
-    rate = _rate(bench.optimizer)
+    rate = bench.largest_rate
     detail: dict[str, Any] = {
         "optimizer": type(bench.optimizer).__name__,
         "lr": rate,
@@ -86,8 +84,3 @@ def _risen(losses: Sequence[float]) -> bool:
     """True as soon as a trial is not calm: no later step of it makes it so."""
     rise = rise_of(losses)
     return rise is not None and rise.above > 0
-
-
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    """The largest rate of the groups."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)

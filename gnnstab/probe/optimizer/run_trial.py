@@ -19,6 +19,7 @@ from gnnstab.probe.optimizer.learning import input_signals, learning_signals
 from gnnstab.probe.optimizer.marked import marked_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss
 from gnnstab.probe.optimizer.rate import rate_signals
+from gnnstab.probe.optimizer.schedules import Rates
 from gnnstab.probe.optimizer.sizes import norm_of
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
@@ -69,15 +70,16 @@ def undone_trial(
     lost: bool,
     scaled: Mapping[str, bool],
     until: float = math.inf,
+    rates: Rates = (),
 ) -> list[Measure]:
     """What the scale of the inputs ``scaled`` and, where it seems ``hindered``, anything else takes from the progress of a few steps, as rows for the trace.
 
     Where it seems ``slow``, and nothing else is in the way, so does what data and graph take.
 
-    Inputs as of `input_signals`, ``lost`` as of `learning_signals`, ``until`` as of `Bench`, failures as of `run_trial`.
+    Inputs as of `input_signals`, ``lost`` as of `learning_signals`, ``until`` and ``rates`` as of `Bench`, failures as of `run_trial`.
     """
     with forked_rng(inputs.rng):
-        bench = bench_of(model, optimizer, inputs, loss, until)
+        bench = replace(bench_of(model, optimizer, inputs, loss, until), rates=rates)
         found = list(input_signals(bench, scaled, "the loss of one batch"))
         found += learning_signals(bench, lost=lost) if hindered else ()
         found += unseen_signals(bench) if slow and not any("cause" in s.detail for s in found) else ()

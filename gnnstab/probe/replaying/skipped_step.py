@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from gnnstab.probe.buffering.step_writer import StepRows, Writer
 from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.reach import held_tensors
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
-from gnnstab.records import SeriesKey
+from gnnstab.records import LayerFacts, SeriesKey
 
 if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
@@ -123,16 +123,17 @@ def last_look(
     step: int,
     writer: Writer,
     recorder: Callable[[nn.Module, Writer], Recorder],
+    late: Collection[str] = (),
 ) -> Any:
     """Measure in full, on a copy, what a forward of ``inputs`` is now that ``step`` is over, and return its output; None where it fails.
 
-    The rows that the light tier has of ``step`` stay as they are.
+    The rows that the light tier has of ``step`` stay as they are. Of the layers ``late``, which the run does not know, it tells what they are.
     """
     twin = replica(model)
     try:
         if twin.training != (training := inputs.mode.startswith("train")):  # A validation came last.
             in_mode(twin, training)
-        return _again(twin, SkippedForward(inputs, []), step, _OnlyMeasures(writer), recorder)[1]
+        return _again(twin, SkippedForward(inputs, []), step, _OnlyMeasures(writer, late), recorder)[1]
     except UsageError:
         return None
 
@@ -169,8 +170,14 @@ class _Into:
 
 
 class _OnlyMeasures(_Into):
-    """Takes the numbers of the full tier alone."""
+    """Takes the numbers of the full tier alone, and the facts of the layers ``late``."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, late: Collection[str]) -> None:
         super().__init__(writer)
         self.sites = ignore
+        self._writer, self._late = writer, late
+
+    def layer(self, facts: LayerFacts) -> None:
+        """Tell what a layer is."""
+        if facts.name in self._late:
+            self._writer.layer(facts)
