@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import OPENING, Answer, ForwardInputs
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
@@ -63,7 +64,7 @@ class Opening:
         """The first loss that is far off; of one whose forward is not kept as well, the forward that is kept shows the sums."""
         kept = self._recorder.kept
         own = self._loss if kept is not None and kept.answer is answer else None
-        loss = own or recovered(answer)
+        loss = own or recovered(answer, kept)
         if loss is None or kept is None or answer.output is None:
             return
         if not self._sized and answer.gradient is not None:
@@ -85,11 +86,12 @@ class Opening:
 
 def loss_of(kept: ForwardInputs, loss: Loss | None) -> Loss | None:
     """The user's loss; where it was not handed over, the one that the gradient of the output shows; None where there is neither."""
-    return loss if loss is not None or kept.answer is None else recovered(kept.answer)
+    return loss if loss is not None or kept.answer is None else recovered(kept.answer, kept)
 
 
-def recovered(answer: Answer) -> Loss | None:
-    """The loss with the targets of the step of this answer; None where its gradient shows none."""
+def recovered(answer: Answer, kept: ForwardInputs | None) -> Loss | None:
+    """The loss with the targets of the step of this answer, whose forward is ``kept`` or another one; None where its gradient shows none."""
     if answer.output is None or answer.gradient is None:
         return None
-    return recovered_loss(answer.output, answer.gradient, answer.loss)
+    given = named_tensors(kept.args, kept.kwargs) if kept is not None and kept.answer is answer else {}
+    return recovered_loss(answer.output, answer.gradient, answer.loss, given.values())

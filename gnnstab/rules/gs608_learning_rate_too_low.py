@@ -45,8 +45,9 @@ class LearningRateTooLow(Rule):
       or is near that of an output of zeros where all updates of the run together moved the output by a hundredth of its
       spread (what the loss fell by is then the difference of its batches): tried at 10, 100, … times the rate;
     - all updates of the run together moved the output by less than its spread, or its rate still grew when it ended,
-      and the loss is still near that of an output of zeros: a hundred times its largest rate must get more than 25
-      times as far as that rate, and twice as far as the run;
+      and the loss is still near that of an output of zeros: a hundred times its largest rate, or the first of 10³,
+      10⁴, … times that lowers the loss by a tenth, must get more than 25 times as far as that rate, and twice as far as
+      the run;
     - the gradients of a run stayed below a tenth of the norm of the first one on a copy, or `diagnose(clip=)` says so:
       steps without the limit must get more than 25 times as far;
     - before a run, the rate is a hundredth or less of the default of its optimizer's class, or of what its schedule
@@ -166,15 +167,17 @@ class LearningRateTooLow(Rule):
                     limit=self.factor,
                     signal=slow,
                 )
-            elif crawled and self._far_below(slow.detail, fallen):
+            elif crawled and (times := self._far_below(slow, fallen)):
                 its = "the rates of its warm-up, at the end" if warming else "the rates of its schedule, at most"
                 its = "its rate of" if rates.get("constant") else its
+                at_hundred = times == self.factor
+                reached = float(slow.detail["at_hundred"] if at_hundred else slow.detail["fell"][1])
                 yield self.finding(
                     f"at {its} {lr:.3g} the whole run of {told['steps']} steps has lowered the loss by {100 * -math.expm1(-fallen):.2g} %: on a copy "
-                    f"20 steps at {self.factor * lr:.3g} lower it by {percent(-math.expm1(-float(slow.detail['at_hundred'])))}, calmly. "
+                    f"{20 if at_hundred else slow.detail['steps']} steps at {times * lr:.3g} lower it by {percent(-math.expm1(-reached))}, calmly. "
                     f"{'Warm up in fewer steps than the run has' if warming else 'Raise the rate'}.",
                     limit=self.factor,
-                    signal=replace(slow, value=self.factor),
+                    signal=replace(slow, value=times),
                 )
 
     def _untrained(self, signals: Signals) -> bool:
@@ -221,12 +224,16 @@ class LearningRateTooLow(Rule):
                     signal=slow,
                 )
 
-    def _far_below(self, tried: Mapping[str, Any], fallen: float) -> bool:
-        """True where a hundred times the rate gets so much further that the rate stands far below those that matter."""
-        own, hundred, over = (
-            float(n) for n in (tried["fell"][0], tried.get("at_hundred", 0), tried.get("over_zeros", 0))
-        )
-        return over >= self.untrained and hundred > max(self.linear * own, 2 * fallen, self.learns)
+    def _far_below(self, slow: Signal, fallen: float) -> float:
+        """A factor on the rate, a hundred or more, that gets so much further that the rate stands far below those that matter; 0 for none."""
+        tried = slow.detail
+        own, better = (float(n) for n in tried["fell"])
+        if float(tried.get("over_zeros", 0)) < self.untrained:
+            return 0.0
+        enough = max(self.linear * own, 2 * fallen, self.learns)
+        if float(tried.get("at_hundred", 0)) > enough:
+            return self.factor
+        return slow.value if slow.value > self.factor and better > enough else 0.0
 
 
 def _over(moved: Signal, rates: Mapping[str, Any]) -> float:

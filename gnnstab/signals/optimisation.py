@@ -109,6 +109,9 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
     if len(known) < 2:
         return []
     rates, steps = known["lr"].astype(np.float64), known["step"]
+    # The first is what the optimizer was made with, where its own step sets the rate.
+    rising = bool(rates[-1] >= WARMS * rates[1] and rates[-1] >= rates[1:].max())
+    own = slice(int(rising and rates[0] > rates[-1]), None)
     factors = np.where(rates[1:] > np.maximum.accumulate(rates)[:-1], rates[1:] / rates[:-1], 1.0)
     # Between steps far apart a schedule may have gone up bit by bit.
     factors[(steps[1:] - steps[:-1] > NEIGHBOURS) | (steps[1:] < WARM_START)] = 1.0
@@ -117,11 +120,10 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
         "before": float(rates[worst]),
         "after": float(rates[worst + 1]),
         "constant": bool((told["lr"] == rates[0]).all()),
-        "largest": float(rates.max()),
+        "largest": float(rates[own].max()),
         "over_first": float(rates.mean() / rates[0]),
-        # The first is what the optimizer was made with, where its own step sets the rate.
-        "rising": bool(rates[-1] >= WARMS * rates[1] and rates[-1] >= rates[1:].max()),
-        "spent": _spent(told["lr"].astype(np.float64), told["step"].astype(np.float64)),
+        "rising": rising,
+        "spent": _spent(told["lr"][own].astype(np.float64), told["step"][own].astype(np.float64)),
     }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
 

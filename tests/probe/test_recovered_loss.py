@@ -53,6 +53,25 @@ def asked(loss: Callable[[Tensor], Tensor], scale: float) -> tuple[Tensor, Tenso
     return output.detach(), output.grad, float(value.detach())
 
 
+LINEAR: dict[str, Callable[[Tensor], Tensor]] = {
+    "absolute": lambda o: F.l1_loss(o, REAL),
+    "absolute, of some rows": lambda o: F.l1_loss(o[MASK], REAL[MASK], reduction="sum"),
+    "absolute beyond a tenth": lambda o: F.smooth_l1_loss(o, REAL, beta=0.1),
+    "Huber's, summed": lambda o: F.huber_loss(o, REAL, delta=0.2, reduction="sum"),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_an_absolute_error_is_recovered_where_the_batch_holds_its_targets(name: str) -> None:
+    output, gradient, value = asked(LINEAR[name], 1.0)
+    found = recovered_loss(output, gradient, value, [torch.arange(N), REAL + 0.1, REAL])
+    assert found is not None
+    for shift in (0.0, 0.5, -2.0):
+        moved = output + shift * torch.randn(N, C, generator=torch.Generator().manual_seed(8))
+        torch.testing.assert_close(found(moved, None), LINEAR[name](moved), rtol=1e-3, atol=0)
+    assert recovered_loss(output, gradient, value, [REAL + 0.1, -REAL]) is None
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_recovered_with_its_targets(name: str, scale: float) -> None:

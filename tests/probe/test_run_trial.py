@@ -220,7 +220,8 @@ def test_a_limit_says_nothing_of_an_optimizer_that_knows_no_size() -> None:
             nn.utils.clip_grad_norm_(model.parameters(), 1e-4)
             optimizer.step()
             monitor.loss(value)
-    assert not monitor.diagnose(select=["GS608"]).findings
+    (told,) = monitor.diagnose(select=["GS608"]).findings
+    assert "the rates of its warm-up" in told.message and told.message.endswith("than the run has.")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_a_limit_that_is_none_is_refused(clip: float) -> None:
         gnnstab.diagnose(crossings()[0], clip=clip)
 
 
-def test_a_rate_that_warms_up_is_not_called_too_small() -> None:
+def test_a_rate_that_warms_up_longer_than_the_run_is_told_as_a_warm_up() -> None:
     model, data = crossings()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
     with gnnstab.Monitor(model, optimizer=optimizer, loss=squared, on_finding="ignore") as monitor:

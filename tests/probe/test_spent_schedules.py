@@ -100,6 +100,22 @@ def test_a_schedule_that_is_spent_before_anything_is_learned_or_never_comes_up(
     assert warned == (["learning-rate"] if told else [])
 
 
+@pytest.mark.parametrize("far", [20_000, 300_000])
+def test_a_warm_up_in_the_step_of_a_class_is_told_as_one_where_nobody_hands_over_the_absolute_error(far: int) -> None:
+    model, data = _learner(trained=False)
+    optimizer = Scheduling(model.parameters(), lr=RATE)
+    optimizer.factor = lambda step: min(1.0, (step + 1) / far)
+    with gnnstab.Monitor(model, optimizer=optimizer) as monitor:
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            value = F.l1_loss(model(data), data.y)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    (told,) = (f for f in monitor.diagnose().findings if f.severity == "warning")
+    assert told.code == "GS608" and told.message.startswith("at the rates of its warm-up")
+
+
 @pytest.mark.parametrize(("gamma", "told"), [(0.4, True), (0.98, False)])
 def test_the_rates_of_all_groups_but_one_are_spent(gamma: float, told: bool) -> None:
     model, data = _learner(trained=False)

@@ -11,6 +11,7 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.optimizer.learning import STEPS
 from gnnstab.probe.optimizer.sizes import norm_of
 from gnnstab.probe.optimizer.softening import softer_signals
@@ -110,7 +111,8 @@ class FirstStep:
 
         answer = self._inputs.answer
         if loss is None and answer is not None and answer.output is not None and answer.gradient is not None:
-            loss = recovered_loss(answer.output, answer.gradient, answer.loss)
+            given = named_tensors(self._inputs.args, self._inputs.kwargs)
+            loss = recovered_loss(answer.output, answer.gradient, answer.loss, given.values())
         if loss is None:
             return None
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -26,13 +26,14 @@ Recovered = Callable[[Any, Any], Tensor]
 """``loss(output, batch)``; the batch is not read, its targets are known."""
 
 
-def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
-    """Cross-entropy, its mean over soft targets, binary cross-entropy with logits, a squared error or Huber's with the targets of one step; None where it is none of them.
+def recovered_loss(output: Tensor, gradient: Tensor, value: float, given: Iterable[Tensor] = ()) -> Recovered | None:
+    """Cross-entropy, its mean over soft targets, binary cross-entropy with logits, a squared, absolute or Huber's error with the targets of one step; None where it is none of them.
 
     Args:
         output: (N, C) or any other shape, as the model returned it.
         gradient: Of the loss with respect to it, same shape.
         value: Of the loss.
+        given: Tensors of the batch. Of an absolute error, whose gradient does not tell how far a target lies off, one of them must be the targets.
 
     Gradient and value must both be those of the loss that is returned; an objective of several parts is none. Rows of
     classes that are so right that nothing comes back to them are read where the loss is the mean of all; else they are left out: nobody knows which
@@ -47,6 +48,11 @@ def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered 
         found = recover(output, gradient, value)
         if found is not None:
             return _of_its_part(found, output.shape)
+    for target in given:
+        if target.numel() == output.numel() and not target.is_complex() and target.layout is torch.strided:
+            found = _linear(output, gradient, value, target.detach().to(output).view_as(output))
+            if found is not None:
+                return _of_its_part(found, output.shape)
     return None
 
 
@@ -174,6 +180,27 @@ def _huber(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
         return F.huber_loss(entries, target.to(entries), delta=delta)
 
     return loss
+
+
+def _linear(output: Tensor, gradient: Tensor, value: float, target: Tensor) -> Recovered | None:
+    """κ·|o − y|, or Huber's loss of slope κ: entries further off than δ have the gradient ±κ, the others κ/δ·(o − y)."""
+    kept = gradient != 0
+    own, apart, aim = gradient[kept], (output - target)[kept], target[kept]
+    slope = float(own.abs().max())
+    beyond = own.abs() >= (1 - CLOSE**2) * slope
+    near = apart[~beyond]
+    delta = slope * float(near.norm() / own[~beyond].norm()) if len(near) else 0.0
+    made = slope * (apart / delta).clamp(-1, 1) if delta else slope * apart.sign()
+    if not beyond.any() or not _same(made, own):
+        return None
+
+    def loss(result: Any, batch: Any) -> Tensor:
+        entries = result[kept].float()
+        if not delta:
+            return slope * (entries - aim.to(entries)).abs().sum()
+        return slope / delta * F.huber_loss(entries, aim.to(entries), delta=delta, reduction="sum")
+
+    return loss if abs(float(loss(output, None)) - value) <= CLOSE * value else None
 
 
 def squared_targets(output: Tensor, gradient: Tensor, value: float) -> Tensor | None:
