@@ -83,6 +83,8 @@ def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[li
     coded = True
     for entry in _began(diagnosis):
         body += entry.rows(width)
+    if summary.state(diagnosis) in ("stable", "nothing-found") and (loss := summary.standing_loss(diagnosis)):
+        body += _Line("loss", Text(loss)).rows(width)
     causes = summary.to_change(diagnosis)
     caused = any(cause.status == "root-cause" for cause in causes)
     went = [row for entry in _went(diagnosis, caused) for row in entry.rows(width)]

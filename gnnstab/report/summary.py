@@ -17,6 +17,7 @@ from gnnstab.report import escape
 from gnnstab.report._glossary import HOW
 from gnnstab.report._not_covered import not_covered as not_covered
 from gnnstab.report.numbers import number
+from gnnstab.rules.run_losses import stood_still
 
 CAUSE_ORDER = ("root-cause", "contributing", "present", "not-evaluable", "absent")
 FIX_ORDER = ("confirmed", "not-tested", "inconclusive", "no-effect", "made-worse")
@@ -59,12 +60,22 @@ def verdict(diagnosis: Diagnosis, *, short: bool = False) -> tuple[str, str]:
         return WORDS[kind], f"{blind} about what was not seen; {_calm(diagnosis)} in {where}"
     if kind == "unstable":
         return WORDS[kind], f"{severities(diagnosis.findings)} in {where}{_why(diagnosis)}"
-    return WORDS[kind], calm(diagnosis, short=short) + ("" if short else _limits(diagnosis))
+    loss = standing_loss(diagnosis)
+    said = f"the loss {loss}; {calm(diagnosis, short=short)}" if loss else calm(diagnosis, short=short)
+    return WORDS[kind], said + ("" if short else _limits(diagnosis))
 
 
 def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
     """``nothing to fix, 2 notes in 3 TransformerConv layers``."""
     return f"{_calm(diagnosis)} in {_layers(diagnosis, short)}"
+
+
+def standing_loss(diagnosis: Diagnosis) -> str:
+    """``hardly fell: 1.39 → 1.38 in 45 steps; cause not established`` of a run that has learned next to nothing, else empty."""
+    if not (still := stood_still(diagnosis.series)):
+        return ""
+    first, last, steps = still
+    return f"hardly fell: {number(first)} → {number(last)} in {steps} steps; cause not established"
 
 
 def failures(diagnosis: Diagnosis) -> tuple[str, ...]:
@@ -329,6 +340,8 @@ def _calm(diagnosis: Diagnosis) -> str:
     notes = sum(finding.severity == "info" for finding in diagnosis.findings)
     known = any(item.finding.severity != "info" for item in diagnosis.suppressed)
     word = "nothing new" if known else "nothing to fix seen" if not_covered(diagnosis) else "nothing to fix"
+    if standing_loss(diagnosis):
+        word = word.replace("nothing", "nothing else")
     return word if not notes else f"{word}, {counted(notes, 'note')}"
 
 

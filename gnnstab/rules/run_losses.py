@@ -15,6 +15,13 @@ LOSSES = 5
 """Losses whose median stands for one point of a run: batches differ."""
 
 
+STANDING = 40
+"""Steps that a run may need before its loss begins to fall."""
+
+HARDLY = 0.9
+"""× the first losses above which the last ones lie where a run has learned next to nothing."""
+
+
 def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
     """True for a run whose loss, never below 0, fell to half of its start or less and ended no higher than 1.5 times its best, or above it by 1 % of its start.
 
@@ -47,6 +54,16 @@ def learned_well(signals: Signals, by: float = 2) -> bool:
     """True for a recorded run whose last losses lie at 1/e² of its first or below; at another power of 1/e with ``by``."""
     losses = _of_run(signals)
     return losses is not None and bool(0 <= np.median(losses[-LOSSES:]) <= math.exp(-by) * np.median(losses[:LOSSES]))
+
+
+def stood_still(series: Iterable[Series]) -> tuple[float, float, int] | None:
+    """The first and the last losses of a run that hardly fell in `STANDING` steps or more, and its steps; None for another one, and where losses are not positive, which have no ratio."""
+    loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
+    if loss is None or len(loss.values) < 2 * LOSSES or loss.steps[-1] + 1 < STANDING:
+        return None
+    first, last = (float(np.median(part)) for part in (loss.values[:LOSSES], loss.values[-LOSSES:]))
+    stood = bool((loss.values > 0).all()) and HARDLY * first < last < first / HARDLY
+    return (first, last, int(loss.steps[-1]) + 1) if stood else None
 
 
 def ruined(signals: Signals) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from rich.cells import cell_len
 
@@ -12,7 +13,7 @@ import examples
 import gallery
 from gnnstab.characters import counted
 from gnnstab.errors import UsageError
-from gnnstab.records import FIVE_CAUSES, Coverage, FixAdvice, Signal, Suppressed
+from gnnstab.records import FIVE_CAUSES, Coverage, FixAdvice, Series, Signal, Suppressed
 from gnnstab.report import escape, render
 
 
@@ -52,6 +53,19 @@ def test_a_healthy_model_costs_three_lines() -> None:
         "not run  5 of 39 checks: they need a batch (-v)",
         "nothing to fix in 3 TransformerConv layers",
     ]
+
+
+@pytest.mark.parametrize(
+    ("last", "steps", "told"), [(1.38, 45, True), (1.2, 45, False), (1.38, 30, False), (1.6, 45, False)]
+)
+def test_a_calm_run_whose_loss_hardly_fell_says_so(last: float, steps: int, told: bool) -> None:
+    losses = Series("loss", None, None, np.arange(steps), np.linspace(1.4, last, steps))
+    shown = lines(replace(examples.clean(), series=(losses,)), width=80)
+    assert (
+        any(line.startswith("loss     hardly fell: 1.4") and line.endswith("cause not established") for line in shown)
+        is told
+    )
+    assert shown[-1].startswith("nothing else to fix" if told else "nothing to fix")
 
 
 def test_a_further_cause_keeps_its_change_before_its_codes() -> None:

@@ -14,6 +14,7 @@ from gnnstab.records.vocabulary import (
     PLACE_RMS,
 )
 from gnnstab.rules._by_steps import by_steps, by_steps_of_inputs
+from gnnstab.rules.learned import in_the_way
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,28 @@ def test_steps_with_softer_scores(undone: float, of_input: str, of_weights: str)
 
 
 @pytest.mark.parametrize(
+    ("told", "severity"),
+    [
+        ({"best": 0.05, "undone": 0.04}, "error"),
+        (
+            {"best": 0.05, "undone": 0.04, "as_far": True},
+            "info",
+        ),  # With softer scores rows without a step gain no more.
+        ({"best": 3.7, "undone": 6.1, "zeros": 2.8}, "error"),  # Neither learns anything.
+        ({"best": 1.7, "undone": 6.1, "zeros": 2.8}, "info"),
+    ],
+)
+def test_who_acquits_sharp_weights(told: dict[str, float], severity: str) -> None:
+    told = {"names": ["conv"], "first": 3.0, "steps": 30, "trained": False, **told}
+    signals = Signals("model", (), (Signal(OPTIMIZER_SOFTER, told["best"] / told["undone"], detail=told),))
+    finding = Finding(
+        code="GS301", name="", cause="attention-explosion", severity="error", confidence="high", layer="conv",
+        head=None, step=None, unit="", message="sharp.", signal=ATTENTION_ENTROPY, value=0.1, threshold=0.3,
+    )  # fmt: skip
+    assert by_steps(finding, signals).severity == severity
+
+
+@pytest.mark.parametrize(
     ("kind", "best", "severity"), [("trace", 0.06, "info"), ("trace", 1.1, "warning"), ("model", 0.06, "warning")]
 )
 def test_a_large_input_of_a_run_that_has_learned_is_information(kind: str, best: float, severity: str) -> None:
@@ -42,4 +65,5 @@ def test_a_large_input_of_a_run_that_has_learned_is_information(kind: str, best:
         code="GS406", name="", cause="feature-scale", severity="warning", confidence="high", layer="x",
         head=None, step=None, unit="", message="large.", signal=PLACE_RMS, value=10.7, threshold=10.0,
     )  # fmt: skip
-    assert by_steps_of_inputs(finding, Signals(kind, (), values)).severity == severity
+    signals = Signals(kind, (), values)
+    assert in_the_way(by_steps_of_inputs(finding, signals), signals).severity == severity

@@ -196,9 +196,12 @@ def _linear(output: Tensor, gradient: Tensor, value: float, target: Tensor) -> R
 
     def loss(result: Any, batch: Any) -> Tensor:
         entries = result[kept].float()
-        if not delta:
-            return slope * (entries - aim.to(entries)).abs().sum()
-        return slope / delta * F.huber_loss(entries, aim.to(entries), delta=delta, reduction="sum")
+        apart = entries - aim.to(entries)
+        # Huber's with δ towards 0, over δ, is the absolute error.
+        total: Tensor = slope * (
+            F.huber_loss(entries, aim.to(entries), delta=delta, reduction="sum") / delta if delta else apart.abs().sum()
+        )
+        return total
 
     return loss if abs(float(loss(output, None)) - value) <= CLOSE * value else None
 
