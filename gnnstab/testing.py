@@ -13,6 +13,7 @@ from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.faces import spoken
 from gnnstab.report.numbers import measured
+from gnnstab.rules.queries import names
 
 if TYPE_CHECKING:
     import os
@@ -108,7 +109,7 @@ def failure(diagnosis: Diagnosis, fail_on: str, broken: Sequence[limits.Violatio
     for finding, *others in list(rules.values())[:MOST]:
         lines.append(
             f"{finding.severity} {finding.code} {finding.name} at {summary.where(finding, diagnosis)}"
-            f"{f' and {len(others)} more' if others else ''}: {measured(finding)}"
+            f"{_elsewhere(finding, others)}: {measured(finding)}"
         )
         # One sentence each where there are several.
         lines.append(f"  {summary.beginning(escape.sentence(finding.message), 600 if len(rules) == 1 else 200)}")
@@ -118,6 +119,14 @@ def failure(diagnosis: Diagnosis, fail_on: str, broken: Sequence[limits.Violatio
     if told and not lines:
         return "\n".join([*told, said])  # pytest's summary ends behind the first line.
     return "\n".join([said, *lines, *told]) if lines else ""
+
+
+def _elsewhere(finding: Finding, others: Sequence[Finding]) -> str:
+    """``, and at c2, c3``: the other layers of the same rule; how many findings there are more, where they name none."""
+    layers = {f.layer: None for f in others if f.layer not in (None, finding.layer)}
+    if not others or len(layers) < len(others):
+        return f" and {len(others)} more" if others else ""
+    return f", and at {names(escape.name(layer or '') for layer in layers)}"
 
 
 def _budgets(broken: Sequence[limits.Violation]) -> list[str]:

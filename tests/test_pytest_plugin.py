@@ -90,7 +90,7 @@ def test_without():
     assert "options go by name" in ran.stdout
     assert "FAILED test_theirs.py::test_one" in ran.stdout
     assert (
-        "warning GS301 attention-explosion at gnn_base.gnn.gnn1, all heads (worst 0: 0.206): attention.entropy 0.229 < 0.35"
+        "warning GS301 attention-explosion at gnn_base.gnn.gnn1, all heads (worst head 0: 0.206): attention.entropy 0.229 < 0.35"
         in ran.stdout
     )
     assert "budget min entropy 0.9: gnn_base.gnn.gnn1, head 0: attention.entropy is" in ran.stdout

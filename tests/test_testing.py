@@ -70,9 +70,20 @@ def test_fail_on() -> None:
     require(examples.one_finding(), fail_on="error")
     with pytest.raises(
         AssertionError,
-        match=r"warning GS301 attention-explosion at gnn_base.gnn.gnn1, all heads \(worst 0: 0.206\): attention.entropy 0.229",
+        match=r"warning GS301 attention-explosion at gnn_base.gnn.gnn1, all heads \(worst head 0: 0.206\): attention.entropy 0.229",
     ):
         require(examples.one_finding())
+
+
+def test_the_other_layers_of_a_rule_are_named() -> None:
+    one = examples.one_finding()
+    (found,) = one.findings
+    two = replace(one, findings=(found, replace(found, layer="z.a"), replace(found, layer="z.b")))
+    with pytest.raises(AssertionError, match=r"at z.a, and at z.b, gnn_base.gnn.gnn1: attention.entropy"):
+        require(two)
+    twice = replace(one, findings=(found, replace(found, head=1)))
+    with pytest.raises(AssertionError, match=r" and 1 more: attention.entropy"):
+        require(twice)
 
 
 def test_nothing_evaluable_is_no_health() -> None:

@@ -131,12 +131,12 @@ def where(finding: Finding, diagnosis: Diagnosis | None = None) -> str:
 
 
 def heads_of(diagnosis: Diagnosis, finding: Finding) -> str:
-    """``worst head 2`` where the value is that head's; ``all heads (worst 2: 0.148)`` where it is a mean over them."""
+    """``worst head 2`` where the value is that head's; ``all heads (worst head 2: 0.148)`` where it is a mean over them."""
     worst = worst_head(diagnosis, finding)
     if worst is None:
         return ""
     own, same = number(worst.value), not math.isfinite(finding.value) or number(worst.value) == number(finding.value)
-    return f"worst head {worst.head}" if same else f"all heads (worst {worst.head}: {own})"
+    return f"worst head {worst.head}" if same else f"all heads (worst head {worst.head}: {own})"
 
 
 def worst_head(diagnosis: Diagnosis, finding: Finding) -> Signal | None:

@@ -81,3 +81,43 @@ def test_what_multiplies_cosines_is_a_choice() -> None:
     torch.manual_seed(0)
     query, key = F.normalize(torch.randn(2, 30, 16, requires_grad=True), dim=-1)
     assert multiplied_products((query * key).sum(-1) * 4) is None
+
+
+class TransformerConv(MessagePassing):
+    """A copy of PyG's whose scores are multiplied."""
+
+    def __init__(self, width: int, factor: float) -> None:
+        super().__init__(aggr="add", node_dim=0)
+        self.lin_query, self.lin_key, self.lin_value, self.lin_skip = (nn.Linear(width, WIDTH) for _ in range(4))
+        self.factor = factor
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        query, key, value = (lin(x).view(-1, 1, WIDTH) for lin in (self.lin_query, self.lin_key, self.lin_value))
+        heard = self.propagate(edge_index, query=query, key=key, value=value)
+        out: Tensor = heard.flatten(1) + self.lin_skip(x)
+        return out
+
+    def message(self, query_i: Tensor, key_j: Tensor, value_j: Tensor, index: Tensor) -> Tensor:
+        return value_j * softmax((query_i * key_j).sum(-1) * self.factor, index).unsqueeze(-1)
+
+
+class Two(nn.Module):
+    """The values of the first layer are large, which the scores of the second would do well without."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.first, self.second = TransformerConv(10, factor), TransformerConv(WIDTH, factor)
+        for linear in (self.first.lin_value, self.first.lin_skip):
+            nn.init.orthogonal_(linear.weight, 1.7)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.second(torch.relu(self.first(x, edge_index)), edge_index).mean(-1)
+        return out
+
+
+def test_what_the_scores_are_multiplied_by_is_not_told_a_second_time_as_weights() -> None:
+    torch.manual_seed(1)
+    edges = torch.stack([torch.randint(60, (600,)), torch.arange(60).repeat_interleave(10)])
+    data = Data(x=torch.randn(60, 10), edge_index=edges, y=torch.randn(60))
+    found = gnnstab.diagnose(Two(math.sqrt(WIDTH)), batch=data, loss=lambda out, batch: F.mse_loss(out, batch.y))
+    assert [c.cause for c in found.root_causes()] == ["attention-explosion"]

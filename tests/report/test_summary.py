@@ -61,7 +61,7 @@ def test_the_worst_head_is_the_one_furthest_on_the_wrong_side() -> None:
     low = base.findings[0]
     own = {s.head: s.value for s in base.signals if s.name == low.signal and s.layer == low.layer}
     assert own[0] != low.value, "the finding holds the mean over heads"
-    assert summary.heads_of(base, low) == f"all heads (worst 0: {number(own[0])})"
+    assert summary.heads_of(base, low) == f"all heads (worst head 0: {number(own[0])})"
     high = replace(low, signal="score.max_abs", value=130.0, threshold=50.0)
     (largest,) = (s.value for s in base.signals if s.name == high.signal and s.layer == low.layer and s.head == 2)
     assert summary.heads_of(base, replace(high, value=largest)) == "worst head 2"

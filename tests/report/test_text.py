@@ -244,7 +244,7 @@ def test_hostile_names_show_as_text() -> None:
 
 def test_a_finding_about_all_heads_names_the_worst_one() -> None:
     shown = render(examples.one_finding(), "text", width=120, verbose=True)
-    assert "gnn_base.gnn.gnn1, all heads (worst 0: 0.206): attention.entropy 0.229 < 0.35" in shown
+    assert "gnn_base.gnn.gnn1, all heads (worst head 0: 0.206): attention.entropy 0.229 < 0.35" in shown
 
 
 def test_ipython_shows_the_text_and_not_the_fields() -> None:

@@ -18,8 +18,10 @@ INTERVENTIONS: tuple[Suspects, ...] = (
     suspects.full_precision,
     suspects.norms_told_of_graphs,
     suspects.divide_sums,
+    # Before the gains: what the scores are multiplied by is not told a second time as weights in front of them.
+    # And before the factors in the code: one that stands on q·k is a temperature.
+    suspects.divide_products,
     suspects.unit_gains,
-    suspects.divide_products,  # Before the factors in the code: one that stands on q·k is a temperature.
     unit_factors,
     suspects.rescale_queries,
     suspects.centred_units,
