@@ -26,6 +26,7 @@ from gnnstab.records.vocabulary import (
     PLACE_OUTPUT,
     PLACE_PADDED_SPREAD,
     PLACE_PADDING_WEIGHT,
+    PLACE_RETAKEN_SOFTMAX,
     PLACE_RMS,
     PLACE_SIGNED_DIVISOR,
     PLACE_SIZE_RESPONSE,
@@ -258,6 +259,9 @@ def _norm_of_something_else(signals: Signals) -> str:
                 "weights = softmax(scores, edge_index[1])  # grouped by the target, by which the messages are summed up"
             )
         return "weights = scores.softmax(-1)  # over the keys, which the product with the values sums up"
+    if retaken := signals.find(PLACE_RETAKEN_SOFTMAX):
+        once = "softmax(scores, index)" if retaken[0].detail.get("messages") else "scores.softmax(-1)"
+        return f"weights = {once}  # once, of the scores"
     if any(s.value > SoftmaxMisused.near_zero for s in signals.find(PLACE_SIGNED_DIVISOR)):
         return "phi = F.elu(x) + 1  # above 0: weights, and the sum that divides by them, are then positive"
     if any(str(s.detail.get("words")).startswith("keeping the lengths") for s in signals.find(OPTIMIZER_UNSEEN)):

@@ -70,6 +70,9 @@ class Layer(ABC):
     attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "message")
     """What a class of that name must have to be this kind: somebody else's class may bear the same name."""
 
+    score_maps: ClassVar[int] = 2
+    """Maps whose product the scores are: drawn with one gain, they spread by that power of it where a value has the gain itself."""
+
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Role of `ROLES` → children or parameters of the layer that play it."""
 

@@ -21,6 +21,7 @@ class HGTConvLayer(HeteroLayer):
 
     kind = "HGTConv"
     multiplies = True
+    score_maps = 3
     weighs_scores = "p_rel"
     attributes = ("heads", "out_channels", "p_rel", "message")
     roles = {

@@ -9,14 +9,15 @@ from dataclasses import replace
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS_OVER_ZERO, LOSS_TARGET_RMS
+from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_FROBENIUS, LOSS_OVER_ZERO, LOSS_TARGET_RMS
 from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.learned import came_down
-from gnnstab.rules.queries import fresh, measured, names, need_depth, smallest
+from gnnstab.rules.queries import fresh, large_gain, measured, names, need_depth, smallest
 
 
 @rule("GS201", "unstable-init-gain", cause="unsuitable-init", severity="warning", confidence="medium")
@@ -45,6 +46,8 @@ class UnstableInitGain(Rule):
     whose units are alike, with gradients that are alike. A table that multiplies the output too counts where the first
     loss is more than 4 times that of zeros, and neither the run nor steps on a copy have brought it down to 1/e² of
     that.
+
+    Of a file, each layer whose values have a gain above 5 and whose queries and keys are as large and independent.
 
     ## When it is silent
     On trained weights, and where most matrices have few large directions, as training gives them: gains say nothing
@@ -76,7 +79,7 @@ class UnstableInitGain(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Warn when the whole gain interval of fresh weights lies outside the limits."""
-        weights = list(self._of_weights(signals))
+        weights = [*self._of_weights(signals), *self._of_files(signals)]
         yield from weights
         if weights:
             return
@@ -94,6 +97,25 @@ class UnstableInitGain(Rule):
         elif low > self.exploding and not any(ratio < ExplodingGradient.warn_ratio for ratio in seen):
             yield self._finding(
                 signals, f"grows the signal at least e^{low:.1f}-fold over {depth} layers", low, self.exploding
+            )
+
+    def _of_files(self, signals: Signals) -> Iterator[Finding]:
+        """Layers of a file all of whose maps are too large, with queries and keys that no training has made agree."""
+        rule = AttentionExplosion()
+        for layer in signals.attention_layers if signals.kind == "checkpoint" else ():
+            value = signals.value(GAIN_VALUE, layer=layer.name)
+            large = value is not None and value > self.gain and large_gain(layer.name, signals)
+            if value is None or not large or layer.norm_before or not rule.independent(signals, layer):
+                continue
+            yield self.finding(
+                f"{layer.name}: values have a gain of {value:.3g}, 0.6 to 1.7 for the initialisations in use, and queries and keys are as large and "
+                "agree no more than independent weights do: all of its weights were drawn so. Draw them anew, e.g. "
+                f"{layer.name}.reset_parameters().",
+                limit=self.gain,
+                name=GAIN_VALUE,
+                layer=layer.name,
+                value=value,
+                unit="",
             )
 
     def _of_weights(self, signals: Signals) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from gnnstab.rules.learned import as_learned, beyond
 from gnnstab.rules.queries import (
     ASSUMED_DEGREE,
     Attention,
+    as_large,
     attention,
     degree_of,
     factor_on_scores,
@@ -143,10 +144,12 @@ class AttentionExplosion(Rule):
     def put_there(self, signals: Signals, name: str) -> bool:
         """True where queries and keys agree so little that no training has made their scores sharp."""
         layer = signals.layer(name)
-        aligned = [s.value for s in signals.find("logit.alignment", layer=name)]
-        if layer is None or not aligned or layer_named(layer).weighs_scores:
-            return False
-        return max(aligned) <= self._alignment_limit(layer)
+        return layer is not None and not layer_named(layer).weighs_scores and self.independent(signals, layer)
+
+    def independent(self, signals: Signals, layer: LayerFacts) -> bool:
+        """True where queries and keys are known to agree no more than independent weights do, whatever factor is learned beside them."""
+        aligned = [s.value for s in signals.find("logit.alignment", layer=layer.name)]
+        return bool(aligned) and max(aligned) <= self._alignment_limit(layer)
 
     def as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
         """As `as_learned`, with this rule's limits."""
@@ -280,8 +283,7 @@ class AttentionExplosion(Rule):
     @staticmethod
     def _same_gain(signals: Signals, layer: LayerFacts, worst: Signal) -> bool:
         """True when values carry the same gain as query and key: the initialisation, not the attention, is too large."""
-        value = signals.value("gain.value", layer=layer.name)
-        return not layer.norm_before and value is not None and value**2 > worst.value / 2
+        return not layer.norm_before and as_large(signals, layer.name, worst.value)
 
     def _spread(self, signals: Signals, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
         return self.finding(

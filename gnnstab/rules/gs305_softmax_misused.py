@@ -8,7 +8,7 @@ from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import PLACE_SIGNED_DIVISOR, PLACE_TORN_ROWS
+from gnnstab.records.vocabulary import PLACE_RETAKEN_SOFTMAX, PLACE_SIGNED_DIVISOR, PLACE_TORN_ROWS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import first_loss, measured, percent
 
@@ -58,7 +58,8 @@ class SoftmaxMisused(Rule):
       not sum up to 1, since the softmax runs over another axis or end than the sum with the values, or one number
       shrinks them;
     - rows divided by a sum of their own weights, as in linear attention, that takes both signs and comes near 0;
-    - a softmax or sigmoid directly behind another one, or a log_softmax of a tanh, in front of the loss;
+    - a softmax or sigmoid directly behind another one, or a log_softmax of a tanh, in front of the loss; attention
+      weights that a second softmax is taken of, over the same keys, before they weigh the values;
     - dense attention whose view moves the axis of the nodes without a transpose, so that rows mix several.
 
     ## When it is silent
@@ -130,6 +131,7 @@ class SoftmaxMisused(Rule):
                 limit=self.weight,
                 signal=signal,
             )
+        yield from self._retaken(signals)
         if twice := taken_twice(signals):
             second, first = twice
             yield self.finding(
@@ -165,6 +167,18 @@ class SoftmaxMisused(Rule):
                     limit=self.lost,
                     signal=signal,
                 )
+
+    def _retaken(self, signals: Signals) -> Iterator[Finding]:
+        """Softmaxes of weights."""
+        for signal in measured(signals.find(PLACE_RETAKEN_SOFTMAX)):
+            yield self.finding(
+                f"the scores behind {signal.layer} go through two softmaxes: the second one is given weights between 0 and 1, and so no neighbour "
+                f"gets more than e times the weight of another (here {signal.value:.2g} times at most), however far apart the scores lie. Take one softmax.",
+                severity="warning",
+                limit=1.0,
+                signal=signal,
+                cause="normalization-misuse",
+            )
 
     def _wrong_sums(self, signals: Signals) -> Iterator[Finding]:
         """Softmaxes over another axis, or over other edges, than the sum behind them."""

@@ -333,9 +333,15 @@ def _recognised(layer: LayerFacts) -> bool:
 
 def large_gain(layer: str | None, signals: Signals) -> bool:
     """True when values carry a gain as large as query and key do: the initialisation is at fault, not the attention."""
-    value = signals.value("gain.value", layer=layer)
     spread = [s.value for s in signals.find("logit.frobenius", layer=layer)]
-    return value is not None and bool(spread) and value**2 > max(spread) / 2
+    return bool(spread) and as_large(signals, layer, max(spread))
+
+
+def as_large(signals: Signals, layer: str | None, spread: float) -> bool:
+    """True when maps of the gain of the values give such a spread of the logits, or more than half of it."""
+    value, facts = signals.value("gain.value", layer=layer), signals.layer(layer or "")
+    maps = 2 if facts is None else layer_named(facts).score_maps
+    return value is not None and value**maps > spread / 2
 
 
 def worst_gradient_ratio(signals: Signals) -> Signal:

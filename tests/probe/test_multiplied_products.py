@@ -13,7 +13,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
 import gnnstab
-from gnnstab.probe.layers.edge_products import multiplied_products
+from gnnstab.probe.layers.edge_products import multiplied_cosines, multiplied_products
 
 WIDTH = 24
 
@@ -81,6 +81,46 @@ def test_what_multiplies_cosines_is_a_choice() -> None:
     torch.manual_seed(0)
     query, key = F.normalize(torch.randn(2, 30, 16, requires_grad=True), dim=-1)
     assert multiplied_products((query * key).sum(-1) * 4) is None
+    assert multiplied_cosines((query * key).sum(-1) * 4) == pytest.approx(4, rel=1e-3)
+    assert multiplied_cosines((query * (4 * key)).sum(-1).to(torch.float64) / 2) == pytest.approx(2, rel=1e-3)
+    assert multiplied_cosines((query * torch.randn(30, 16)).sum(-1) * 4) is None
+
+
+class Contrast(Own):
+    """Attention over edges of products over a temperature, of cosines where both sides are ``unit`` vectors."""
+
+    def __init__(self, unit: bool) -> None:
+        super().__init__(10, 40.0)
+        self.unit = unit
+
+    def message(self, query_i: Tensor, key_j: Tensor, value_j: Tensor, index: Tensor) -> Tensor:
+        if self.unit:
+            query_i, key_j = F.normalize(query_i, dim=-1), F.normalize(key_j, dim=-1)
+        return self.weighted((query_i * key_j).sum(-1) * self.factor, value_j, index)
+
+    def weighted(self, score: Tensor, value_j: Tensor, index: Tensor) -> Tensor:
+        return softmax(score, index)[:, None] * value_j
+
+
+class InParts(Contrast):
+    """The same, with exponentials of its own."""
+
+    def weighted(self, score: Tensor, value_j: Tensor, index: Tensor) -> Tensor:
+        weight = (score - score.max()).exp()
+        return (weight / torch.zeros(60).index_add(0, index, weight)[index])[:, None] * value_j
+
+
+@pytest.mark.parametrize("kind", [Contrast, InParts])
+@pytest.mark.parametrize(("unit", "severity"), [(True, "info"), (False, "error")])
+def test_sharp_cosines_over_edges_are_warned_of_by_what_steps_show_alone(
+    kind: type[Contrast], unit: bool, severity: str
+) -> None:
+    torch.manual_seed(0)
+    x, target = torch.randn(60, 10), torch.arange(60).repeat_interleave(10)
+    found = gnnstab.diagnose(kind(unit), batch=(x, torch.stack([torch.randint(60, (600,)), target])))
+    assert [f.severity for f in found.findings if f.code == "GS301"] == [severity]
+    scales = [s.value for s in found.signals if s.name == "score.cosine_scale"]
+    assert scales == ([pytest.approx(40, rel=1e-3)] if unit else [])
 
 
 class TransformerConv(MessagePassing):

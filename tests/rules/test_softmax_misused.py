@@ -98,6 +98,18 @@ def divided_too_late(scores: Tensor, near: Tensor) -> Tensor:
     return scores.masked_fill(near == 0, -torch.inf).softmax(-1) / 4
 
 
+def softened(scores: Tensor, near: Tensor) -> Tensor:
+    closed = near == 0
+    weights = F.dropout(scores.masked_fill(closed, -torch.inf).softmax(-1), 0.1)
+    return weights.masked_fill(closed, -torch.inf).softmax(-1)
+
+
+def sharpened(scores: Tensor, near: Tensor) -> Tensor:
+    """Weights times a number are scores again."""
+    closed = near == 0
+    return scores.masked_fill(closed, -torch.inf).softmax(-1).mul(20).masked_fill(closed, -torch.inf).softmax(-1)
+
+
 def averaged(scores: Tensor, near: Tensor) -> Tensor:
     """As over the heads, of which there are as many as rooms."""
     return scores.div(2).masked_fill(near == 0, -torch.inf).softmax(-1) / len(near)
@@ -174,7 +186,7 @@ def test_a_mask_that_leaves_weight_is_named(
 
 @FACES
 @pytest.mark.parametrize("weigh", [
-        set_to_minus_inf, multiplied_again_and_divided, limited, over_speakers, limited_alone, lowered_enough, biased_by_distance, averaged,
+        set_to_minus_inf, multiplied_again_and_divided, limited, over_speakers, limited_alone, lowered_enough, biased_by_distance, averaged, sharpened,
     ])  # fmt: skip
 def test_a_mask_that_leaves_nothing_is_not(face: Callable[[nn.Module], Diagnosis], weigh: Weigh) -> None:
     assert misused(face, weigh, nn.Identity()) == []
@@ -213,6 +225,10 @@ def over_heads(scores: Tensor, target: Tensor) -> Tensor:
     return scores.softmax(1)
 
 
+def softened_over_edges(scores: Tensor, target: Tensor) -> Tensor:
+    return softmax(softmax(scores, target), target)
+
+
 def shrunk_afterwards(scores: Tensor, target: Tensor) -> Tensor:
     return softmax(scores, target) / 8**0.5
 
@@ -234,16 +250,19 @@ class Heads(nn.Module):
         return self.leave(states if self.way is None else states * self.way(states).softmax(1).amax(1, keepdim=True))
 
 
-@pytest.mark.parametrize("weigh", [over_all_edges, over_heads, shrunk_afterwards, softmax])
-def test_weights_of_messages_that_do_not_sum_to_one_are_named(weigh: Weigh) -> None:
+@pytest.mark.parametrize("weigh", [over_all_edges, over_heads, shrunk_afterwards, softened_over_edges, softmax])
+def test_weights_of_messages_that_do_not_sum_to_one_or_are_squeezed_are_named(weigh: Weigh) -> None:
     for found in (
         gnnstab.diagnose(Heads(weigh), batch=shops(), loss=loss),
         trained(Heads(weigh), shops(), loss, steps=6),
     ):
         told = [f for f in found.findings if f.code == "GS305"]
         assert [f.cause for f in told] == ["normalization-misuse"] * (weigh is not softmax)
-        fix = "belongs to the scores" if weigh is shrunk_afterwards else "softmax(scores, index)"
+        fix = {shrunk_afterwards: "belongs to the scores", softened_over_edges: "Take one softmax"}.get(
+            weigh, "softmax(scores, index)"
+        )
         assert all(f.layer == "score" and fix in f.message for f in told)
+        assert weigh is not softened_over_edges or "weights = softmax(scores, index)" in str(found)
 
 
 @pytest.mark.parametrize(
@@ -277,10 +296,11 @@ def shops() -> Data:
         (over_listeners, "dim=-1"),
         (over_rooms, "dim=-1"),
         (divided_too_late, "belongs to the scores"),
+        (softened, "e times the weight"),
     ],
 )
 @FACES
-def test_weights_that_do_not_sum_to_one_are_named(
+def test_weights_that_do_not_sum_to_one_or_are_squeezed_are_named(
     face: Callable[[nn.Module], Diagnosis], weigh: Weigh, words: str
 ) -> None:
     (finding,) = misused(face, weigh, nn.Identity())

@@ -18,7 +18,7 @@ from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers._dense_softmax import Attended, Attending
 from gnnstab.probe.layers._exponentials import OverEdges
 from gnnstab.probe.layers._tapped import TappedRecorder
-from gnnstab.probe.layers.edge_products import multiplied_products
+from gnnstab.probe.layers.edge_products import multiplied_cosines, multiplied_products
 from gnnstab.probe.layers.layer_recorder import IN_GRAPH, LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax, product_scores
@@ -91,6 +91,18 @@ class SoftmaxRecorder(LayerRecorder):
             numbers.update(activation_measures(inputs[-1].detach(), output.detach(), batch))
         self.state.queue(plan.layer, plan.mode, plan.call, numbers)
 
+    def scales(self, plan: Plan, over_edges: Sequence[Tensor], dense: Sequence[Attended] = ()) -> None:
+        """Queue what multiplies q·k/√d, or cosines, the largest of all scores of one call."""
+        for name, of_edges, cosines in (
+            (SCORE_PRODUCT_SCALE, multiplied_products, False),
+            (SCORE_COSINE_SCALE, multiplied_cosines, True),
+        ):
+            found = [of_edges(score) for score in over_edges]
+            found += [one.scale for one in dense if one.cosines is cosines]
+            known = [scale for scale in found if scale is not None]
+            if known:
+                self.state.queue(plan.layer, plan.mode, plan.call, {name: Measured(torch.tensor(max(known)))})
+
     def due(self, plan: Plan) -> bool:
         """True when this call is to be measured in full."""
         if not self.state.full or plan.full_step == self.state.step:
@@ -113,10 +125,7 @@ class EdgeSoftmaxRecorder(TappedRecorder, SoftmaxRecorder):
             rows = _edge_rows(self._seen)
             if rows is not None:
                 self.measure(plan, inputs, output, rows)
-            scales = [scale for one in self._seen if (scale := multiplied_products(one.score)) is not None]
-            if scales:
-                largest = Measured(torch.tensor(max(scales)))
-                self.state.queue(plan.layer, plan.mode, plan.call, {SCORE_PRODUCT_SCALE: largest})
+            self.scales(plan, [one.score for one in self._seen])
         self.forget()
 
     def scores(self) -> list[Tensor]:
@@ -215,10 +224,9 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             gone = None if one.exponential is None else one.exponential.vanished()
             if gone is not None:
                 self.state.queue(plan.layer, plan.mode, plan.call, {ATTENTION_VANISHED_SHARE: Measured(gone)})
-        for name, cosines in ((SCORE_PRODUCT_SCALE, False), (SCORE_COSINE_SCALE, True)) if due else ():
-            scales = [one.scale for one in look.attended if one.scale is not None and one.cosines is cosines]
-            if scales:
-                self.state.queue(plan.layer, plan.mode, plan.call, {name: Measured(torch.tensor(max(scales)))})
+        if due:
+            parts = [one.exponential for one in look.edges if one.exponential is not None]
+            self.scales(plan, [one.score for one in parts], look.attended)
 
     def scores(self) -> list[Tensor]:
         """Those of fused attention nobody keeps."""

@@ -1,9 +1,9 @@
-"""Scores over edges that are products of queries and keys times a power of √d that a formula divides by."""
+"""Scores over edges that are products of queries and keys times a power of √d that a formula divides by, or cosines times a temperature."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ _MOST_STEPS = 6
 _THROUGH = (
     "MulBackward",
     "DivBackward",
+    "ToCopyBackward",
     "ViewBackward",
     "SqueezeBackward",
     "UnsqueezeBackward",
@@ -30,6 +31,35 @@ _UNIT = 1e-2
 
 def multiplied_products(score: Tensor) -> float | None:
     """c where the scores (E, H) of a graph of autograd are c·q·k/√d, the products having been multiplied with √d or d; else None."""
+    found = _multiplied(score)
+    if found is None or found.units:
+        return None  # What multiplies cosines is a temperature that somebody chose.
+    exact = any(abs(found.factor / power - 1) <= _EXACT for power in (math.sqrt(found.width), float(found.width)))
+    return found.factor * math.sqrt(found.width) if exact else None
+
+
+def multiplied_cosines(score: Tensor) -> float | None:
+    """c where the scores (E, H) of a graph of autograd are c times the cosines of queries and keys; else None.
+
+    One side has length 1 and the other one length, wherever the factor stands.
+    """
+    found = _multiplied(score)
+    return None if found is None or not found.units or found.length is None else found.factor * found.length
+
+
+class _Multiplied(NamedTuple):
+    """Scores that are one factor times the products of queries and keys."""
+
+    factor: float
+    width: int
+    units: int
+    """How many of both sides have length 1."""
+
+    length: float | None
+    """Product of the lengths of both sides; None where those of one differ."""
+
+
+def _multiplied(score: Tensor) -> _Multiplied | None:
     try:
         operands = _operands(score.grad_fn) if keeps_saved_tensors() else None
         if operands is None:
@@ -39,15 +69,16 @@ def multiplied_products(score: Tensor) -> float | None:
         made, own = (query * key).sum(axis).flatten().double(), score.detach().flatten().double()
     except (RuntimeError, AttributeError, IndexError):  # What is saved was changed in place, or freed.
         return None
-    if any(float((side.norm(dim=axis) - 1).abs().max()) <= _UNIT for side in (query, key) if side.numel()):
-        return None  # What multiplies cosines is a temperature that somebody chose.
     size = float(made.square().sum())
     if width < 2 or made.shape != own.shape or not 0 < size < math.inf:
         return None
+    lengths = [side.norm(dim=axis) for side in (query, key)]
+    units = sum(float((length - 1).abs().max()) <= _UNIT for length in lengths)
+    even = all(float(length.max() - length.min()) <= _UNIT * float(length.max()) for length in lengths)
+    length = float(lengths[0].mean() * lengths[1].mean()) if even else None
     factor = float(own @ made) / size
-    exact = any(abs(factor / power - 1) <= _EXACT for power in (math.sqrt(width), float(width)))
     off = float((own - factor * made).square().sum())
-    return factor * math.sqrt(width) if exact and off <= _EXACT**2 * float(own.square().sum()) else None
+    return _Multiplied(factor, width, units, length) if off <= _EXACT**2 * float(own.square().sum()) else None
 
 
 def _operands(node: Any) -> tuple[Tensor, Tensor, int] | None:

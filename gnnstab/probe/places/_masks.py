@@ -25,7 +25,7 @@ _SCALES = ("DivBackward", "MulBackward", "ToCopyBackward", "CloneBackward")
 _DROPS = ("NativeDropoutBackward", "MulBackward", "DivBackward", "CloneBackward")
 """What may stand between the weights of an attention and the values that they weigh."""
 
-_SOFTMAX = ("SoftmaxBackward", "SafeSoftmaxBackward", "LogSoftmaxBackward")
+SOFTMAX = ("SoftmaxBackward", "SafeSoftmaxBackward", "LogSoftmaxBackward")
 
 _FAR = 20.0
 """Distance of a constant from all scores from which on it is a mask and not the limit of a clamp: e⁻²⁰ of the weight."""
@@ -49,13 +49,10 @@ class Mask(NamedTuple):
 
 def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """What each softmax gives to entries that are none of its business, and masks that close what they should leave open."""
-    users: dict[Any, list[Any]] = defaultdict(list)
     nodes = list(autograd.walk(seen.outputs))
-    for node in nodes:
-        for above, _ in node.next_functions:
-            users[above].append(node)
+    users = users_of(nodes)
     read = False
-    for node in [one for one in nodes if type(one).__name__.startswith(_SOFTMAX)]:
+    for node in [one for one in nodes if type(one).__name__.startswith(SOFTMAX)]:
         above = node.next_functions[0][0]
         place = autograd.made_by(above, seen.calls.maker) or "output"
         for signal, value, detail in _of_softmax(node, users, seen.batch):
@@ -70,6 +67,15 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     yield from _filled_outputs(seen)
 
 
+def users_of(nodes: list[Any]) -> dict[Any, list[Any]]:
+    """What reads the result of each operation."""
+    users: dict[Any, list[Any]] = defaultdict(list)
+    for node in nodes:
+        for above, _ in node.next_functions:
+            users[above].append(node)
+    return users
+
+
 def _of_softmax(
     node: Any, users: Mapping[Any, list[Any]], batch: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, float, dict[str, Any]]]:
@@ -81,7 +87,7 @@ def _of_softmax(
             yield "place.masked_weight", share, {"operation": "softmax", "constant": mask.constant}
             if share > _NOTHING:
                 return
-    weights, axis = _weights(node)
+    weights, axis = weights_of(node)
     if weights is None or not users[node]:  # What the model returns are answers: no values are weighed by them.
         return
     largest = weight_sums.dense(node, weights, axis, users)
@@ -108,12 +114,12 @@ def _of_softmax(
     if axis == weights.dim() - 1 and (name := against_name(weights, batch)):
         yield "place.closed_content", 1.0, {"mask": name}
         return
-    padding = on_padding(weights, axis, batch) if _weighs(node, users) else None
+    padding = on_padding(weights, axis, batch) if weighs(node, users) else None
     if padding is not None:
         yield "place.padding_weight", *padding
 
 
-def _weights(node: Any) -> tuple[Tensor | None, int]:
+def weights_of(node: Any) -> tuple[Tensor | None, int]:
     """Result of a softmax without its gradient, and the axis of its keys from 0."""
     result = autograd.saved(node, "_saved_result")
     if result is None:
@@ -124,7 +130,7 @@ def _weights(node: Any) -> tuple[Tensor | None, int]:
     return result.exp() if type(node).__name__.startswith("Log") else result, axis % max(result.dim(), 1)
 
 
-def _weighs(node: Any, users: Mapping[Any, list[Any]]) -> bool:
+def weighs(node: Any, users: Mapping[Any, list[Any]]) -> bool:
     """True for a softmax whose result, reshaped or dropped out, is multiplied with values."""
     waiting = list(users[node])
     while waiting:
@@ -140,9 +146,9 @@ def _weighs(node: Any, users: Mapping[Any, list[Any]]) -> bool:
 def filled(tensor: Tensor) -> Tensor | None:
     """Bool mask of the entries of an output that were set to a constant last of all; None without any."""
     node = tensor.grad_fn
-    while node is not None and type(node).__name__.startswith((*_SCALES, *autograd.SHAPES, *_SOFTMAX)):
+    while node is not None and type(node).__name__.startswith((*_SCALES, *autograd.SHAPES, *SOFTMAX)):
         node = node.next_functions[0][0]
-    found = _constant(node)
+    found = constant(node)
     if found is None:
         return None
     try:
@@ -166,7 +172,7 @@ def _mask_above(node: Any) -> Mask | None:
     """The mask that closes what a softmax is given, at most scaled in between."""
     while True:
         node = node.next_functions[0][0]
-        replaced = _constant(node)
+        replaced = constant(node)
         if replaced is not None:
             return Mask(replaced, True)
         if node is None or not type(node).__name__.startswith(_SCALES):
@@ -178,7 +184,7 @@ def _mask_above(node: Any) -> Mask | None:
             return None
 
 
-def _constant(node: Any) -> Tensor | None:
+def constant(node: Any) -> Tensor | None:
     """Where ``masked_fill`` or ``where`` with a constant leaves what it is given; None for any other operation."""
     kind = type(node).__name__
     if kind.startswith("MaskedFillBackward") and all(value is None for value, _ in node.next_functions[1:]):
@@ -222,7 +228,7 @@ def _left(node: Any, mask: Mask) -> float | None:
 
     None as well where a constant limits the scores, as a clamp does, in place of taking some of them away.
     """
-    weights, axis = _weights(node)
+    weights, axis = weights_of(node)
     if weights is None or mask.open.dim() > weights.dim():
         return None
     try:
@@ -275,7 +281,7 @@ def _are_weights(node: Any) -> bool:
     node = node.next_functions[0][0]
     while node is not None and type(node).__name__.startswith((*autograd.SHAPES, *_DROPS)):
         node = node.next_functions[0][0]
-    return type(node).__name__.startswith(_SOFTMAX)
+    return type(node).__name__.startswith(SOFTMAX)
 
 
 def _same_open(closed: Tensor, values: Tensor) -> float | None:

@@ -85,7 +85,7 @@ def shrunk(node: Any, weights: Tensor, users: Mapping[Any, list[Any]], edges: bo
 def shrunk_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
     """Each softmax over edges whose weights one number divides."""
     for node in [one for one in users if type(one).__name__.startswith("DivBackward")]:
-        found = _shares(node)
+        found = shares(node)
         factor = None if found is None else shrunk(node, found[0], users, edges=True)
         if factor is not None:
             yield node, factor
@@ -107,7 +107,7 @@ def over_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
     Groups within those that are summed up are meant so, as a softmax for each relation.
     """
     for node in [one for one in users if type(one).__name__.startswith("DivBackward")]:
-        found = _shares(node)
+        found = shares(node)
         if found is None:
             continue
         weights, groups = found
@@ -132,11 +132,11 @@ def _uses(node: Any, users: Mapping[Any, list[Any]], *, values: bool = False) ->
         user, above = waiting.pop()
         yield user, above
         kind = type(user).__name__
-        if kind.startswith(_SAME) or (kind.startswith("MulBackward") and (values or _thins(user))):
+        if kind.startswith(_SAME) or (kind.startswith("MulBackward") and (values or thins(user))):
             waiting += [(below, user) for below in users.get(user, ())]
 
 
-def _thins(node: Any) -> bool:
+def thins(node: Any) -> bool:
     """True for a product with the zeros and the one constant of a dropout."""
     for tensor in (autograd.saved(node, "_saved_other"), autograd.saved(node, "_saved_self")):
         if tensor is not None and tensor.numel() > 1 and not tensor.requires_grad:
@@ -146,7 +146,7 @@ def _thins(node: Any) -> bool:
     return False
 
 
-def _shares(node: Any) -> tuple[Tensor, Tensor] | None:
+def shares(node: Any) -> tuple[Tensor, Tensor] | None:
     """Weights (edges, …) and groups (edges,) of exponentials over the sums of their groups; None for any other quotient."""
     exponentials, picked = (above for above, _ in node.next_functions)
     whole = autograd.saved(node, "_saved_other")

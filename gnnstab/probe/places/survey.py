@@ -33,6 +33,7 @@ from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _recomputed as recomputed
+from gnnstab.probe.places import _retaken as retaken
 from gnnstab.probe.places import _shared_answers as shared_answers
 from gnnstab.probe.places import _slots as slots
 from gnnstab.probe.places import _states as states
@@ -253,6 +254,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from inputs.rows(seen, given)
         yield from states.rows(seen)
         yield from masks.rows(seen)
+        yield from retaken.rows(seen)
         yield from normalised.rows(seen)
         yield from padding.rows(seen)
         yield from graph_level.rows(seen)

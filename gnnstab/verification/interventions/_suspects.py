@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -118,10 +118,20 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
         ]
         scores = {name: factors for name, factors, _ in _wide(case, alike)}
         worst = max(odd.values(), key=lambda gain: abs(math.log(gain)))
+        # What feeds these layers was drawn as wide; their own scores are scaled as a whole.
+        own = [(layer.name, part) for layer in alike for part in layer_named(layer).roles.get("score", ())]
+        beside = {
+            name: gain
+            for name, gain in (_wide_weights(case).items() if alike else ())
+            if not any(f"{name}.".startswith(f"{layer}.{part}.") for layer, part in own)
+        }
         yield _trial(
-            "unit-gains", "unsuitable-init", odd, "scaling the weights of {} to a gain of 1",
+            "unit-gains", "unsuitable-init", [*odd, *beside], "scaling the weights of {} to a gain of 1",
             f"the weights of {{}} carry a gain of {worst:.2g}",
-            Edit(output_factors={name: 1.0 / gain for name, gain in odd.items()}, score_factors=scores),
+            Edit(
+                model=_divided(beside) if beside else None,
+                output_factors={name: 1.0 / gain for name, gain in odd.items()}, score_factors=scores,
+            ),
         )  # fmt: skip
 
 
@@ -150,31 +160,40 @@ def _of_single_weights(case: Case) -> Iterator[Trial]:
 
     Of a layer whose own scores are all that suffers they are the queries and keys: `rescale_queries` tells of those.
     """
-    found = {str(f.layer): f.value for f in case.findings if f.signal == PLACE_GAIN and math.isfinite(f.value)}
+    found = _wide_weights(case)
     suffering = {symptom.goal.layer for symptom in case.symptoms}
     scores = all(symptom.goal.signal.startswith(("attention.", "score.")) for symptom in case.symptoms)
     if scores and len(suffering) == 1:
         found = {name: gain for name, gain in found.items() if not name.startswith(f"{next(iter(suffering))}.")}
-    if not found:
-        return
+    if found:
+        yield _trial(
+            "unit-gains", "unsuitable-init", found, "scaling the weight of {} to a gain of 1",
+            f"the weight of {{}} has a gain of {max(found.values()):.3g}", Edit(model=_divided(found)),
+        )  # fmt: skip
+
+
+def _wide_weights(case: Case) -> dict[str, float]:
+    """Module → gain of its weight, of those that GS201 has warned of."""
+    return {str(f.layer): f.value for f in case.findings if f.signal == PLACE_GAIN and math.isfinite(f.value)}
+
+
+def _divided(gains: Mapping[str, float]) -> Callable[[nn.Module], AbstractContextManager[nn.Module]]:
+    """An edit that divides the weights of modules by their gains, and puts them back."""
 
     @contextmanager
     def edited(model: nn.Module) -> Iterator[nn.Module]:
         # A table of embeddings may be read without a call of its module, which no hook would see.
-        weights = [model.get_submodule(name).get_parameter("weight").data for name in found]
+        weights = [model.get_submodule(name).get_parameter("weight").data for name in gains]
         before = [weight.clone() for weight in weights]
         try:
-            for weight, gain in zip(weights, found.values(), strict=True):
+            for weight, gain in zip(weights, gains.values(), strict=True):
                 weight.div_(gain)
             yield model
         finally:
             for weight, old in zip(weights, before, strict=True):
                 weight.copy_(old)
 
-    yield _trial(
-        "unit-gains", "unsuitable-init", found, "scaling the weight of {} to a gain of 1",
-        f"the weight of {{}} has a gain of {max(found.values()):.3g}", Edit(model=edited),
-    )  # fmt: skip
+    return edited
 
 
 def divide_products(case: Case, base: Look) -> Iterator[Trial]:
