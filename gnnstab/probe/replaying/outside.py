@@ -84,7 +84,7 @@ def keep_around(twin: nn.Module | torch.optim.Optimizer, around: list[Any] | Non
 
     ``around`` is what `code_around` finds, where that is known.
     """
-    put_back_after(twin, lambda: around or code_around(twin), lambda found: Outside(found).put_back)
+    put_back_after(twin, lambda: code_around(twin) if around is None else around, lambda found: Outside(found).put_back)
 
 
 class Outside:
@@ -295,12 +295,15 @@ def _look_of(kind: type) -> Callable[[Outside, Any], Any] | None:
     try:
         return _LOOK_OF[kind]
     except KeyError:
-        if kind.__module__ == "multiprocessing.sharedctypes" and not issubclass(kind, _IN_MEMORY):
-            found: Any = lambda _, value: (value.get_obj(),)  # noqa: E731
-        else:
-            found = next((look for kinds, look in _LOOKS if issubclass(kind, kinds)), None)
-        _LOOK_OF[kind] = found
-        return found
+        look = next((look for kinds, look in _LOOKS if issubclass(kind, kinds)), None)
+        if look is None and kind.__module__ == "multiprocessing.sharedctypes":
+            look = _within_its_lock
+        _LOOK_OF[kind] = look
+        return look
+
+
+def _within_its_lock(_: Outside, value: Any) -> Any:
+    return (value.get_obj(),)
 
 
 _KEPT_PROPERTIES: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
