@@ -1,6 +1,5 @@
 """The protocol on networks whose truth is known, kept tiny; the full reproduction is tests/benchmarks/proof.py."""
 
-
 import numpy as np
 import pytest
 import torch
