@@ -8,11 +8,14 @@ EXTRAS ?= test
 
 .PHONY: demo test lint docs bench clean
 
+# Of what is installed a third is ever imported, and compiled then: pip would compile all of it, for more than a minute.
+INSTALL := $(PIP) install --quiet --no-compile --constraint constraints.txt
+
 # torch comes first and by its exact version, so that no dependency can pull another build of it.
 $(VENV)/.installed: setup.cfg constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(INSTALL) "$$(grep '^torch==' constraints.txt)"
+	$(INSTALL) --editable .
 	$(MAKE) --no-print-directory $(VENV)/checkout
 	touch $@
 
@@ -24,11 +27,11 @@ $(VENV)/checkout:
 	$(BIN)/python -c "import pathlib, sysconfig; pathlib.Path(sysconfig.get_path('purelib'), 'gnnstab-checkout.pth').write_text('$(abspath $@)\n')"
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(INSTALL) --editable ".[$(EXTRAS)]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[lint,docs]"
+	$(INSTALL) --editable ".[lint,docs]"
 	touch $@
 
 demo: $(VENV)/.installed

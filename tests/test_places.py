@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -22,7 +22,7 @@ from torch_geometric.nn import (
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
-from side_by_side import brief_trials
+from side_by_side import brief_trials, without_trials
 from trained import take_step, trained
 
 NODES, WIDTH = 60, 16
@@ -88,12 +88,16 @@ def loud(diagnosis: Diagnosis, code: str = "") -> list[Finding]:
     return [f for f in diagnosis.findings if f.severity != "info" and f.code.startswith(code)]
 
 
-def train(model: nn.Module, batch: Any, steps: int = 8, parameters: Any = None, *, trials: int | None = 2) -> Diagnosis:
-    """``trials``: most steps of each trial on a copy, None for all: places are seen without them, and `look` takes whole ones."""
+def train(model: nn.Module, batch: Any, steps: int = 8, parameters: Any = None, *, trials: int | None = 0) -> Diagnosis:
+    """``trials``: most steps of each trial on a copy when the run has ended, None for all: places are seen without them, and `look` takes whole ones."""
     optimizer = torch.optim.Adam(parameters or model.parameters(), lr=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with nullcontext() if trials is None else brief_trials(trials):
+        with ExitStack() as few:
+            if trials is not None:
+                few.enter_context(brief_trials(trials or 2))
+            if trials == 0:
+                few.enter_context(without_trials())
             return trained(model, batch, loss, steps, optimizer=optimizer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from gnnstab.layers.agnn_conv import AGNNConvLayer
 from gnnstab.layers.attentional_aggregation import AttentionalAggregationLayer
@@ -54,7 +55,18 @@ LAYERS: tuple[Layer, ...] = (
 
 def layer_of(module: nn.Module) -> Layer | None:
     """The adapter of an attention layer, or None for every other module: the one definition of an attention layer."""
-    return next((layer for layer in LAYERS if layer.matches(module)), None)
+    return next((layer for layer in _by_name(type(module)) if layer.matches(module)), None)
+
+
+_BY_NAME: WeakKeyDictionary[type, tuple[Layer, ...]] = WeakKeyDictionary()
+
+
+def _by_name(kind: type) -> tuple[Layer, ...]:
+    """The adapters whose class a class of modules extends, or bears the name of: none for most, which are asked about again and again."""
+    if (known := _BY_NAME.get(kind)) is None:
+        names = {one.__name__ for one in kind.__mro__}
+        known = _BY_NAME[kind] = tuple(layer for layer in LAYERS if layer.kind in names)
+    return known
 
 
 def layer_named(kind: str | LayerFacts) -> Layer:

@@ -34,6 +34,7 @@ from gnnstab.probe.optimizer.schedules import Rates, rates_of_run
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
+from gnnstab.probe.replaying.known import asked_once
 from gnnstab.probe.replaying.skipped_step import answers_in, last_look
 from gnnstab.probe.unit_input import unit_input_rows
 from gnnstab.records import Diagnosis, Event, Measure, Signals
@@ -167,7 +168,8 @@ class Ending:
             self._recorder.state.error_guard.run("what the run leaves", self._look_at_state)
             self._recorder.state.error_guard.run("whether anything moved", self._tell_standing)
             self._note_gradients()
-            self._undo()
+            with asked_once():
+                self._undo()
         finally:
             self._over = True
             self._updates.began = None  # It is as large as the model.

@@ -105,18 +105,20 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     if request.batch is None:
         return seen
     from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
+    from gnnstab.probe.replaying.known import asked_once
 
     live = at_hand(model, request, adam_settings(groups))
     batch, loss = live.batch, live.loss
     request.progress("running forward and backward")
     target = replace(seen.target, notes=(*seen.target.notes, *_kept(model)))
-    dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
-    dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision, request.clip)
-    if request.optimizer is not None:
-        dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
-    rate = live.training.get("lr", 1e-3)
-    joined = join(dynamic, seen.signals)
-    joined = _scale_tried(joined, model, batch, loss, request.optimizer, request.precision, rate, request.clip)
+    with asked_once():
+        dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
+        dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision, request.clip)
+        if request.optimizer is not None:
+            dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
+        rate = live.training.get("lr", 1e-3)
+        joined = join(dynamic, seen.signals)
+        joined = _scale_tried(joined, model, batch, loss, request.optimizer, request.precision, rate, request.clip)
     if all(s.detail.get("plain") for s in joined.find(WEIGHT_RMS)):
         # No update was looked at, as where the loss is not finite: what the weights hold may be why.
         sizes = _sizes(model)

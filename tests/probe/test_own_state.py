@@ -13,6 +13,7 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer.optimizer_steps import Bench
 from gnnstab.probe.replaying import loss_apart
 from gnnstab.probe.replaying import replica as replicas
+from gnnstab.probe.replaying.known import asked_once
 from gnnstab.probe.replaying.replica import GUARDS, eager, replica
 
 
@@ -95,6 +96,35 @@ def test_what_the_first_copy_of_a_bench_was_refused_the_next_one_is_refused_too(
     for _ in range(2):
         with pytest.raises(UsageError, match="writes into a tensor of shape"):
             bench.trial(1)
+    assert float(COUNT) == 0
+
+
+def test_where_nothing_trains_copies_are_asked_about_once_whoever_makes_them() -> None:
+    model = Named(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    given = [((torch.ones(3, 2),), {})]
+    with patch.object(replicas, "shared_with", side_effect=replicas.shared_with) as asked:
+        with asked_once():
+            eager(replica(model))(torch.ones(3, 2))
+            for _ in range(2):
+                Bench(model, optimizer, given, [None], lambda output, _: output.square().mean()).trial(2)
+            assert GUARDS[replica(model)].seen == {(True, True), (True, False)}
+            replica(Named(2, 1))
+        assert asked.call_count == 2
+        replica(model)
+    assert asked.call_count == 3
+    assert Named.made == 0
+
+
+def test_what_one_copy_was_refused_every_other_is_refused_too() -> None:
+    with asked_once():
+        for _ in range(2):
+            with pytest.raises(UsageError, match="writes into a tensor of shape"):
+                eager(replica(Counts()))(torch.ones(2))
+        model = Counts()
+        for _ in range(2):
+            with pytest.raises(UsageError, match="writes into a tensor of shape"):
+                eager(replica(model))(torch.ones(2))
     assert float(COUNT) == 0
 
 

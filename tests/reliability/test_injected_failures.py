@@ -10,9 +10,10 @@ import functools
 import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
@@ -25,6 +26,8 @@ from torch_geometric.nn import TransformerConv
 import gnnstab
 from forked import Child
 from gnnstab.errors import TraceError
+from gnnstab.evaluation import diagnose_trace
+from gnnstab.rules import engine
 from side_by_side import WIDTH, Net, Run, brief_trials, codes, graph, identical, run, without_trials
 
 ROOT = str(Path(gnnstab.__file__).parent)
@@ -162,24 +165,33 @@ class Reached(NamedTuple):
     in_training: dict[str, FunctionType]
     """Those of them that are called before or beside the trials at the end of the run."""
 
+    judging: frozenset[str]
+    """Those that are called by a rule alone: whichever fails there, one and the same handler meets it."""
+
 
 @pytest.fixture(scope="module")
 def reached() -> dict[Callable[[], nn.Module], Reached]:
     """What the runs of each network call."""
     found = {}
     for make in NETS:
+        elsewhere: set[CodeType] = set()
         with without_trials():
-            in_training = called(make)
-        found[make] = Reached(called(make), in_training)
+            in_training = called(make, elsewhere)
+        functions = called(make, elsewhere)
+        judging = frozenset(name for name, f in functions.items() if f.__code__ not in elsewhere)
+        found[make] = Reached(functions, in_training, judging)
     return found
 
 
-def called(make: Callable[[], nn.Module]) -> dict[str, FunctionType]:
+def called(make: Callable[[], nn.Module], elsewhere: set[CodeType]) -> dict[str, FunctionType]:
+    """Functions that a run calls; the code of those that not only rules call is added to ``elsewhere``."""
     seen: set[CodeType] = set()
 
     def look(frame: Any, event: str, argument: Any) -> None:
         if event == "call" and frame.f_code.co_filename.startswith(ROOT):
             seen.add(frame.f_code)
+            if frame.f_code not in elsewhere and not within_a_rule(frame):
+                elsewhere.add(frame.f_code)
 
     watched(make)  # What is only called while modules are imported is no part of a run.
     threading.setprofile(look)
@@ -196,6 +208,14 @@ def called(make: Callable[[], nn.Module]) -> dict[str, FunctionType]:
     }
     gc.freeze()
     return {name: function for name, function in named.items() if function.__code__ in seen}
+
+
+def within_a_rule(frame: Any) -> bool:
+    """True where `engine._judge` stands among the callers."""
+    while (frame := frame.f_back) is not None:
+        if frame.f_code is engine._judge.__code__:
+            return True
+    return False
 
 
 def plain_function(thing: object) -> bool:
@@ -236,21 +256,43 @@ def test_failures_do_not_reach_the_training(room: str, reached: dict[Callable[[]
     assert tried
 
     def injected() -> dict[str, str]:
+        judged = dict.fromkeys(caught_where_a_trace_is_judged(tried, reached[Small]), "")
         # Trials take two thirds of such a run. What is called elsewhere fails there, and what they alone call in brief ones: every function
         # that whole ones reach is reached by those, or its failure would not be warned about.
-        found = {}
+        found: dict[str, str] = {}
         for name, make in sorted(tried.items()):
+            if name in judged:
+                continue
             function = reached[make].functions[name]
             with without_trials():
                 found[name] = inject(function, make) if name in reached[make].in_training else UNWARNED
             if found[name] == UNWARNED:
                 with brief_trials():
                     found[name] = inject(function, make)
-        return found
+        return found | judged
 
     # In a process of its own: some failures leave a writer thread behind.
     faults = Child(injected).result(300)
     assert faults == dict.fromkeys(tried, "")
+
+
+def caught_where_a_trace_is_judged(tried: Iterable[str], reached: Reached) -> Iterator[str]:
+    """Of each file all functions but one that rules alone call, where a rule fails by them: in training it is this one place that meets it.
+
+    One of each file fails in training; to judge a trace takes a tenth of the time.
+    """
+    names = sorted(reached.judging.intersection(tried))
+    again = [two for one, two in pairwise(names) if one.partition(":")[0] == two.partition(":")[0]]
+    if not again:
+        return
+    with without_trials():
+        trace = watched(Small).monitor.trace
+    with trace:
+        for name in again:
+            with failing(reached.functions[name]):
+                rules = diagnose_trace(trace).rules
+            if any(rule.reason.startswith(engine.RULE_FAILED) for rule in rules):
+                yield name
 
 
 def inject(function: FunctionType, make: Callable[[], nn.Module]) -> str:

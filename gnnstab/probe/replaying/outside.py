@@ -12,9 +12,10 @@ import sys
 import threading
 import types
 import weakref
-from collections import ChainMap, OrderedDict, UserDict, UserList, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import ChainMap, UserDict, UserList, deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -24,6 +25,24 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.finalisers import slots_of
 from gnnstab.probe.replaying._named import names_of
+from gnnstab.probe.replaying._putting_back import (  # fmt: skip
+    MISSING,
+    drop_new,
+    empty_cache,
+    entries,
+    set_array,
+    set_cell,
+    set_container,
+    set_environment,
+    set_map,
+    set_memory,
+    set_name,
+    set_spawned,
+    set_storage,
+    set_table,
+    set_tensor,
+    standing_in,
+)
 from gnnstab.probe.replaying.reach import (  # fmt: skip
     CACHED,
     LARGEST_COPIED,
@@ -34,8 +53,6 @@ from gnnstab.probe.replaying.reach import (  # fmt: skip
 )
 from gnnstab.torch_private import preserved_version, without_torch_dispatch
 from gnnstab.trials import put_all_back, put_back_after
-
-_MISSING = object()
 
 _MOST = 2**20
 """Entries of a container up to which a copy of it is kept."""
@@ -67,7 +84,7 @@ def keep_around(twin: nn.Module | torch.optim.Optimizer, around: list[Any] | Non
 
     ``around`` is what `code_around` finds, where that is known.
     """
-    put_back_after(twin, lambda: around or code_around(twin), lambda found: Outside(found).put_back)
+    put_back_after(twin, lambda: code_around(twin) if around is None else around, lambda found: Outside(found).put_back)
 
 
 class Outside:
@@ -105,51 +122,55 @@ class Outside:
         self, read: Callable[[str], Any], put: Callable[[str, Any], Any], drop: Callable[[str], Any], names: Iterable[str] | None = None
     ) -> None:  # fmt: skip
         for name in self._attributes if names is None else names:
-            self._back.append(functools.partial(_set, read, put, drop, name, read(name)))
+            self._back.append(functools.partial(set_name, read, put, drop, name, read(name)))
 
     def _fields(self, value: Any, names: Iterable[str]) -> None:
         """What C code holds of an object, where code among the functions assigns it."""
         put, drop = functools.partial(setattr, value), functools.partial(delattr, value)
-        self._names(lambda name: getattr(value, name, _MISSING), put, drop, self._attributes.intersection(names))
+        self._names(lambda name: getattr(value, name, MISSING), put, drop, self._attributes.intersection(names))
 
     def _class(self, kind: type) -> None:
         """What stands in the class itself; of the many names that code assigns it has few."""
         read, put = vars(kind).get, functools.partial(type.__setattr__, kind)
         drop = functools.partial(type.__delattr__, kind)
-        held = _of(self._attributes, vars(kind))
-        self._names(lambda name: read(name, _MISSING), put, drop, held)
-        self._back.append(functools.partial(_drop_new, vars(kind), drop, self._attributes, frozenset(held)))
+        held = standing_in(self._attributes, vars(kind))
+        self._names(lambda name: read(name, MISSING), put, drop, held)
+        self._back.append(functools.partial(drop_new, vars(kind), drop, self._attributes, frozenset(held)))
 
     def _table(self, table: dict[str, Any], names: Iterable[str] | None = None) -> None:
         own = self._attributes if names is None else frozenset(names)
-        self._back.append(functools.partial(_set_table, table, own, {name: table[name] for name in _of(own, table)}))
+        self._back.append(
+            functools.partial(set_table, table, own, {name: table[name] for name in standing_in(own, table)})
+        )
 
     def _object(self, value: Any) -> None:
         attributes = getattr(value, "__dict__", None)
         if attributes is not None:
             self._table(attributes, self._attributes | _kept_properties(type(value)))
-            # A step of an optimizer is not run on copies; its state is as large as the model.
-            held = {k: v for k, v in attributes.items() if k != "state" or not isinstance(value, Optimizer)}
-            if type(value).__module__ != "threading":
-                self._containers(list(held.values()))
+            if isinstance(value, Optimizer):
+                # A step of an optimizer is not run on copies; its state is as large as the model.
+                self._containers([held for name, held in attributes.items() if name != "state"])
+            elif type(value).__module__ != "threading":
+                self._containers(list(attributes.values()))
         if isinstance(value, BaseException):
             self._fields(value, ("args",))
-        slots = slots_of(type(value))
+        if not (slots := slots_of(type(value))):
+            return
         put, drop = functools.partial(object.__setattr__, value), functools.partial(object.__delattr__, value)
-        self._names(lambda name: getattr(value, name, _MISSING), put, drop, self._attributes.intersection(slots))
+        self._names(lambda name: getattr(value, name, MISSING), put, drop, self._attributes.intersection(slots))
         self._containers([getattr(value, name, None) for name in slots])
 
     def _function(self, function: types.FunctionType) -> None:
         assigned, (read, imported, names) = _assigned(function.__code__), names_of(function.__code__)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
             if name in assigned.cells:
-                self._back.append(functools.partial(_set_cell, cell, contents(cell)))
+                self._back.append(functools.partial(set_cell, cell, contents(cell)))
             self._containers(contents(cell))
         self._table(function.__globals__, assigned.globals)
         self._table(vars(function))
         if "environ" in names and id(os.environ) not in self._seen:
             self._seen[id(os.environ)] = os.environ
-            self._back.append(functools.partial(_set_environment, dict(os.environ)))
+            self._back.append(functools.partial(set_environment, dict(os.environ)))
         self._containers([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()])
         if not _OF_MODULES.isdisjoint(names):
             self._table(function.__globals__, assigned.attributes)
@@ -176,55 +197,48 @@ class Outside:
                 self._table(vars(value))
 
     def _containers(self, values: list[Any]) -> None:
+        seen = self._seen
         while values:
             value = values.pop()
-            if type(value) in _NUMBERS or id(value) in self._seen:
+            look = _look_of(type(value))
+            if look is None or id(value) in seen:
                 continue
-            self._seen[id(value)] = value
-            if isinstance(value, Tensor):
-                self._tensor(value)
-            elif isinstance(value, np.ndarray):
-                if value.nbytes <= LARGEST_COPIED:
-                    self._back.append(functools.partial(_set_array, value, value.copy()))
-                    values += value.ravel().tolist() if value.dtype == object else ()
-            elif isinstance(value, types.MappingProxyType):
-                values += value.values()
-            elif isinstance(value, torch.UntypedStorage):
-                if value.device.type == "cpu" and value.nbytes() <= LARGEST_COPIED:
-                    self._back.append(functools.partial(_set_storage, value, torch.ByteTensor(value).clone()))
-            elif isinstance(value, ChainMap):
-                values += value.maps
-            elif isinstance(value, memoryview):
-                values.append(value.obj)
-            elif isinstance(value, CACHED):
-                self._back.append(functools.partial(_empty_cache, value, value.cache_info().currsize))
-            elif isinstance(value, (tuple, frozenset)):
-                values += value
-            elif isinstance(value, _WRAPPERS):
-                values.append(vars(value)["data"])
-            elif isinstance(value, _IN_MEMORY):
-                self._back.append(functools.partial(_set_memory, value, bytes(value)))
-            elif type(value).__module__ == "multiprocessing.sharedctypes":
-                values.append(value.get_obj())
-            elif isinstance(value, mmap.mmap):
-                if not value.closed and len(value) <= LARGEST_COPIED:
-                    self._back.append(functools.partial(_set_map, value, value[:], value.tell()))
-            elif isinstance(value, _FLAGGED):
-                self._table(vars(value), ("_value", "_flag"))
-            elif isinstance(value, (np.random.Generator, np.random.BitGenerator)):
-                values.append(getattr(value, "bit_generator", value).seed_seq)  # type: ignore[union-attr]
-            elif isinstance(value, np.random.SeedSequence):
-                self._back.append(
-                    functools.partial(_set_spawned, value, value.n_children_spawned, value.__reduce__()[2])
-                )
-            elif isinstance(value, SPACES):
-                values.append(vars(value))
-            elif isinstance(value, BaseData):
-                values += [vars(store)["_mapping"] for store in value.stores]
-            elif isinstance(value, (dict, list, deque, set, bytearray, array.array)) and len(value) <= _MOST:
-                held = _entries(value)
-                self._back.append(functools.partial(_set_container, value, held))
-                values += [] if isinstance(value, (bytearray, array.array)) else held[-1]
+            seen[id(value)] = value
+            if within := look(self, value):
+                values += within
+
+    def _container(self, value: Any) -> Any:
+        if len(value) > _MOST:
+            return ()
+        held = entries(value)
+        self._back.append(functools.partial(set_container, value, held))
+        return () if isinstance(value, (bytearray, array.array)) else held[-1]
+
+    def _array(self, value: np.ndarray[Any, Any]) -> Any:
+        if value.nbytes > LARGEST_COPIED:
+            return ()
+        self._back.append(functools.partial(set_array, value, value.copy()))
+        return value.ravel().tolist() if value.dtype == object else ()
+
+    def _storage(self, value: torch.UntypedStorage) -> None:
+        if value.device.type == "cpu" and value.nbytes() <= LARGEST_COPIED:
+            self._back.append(functools.partial(set_storage, value, torch.ByteTensor(value).clone()))
+
+    def _cache(self, value: Any) -> None:
+        self._back.append(functools.partial(empty_cache, value, value.cache_info().currsize))
+
+    def _number_of_c(self, value: Any) -> None:
+        self._back.append(functools.partial(set_memory, value, bytes(value)))
+
+    def _map(self, value: mmap.mmap) -> None:
+        if not value.closed and len(value) <= LARGEST_COPIED:
+            self._back.append(functools.partial(set_map, value, value[:], value.tell()))
+
+    def _flagged(self, value: Any) -> None:
+        self._table(vars(value), ("_value", "_flag"))
+
+    def _seeds(self, value: np.random.SeedSequence) -> None:
+        self._back.append(functools.partial(set_spawned, value, value.n_children_spawned, value.__reduce__()[2]))
 
     def _tensor(self, value: Tensor) -> None:
         if attributes := vars(value):
@@ -246,16 +260,62 @@ class Outside:
         if self._left >= 0:
             with without_torch_dispatch():
                 held = value.detach().clone()
-            self._back.append(functools.partial(_set_tensor, value, held, preserved_version(value)))
+            self._back.append(functools.partial(set_tensor, value, held, preserved_version(value)))
+
+
+_LOOKS: tuple[tuple[Any, Callable[[Outside, Any], Any]], ...] = (
+    (Tensor, Outside._tensor),
+    (np.ndarray, Outside._array),
+    (types.MappingProxyType, lambda _, value: value.values()),
+    (torch.UntypedStorage, Outside._storage),
+    (ChainMap, lambda _, value: value.maps),
+    (memoryview, lambda _, value: (value.obj,)),
+    (CACHED, Outside._cache),
+    ((tuple, frozenset), lambda _, value: value),
+    (_WRAPPERS, lambda _, value: (vars(value)["data"],)),
+    (_IN_MEMORY, Outside._number_of_c),
+    (mmap.mmap, Outside._map),
+    (_FLAGGED, Outside._flagged),
+    (
+        (np.random.Generator, np.random.BitGenerator),
+        lambda _, value: (getattr(value, "bit_generator", value).seed_seq,),
+    ),
+    (np.random.SeedSequence, Outside._seeds),
+    (SPACES, lambda _, value: (vars(value),)),
+    (BaseData, lambda _, value: [vars(store)["_mapping"] for store in value.stores]),
+    ((dict, list, deque, set, bytearray, array.array), Outside._container),
+)
+"""Classes, and what looks at a value of one of them and returns what is to be looked at next; the first that fits counts."""
+
+_LOOK_OF: WeakKeyDictionary[type, Callable[[Outside, Any], Any] | None] = WeakKeyDictionary()
+
+
+def _look_of(kind: type) -> Callable[[Outside, Any], Any] | None:
+    """What looks at values of a class; None for those that keep nothing, which most do."""
+    try:
+        return _LOOK_OF[kind]
+    except KeyError:
+        look = next((look for kinds, look in _LOOKS if issubclass(kind, kinds)), None)
+        if look is None and kind.__module__ == "multiprocessing.sharedctypes":
+            look = _within_its_lock
+        _LOOK_OF[kind] = look
+        return look
+
+
+def _within_its_lock(_: Outside, value: Any) -> Any:
+    return (value.get_obj(),)
+
+
+_KEPT_PROPERTIES: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
 
 
 def _kept_properties(kind: type) -> frozenset[str]:
     """Names of the properties that keep what they have computed once among the attributes of the object."""
-    held = {name: value for one in kind.__mro__ if not of_library(one) for name, value in vars(one).items()}
-    return frozenset(name for name, value in held.items() if isinstance(value, functools.cached_property))
-
-
-_NUMBERS = frozenset((bool, int, float, complex, str, bytes, type(None), types.FunctionType))
+    if (known := _KEPT_PROPERTIES.get(kind)) is None:
+        held = {name: value for one in kind.__mro__ if not of_library(one) for name, value in vars(one).items()}
+        known = frozenset(name for name, value in held.items() if isinstance(value, functools.cached_property))
+        _KEPT_PROPERTIES[kind] = known
+    return known
 
 
 class _Assigned(NamedTuple):
@@ -284,116 +344,3 @@ def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
             yield from _steps(inner)
-
-
-def _set(read: Callable[[str], Any], put: Callable[[str, Any], Any], drop: Callable[[str], Any], name: str, value: Any) -> None:  # fmt: skip
-    if read(name) is not value:
-        drop(name) if value is _MISSING else put(name, value)
-
-
-def _drop_new(
-    table: Mapping[str, Any], drop: Callable[[str], Any], names: frozenset[str], held: frozenset[str]
-) -> None:
-    put_all_back(functools.partial(drop, name) for name in _of(names, table) if name not in held)
-
-
-def _of(names: frozenset[str], table: Mapping[str, Any]) -> list[str]:
-    """Those of ``names`` that stand in a table; whichever of the two is larger is not gone through."""
-    return (
-        [name for name in names if name in table] if len(names) < len(table) else [n for n in list(table) if n in names]
-    )
-
-
-def _set_table(table: dict[str, Any], names: frozenset[str], held: dict[str, Any]) -> None:
-    for name in _of(names, table):
-        if name not in held and not isinstance(table[name], types.ModuleType):  # One that is imported stays.
-            table.pop(name)
-    for name, value in held.items():
-        if table.get(name, _MISSING) is not value:
-            table[name] = value
-
-
-def _set_cell(cell: types.CellType, held: list[Any]) -> None:
-    now = contents(cell)
-    if held and not (now and now[0] is held[0]):
-        cell.cell_contents = held[0]
-    elif now and not held:
-        del cell.cell_contents
-
-
-def _set_map(value: mmap.mmap, held: bytes, position: int) -> None:
-    if value.closed:
-        return
-    if value[:] != held and len(value) == len(held):
-        value[:] = held
-    value.seek(position)
-
-
-def _set_spawned(sequence: Any, number: int, state: Any) -> None:
-    if sequence.n_children_spawned != number:
-        sequence.__setstate__(state)
-
-
-def _set_memory(number: Any, held: bytes) -> None:
-    ctypes.memmove(ctypes.byref(number), held, len(held))
-
-
-def _set_environment(held: dict[str, str]) -> None:
-    for name in os.environ.keys() - held.keys():
-        del os.environ[name]
-    os.environ.update({name: value for name, value in held.items() if os.environ.get(name) != value})
-
-
-def _set_storage(storage: torch.UntypedStorage, held: Tensor) -> None:
-    if storage.nbytes() == held.nbytes:
-        torch.ByteTensor(storage).copy_(held)
-
-
-def _set_array(held: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
-    # Of an array of objects the bytes are where these lie: the same ones, or not.
-    if held.shape == values.shape and held.tobytes() != values.tobytes() and held.flags.writeable:
-        held[...] = values
-
-
-def _set_tensor(tensor: Tensor, values: Tensor, version: Any) -> None:
-    with torch.no_grad(), version:
-        if tensor.shape == values.shape and not torch.equal(tensor, values):
-            tensor.detach().copy_(values)
-
-
-def _empty_cache(cached: Any, held: int) -> None:
-    """What a trial was the first to put into a cache; what stands there beside the run's own cannot be told apart."""
-    if not held:
-        cached.cache_clear()
-
-
-def _entries(container: Any) -> tuple[Any, ...]:
-    """Copies of what a container holds: of a dict the keys and the values."""
-    if isinstance(container, OrderedDict):  # Its order is not that of the dict in it.
-        keys = list(OrderedDict.keys(container))
-        return keys, [dict.__getitem__(container, key) for key in keys]
-    if isinstance(container, dict):
-        return list(dict.keys(container)), list(dict.values(container))
-    return (container[:] if isinstance(container, (bytearray, array.array)) else list(container),)
-
-
-def _set_container(container: Any, held: tuple[Any, ...]) -> None:
-    now = _entries(container)
-    if all(len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True)) for a, b in zip(now, held, strict=True)):
-        return
-    if isinstance(container, dict):
-        # Past what a class of the user's own does when it is written to.
-        kind: Any = OrderedDict if isinstance(container, OrderedDict) else dict
-        if [*map(id, now[0])] != [*map(id, held[0])]:  # Else a signal handler finds every key at any moment.
-            kind.clear(container)
-        kind.update(container, zip(*held, strict=True))
-    elif isinstance(container, set):
-        set.clear(container)
-        set.update(container, held[0])
-    elif isinstance(container, deque):
-        deque.clear(container)
-        deque.extend(container, held[0])
-    elif isinstance(container, list):
-        list.__setitem__(container, slice(None), held[0])
-    else:
-        container[:] = held[0]

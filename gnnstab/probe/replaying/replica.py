@@ -21,7 +21,7 @@ from gnnstab.left_out import left_out
 from gnnstab.own_draws import generator_of
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
-from gnnstab.probe.replaying.known import Known
+from gnnstab.probe.replaying.known import Known, known_of
 from gnnstab.probe.replaying.outside import keep_around
 from gnnstab.probe.replaying.reach import (
     CONTAINERS,
@@ -107,6 +107,10 @@ def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
     Raises:
         UsageError: The model holds something that cannot be copied, or a copy would wait for other processes.
     """
+    shared = known_of(model)
+    if shared is not None and known is not None and shared.copied and not known.copied:
+        known.learn(shared)
+    known = shared if known is None else known
     memo: dict[int, Any] = {}
     hooks: list[tuple[dict[Any, Any], Any, Any]] = []
     for module in model.modules():
@@ -145,8 +149,11 @@ def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
     if not known.copied:
         apart(twin, model, functions)
         # With functions and hooks each copy has some of its own.
-        known.around = [] if functions or hooks else code_around(twin)
-    return _guarded(twin, model, memo, known)
+        known.around = None if functions or hooks else code_around(twin)
+    guarded = _guarded(twin, model, memo, known)
+    if shared is not None and not shared.copied:
+        shared.learn(known)
+    return guarded
 
 
 def _with_own_closures(twin: nn.Module, memo: dict[int, Any]) -> list[FunctionType]:

@@ -16,7 +16,7 @@ from models.edge_programs import EDGE_PROGRAMS
 from models.programs import PROGRAMS, Program
 from trained import trained
 
-pytestmark = pytest.mark.usefixtures("brief")
+pytestmark = pytest.mark.usefixtures("brief", "untried")
 EVERY = PROGRAMS | EDGE_PROGRAMS
 EVERY_PROGRAM = pytest.mark.parametrize("program", EVERY.values(), ids=list(EVERY))
 
