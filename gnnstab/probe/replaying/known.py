@@ -25,8 +25,11 @@ class Known:
     moved: bool = False
     """So was one of the optimizer."""
 
-    around: list[Any] | None = None
-    """What the copies have in common with the run, see `gnnstab.probe.replaying.reach.code_around`; None where each is asked."""
+    around: list[Any] = field(default_factory=list)
+    """What the copies of the model have in common with the run, see `gnnstab.probe.replaying.reach.code_around`; empty where it is not known."""
+
+    beside: list[Any] = field(default_factory=list)
+    """The same of the copies of the optimizer."""
 
     def learn(self, other: Known) -> None:
         """Whatever ``other`` knows of copies of the same model, and what it will know, holds here as well."""
