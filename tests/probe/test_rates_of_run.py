@@ -119,6 +119,13 @@ def test_a_constant_rate_and_a_long_warm_up_are_tried_at_the_rate_that_the_group
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+def test_a_rate_of_another_name_is_none_that_is_followed() -> None:
+    optimizer = groups(0.1)
+    optimizer.param_groups[0]["eta"] = optimizer.param_groups[0].pop("lr")
+    assert not rates_of_run(optimizer, [0, 1, 2], [0.1, 0.2, 0.1], 2, 5)
+    assert not own_rates(optimizer, 3)
+
+
 def test_what_a_class_was_made_with_is_no_rate_of_a_run_that_it_sets_rates_in() -> None:
     made = Warming([nn.Parameter(torch.ones(1))], 0.2, 2)
     made.param_groups[0]["lr"] = 0.2

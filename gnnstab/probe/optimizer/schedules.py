@@ -79,6 +79,8 @@ def rates_of_run(optimizer: torch.optim.Optimizer, steps: ArrayLike, rates: Arra
         first: Steps within which the rate has to come to its largest.
         many: Steps of which rates are returned.
     """
+    if any("lr" not in group for group in optimizer.param_groups):  # Its rate has another name.
+        return ()
     at, known = np.asarray(steps, dtype=np.float64), np.asarray(rates, dtype=np.float64)
     largest = _rates(optimizer)
     sets = _sets_rates(optimizer)
@@ -102,7 +104,7 @@ def _set_rates(optimizer: torch.optim.Optimizer, rates: Sequence[float | Tensor]
 
 def _sets_rates(optimizer: torch.optim.Optimizer) -> bool:
     """True where a step without any gradient, which moves nothing, gives a rate to a group of a class that is not torch's own."""
-    if of_torch(optimizer):
+    if of_torch(optimizer) or any("lr" not in group for group in optimizer.param_groups):
         return False
     asked = [object() for _ in optimizer.param_groups]
     optimizer.zero_grad(set_to_none=True)
