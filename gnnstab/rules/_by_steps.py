@@ -39,7 +39,7 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
             half = ", and steps for half of the rows that of all as far" if as_far and not unseen else ""
             end = f"{half}: the sharpness is earned" if helps else f"{half}: it does no harm that steps show"
             return replace(finding, severity="info", message=f"{finding.message} {steps}{end}.")
-        harm = harms(signal.detail) and _gain(signal.detail) > _left(signals)
+        harm = harms(signal.detail) and _gain(signal.detail) > _left(signals) and not _beyond(signals, signal.detail)
         if harm and finding.signal.startswith("attention."):
             severity = "warning" if finding.severity == "info" else finding.severity
             message = f"{finding.message.replace(OPEN, '.')} {steps}: {KEEPS}"
@@ -97,6 +97,13 @@ def _by_heart(told: Mapping[str, Any]) -> bool:
     """True where both have learned the batch by heart, and equally well: that tells them not apart."""
     first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
     return max(best, undone) <= NOTHING * first and undone <= LASTING * best
+
+
+def _beyond(signals: Signals, told: Mapping[str, Any]) -> bool:
+    """True where both have come a factor e below all that a run has: one batch learned by heart tells nothing of what the run learns."""
+    reached = [s.detail.get("best") for s in signals.find(LOSS)]
+    best, undone = (float(told.get(key, math.nan)) for key in ("best", "undone"))
+    return any(isinstance(one, float) and math.e * max(best, undone) < one for one in reached)
 
 
 def _gain(told: Mapping[str, Any]) -> float:
