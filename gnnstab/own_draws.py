@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from gnnstab.left_out import left_out
-from gnnstab.torch_private import TorchDispatchMode, generator_number
+from gnnstab.torch_private import DispatchMode, generator_number, not_compiled
 
 _SAID = ("p", "dropout_p", "dropout", "train")
 """Names of the arguments that say how much an operation drops, and whether."""
 
 
-class OwnDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OwnDraws(DispatchMode):
     """Operations of this thread that would draw from a generator of the process draw from one that was in the same state.
 
     Raises `UsageError` before an operation that takes no generator: what it draws could not be given back, as the thread
@@ -60,6 +60,7 @@ class OwnDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for generator in self.generators.values():
             generator.manual_seed(seed)
 
+    @not_compiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation with the generator of its device in the place of the process's."""
         kwargs = kwargs or {}

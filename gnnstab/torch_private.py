@@ -18,13 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # The base of al
 from torch.optim import optimizer as _optimizers
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext as DeviceContext
-from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
-__all__ = ["BatchNorm", "DeviceContext", "TorchDispatchMode", "tree_leaves", "tree_map"]
+__all__ = ["BatchNorm", "DeviceContext", "tree_leaves", "tree_map"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -42,6 +41,14 @@ def not_compiled_alone(function: Function) -> Function:
         skip = frames._FrameAction.SKIP
         frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
     return function
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode whose ``__torch_dispatch__`` is `not_compiled`, for which torch need not put two functions around it."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
 
 
 def print_options() -> dict[str, Any]:
@@ -170,6 +177,9 @@ generator_number: Callable[[torch.Generator], int] = attrgetter("_cdata")
 
 autocasts = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any kind of device."""
+
+flattened: Callable[[list[torch.Tensor]], torch.Tensor] = torch._utils._flatten_dense_tensors
+"""The entries of all tensors, one after the other, by one call."""
 
 foreach_copy = torch._foreach_copy_
 foreach_norm = torch._foreach_norm

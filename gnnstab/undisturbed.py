@@ -21,11 +21,12 @@ from gnnstab.torch_private import (
     DISPATCH,
     FUNCTION,
     DeviceContext,
+    DispatchMode,
     ModeStack,
-    TorchDispatchMode,
     dispatch_modes,
     function_modes,
     global_hooks,
+    not_compiled,
     without_saved_tensors_hooks,
 )
 from gnnstab.unheard import unheard
@@ -123,11 +124,12 @@ def _uncompiled() -> AbstractContextManager[None]:
     return stance
 
 
-class _OneProcess(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _OneProcess(DispatchMode):  # type: ignore[no-untyped-call]
     """Refuses operations that wait for other processes, which go on with the training and run no such operation now."""
 
     supports_higher_order_operators = True
 
+    @not_compiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, unless other processes take part in it."""
         if getattr(func, "namespace", "") in _COLLECTIVES:

@@ -13,7 +13,7 @@ from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import columns, is_target, standardised, value_columns
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, ForwardInputs
 from gnnstab.stored import is_finite
-from gnnstab.torch_private import TorchDispatchMode
+from gnnstab.torch_private import DispatchMode, not_compiled
 
 BAD_RMS = 10.0
 """RMS from which an input's scale is a suspect: standardised features have 1."""
@@ -33,13 +33,14 @@ def scale_to_blame(call: ForwardInputs, model: nn.Module, finite: Callable[[Forw
     return tuple(suspects)
 
 
-class _WideMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _WideMode(DispatchMode):
     """Has everything computed in a wider format that would be converted to, or made in, a narrower one."""
 
     def __init__(self, wide: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._wide = wide
 
+    @not_compiled
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

@@ -18,7 +18,7 @@ from gnnstab.probe.operations._tape import LossTape
 from gnnstab.probe.operations.source_lines import Modules, Place, begins_backward, caller_place
 from gnnstab.probe.own_operations import is_own
 from gnnstab.stored import is_finite, stored
-from gnnstab.torch_private import TorchDispatchMode, autograd_node, next_sequence_number, tree_leaves, tree_map
+from gnnstab.torch_private import DispatchMode, autograd_node, next_sequence_number, not_compiled, tree_leaves, tree_map
 
 _MOST = 4000
 """Operations with a bad result that are noted; the first ones are those that explain."""
@@ -93,7 +93,7 @@ def mask_behind(operation: Operation) -> Named | None:
     return None
 
 
-class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperationMode(DispatchMode):
     """Runs every operation as it is and looks at what comes out; no value and no random number changes.
 
     Args:
@@ -134,6 +134,7 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._by_memory: dict[int, Operation] = {}
         self._producers: dict[tuple[Any, ...], str] = {}
 
+    @not_compiled
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:

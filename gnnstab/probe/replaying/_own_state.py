@@ -13,13 +13,18 @@ from gnnstab.left_out import left_out
 from gnnstab.probe.own_operations import is_own
 from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.reach import held_by, refuse_draws_of_process
-from gnnstab.torch_private import TorchDispatchMode, generator_number, storage_address
+from gnnstab.torch_private import DispatchMode, generator_number, not_compiled, storage_address
 
 _CREATED = ("lift_fresh", "lift_fresh_copy")
 """What `torch.tensor` ends in: its operand was made outside of all operations."""
 
 _STATISTICS = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
 """Arguments that these write into without their schema saying so."""
+
+_NUMBERS = frozenset((int, float, bool, type(None)))
+"""Most arguments that are no tensors."""
+
+_STRIDED = torch.strided
 
 Search = Callable[[Any], Iterator[tuple[str, Tensor]]]
 
@@ -65,7 +70,7 @@ class Guard:
         return output
 
 
-class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OwnState(DispatchMode):
     """Raises `UsageError` before an operation writes into, or would send gradients to, a tensor that is neither in ``own`` nor
     made by an operation inside, and before one draws from a generator that is not in ``own``."""
 
@@ -79,17 +84,19 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shared = (torch.default_generator, *torch.cuda.default_generators)
         self._generators = {generator_number(value) for value in (*held, *shared) if isinstance(value, torch.Generator)}
 
+    @not_compiled
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the operands, run the operation, and know what it made for the copy's own."""
-        strange = set(map(_memory, _tensors((args, kwargs) if kwargs else args))) - self._own
+        own = self._own
+        strange = {place for place in map(_memory, _tensors((args, kwargs) if kwargs else args)) if place not in own}
         if strange:
             self._look(func, args, kwargs or {}, strange)
         generator = kwargs.get("generator") if kwargs else None
         if isinstance(generator, torch.Generator) and generator_number(generator) not in self._generators:
             self._refuse(f"{_name(func)} draws from a generator")
         result = func(*args, **kwargs) if kwargs else func(*args)
-        made = set(map(_memory, _tensors(result)))
-        self._own |= made if _name(func) in _CREATED else made - strange
+        made = (_memory(result),) if type(result) is Tensor else map(_memory, _tensors(result))
+        own.update(made if not strange or _name(func) in _CREATED else set(made) - strange)
         return result
 
     def _look(self, func: Any, args: Any, kwargs: dict[str, Any], strange: set[int]) -> None:
@@ -127,6 +134,8 @@ def _tensors(value: Any) -> list[Tensor]:
     """The tensors among the arguments of an operation, or in what it returns."""
     found, waiting = [], [value]
     for one in waiting:  # What is inside of it comes behind it.
+        if type(one) in _NUMBERS:
+            continue
         if isinstance(one, Tensor):
             found.append(one)
         elif isinstance(one, (list, tuple)):
@@ -138,7 +147,7 @@ def _tensors(value: Any) -> list[Tensor]:
 
 def _memory(tensor: Tensor) -> int:
     """The memory that a tensor shows, -1 where it has none of its own."""
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not _STRIDED:
         return -1
     try:
         return storage_address(tensor)
