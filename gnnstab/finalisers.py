@@ -22,22 +22,34 @@ def refuse_finalisers(value: Any, memo: Mapping[int, Any] | None = None) -> None
         UsageError: Something in it has a ``__del__``.
     """
     waiting, seen = [value], set(memo or ())
-    slots: dict[type, list[str]] = {}
+    slots: dict[type, list[str] | None] = {}
     while waiting:
         one = waiting.pop()
-        kind = type(one)
         if id(one) in seen:
             continue
         seen.add(id(one))
-        if kind.__module__.partition(".")[0] == "gnnstab" and hasattr(kind, "__deepcopy__"):
-            continue  # What stands in for a method knows the module that it comes from, and copies nothing of it.
+        kind = type(one)
         if kind not in slots:
-            if (owner := _with_finaliser(kind)) is not None:
-                raise UsageError(
-                    f"a copy of {kind.__name__} would clean up what belongs to the run when it is thrown away: {owner.__name__} has a __del__"
-                )
-            slots[kind] = slots_of(kind)
-        waiting += [part for part in _parts(one, slots[kind]) if type(part) not in _PLAIN]
+            slots[kind] = _slots_to_copy(kind)
+        known = slots[kind]
+        if known is not None:
+            parts = one.values() if kind is dict else one if kind is list else _parts(one, known)
+            waiting += [part for part in parts if type(part) not in _PLAIN]
+
+
+def _slots_to_copy(kind: type) -> list[str] | None:
+    """Names of the slots of a class; None of one whose objects are not gone through.
+
+    Raises:
+        UsageError: It has a ``__del__``.
+    """
+    if kind.__module__.partition(".")[0] == "gnnstab" and hasattr(kind, "__deepcopy__"):
+        return None  # What stands in for a method knows the module that it comes from, and copies nothing of it.
+    if (owner := _with_finaliser(kind)) is not None:
+        raise UsageError(
+            f"a copy of {kind.__name__} would clean up what belongs to the run when it is thrown away: {owner.__name__} has a __del__"
+        )
+    return None if issubclass(kind, _KEPT) else slots_of(kind)
 
 
 def _with_finaliser(kind: type) -> type | None:
@@ -62,8 +74,6 @@ _STANDARD = sys.stdlib_module_names - {"__main__"}
 
 
 def _parts(value: Any, slots: list[str]) -> Iterator[Any]:
-    if isinstance(value, _KEPT):
-        return
     if isinstance(value, dict):
         yield from value.values()
     elif isinstance(value, (list, tuple, set, frozenset)):

@@ -29,4 +29,7 @@ def waits_for_others(value: object) -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not isinstance(value, torch.nn.Module):
         return False
-    return any(base.__name__ in _WRAPPERS for m in value.modules() for base in type(m).__mro__) or bool(sharded(value))
+    modules = list(value.modules())
+    if any(base.__name__ in _WRAPPERS for kind in set(map(type, modules)) for base in kind.__mro__):
+        return True
+    return any(is_sharded(p) for m in modules for p in m._parameters.values() if p is not None)

@@ -62,6 +62,25 @@ def test_the_run_stays_as_it_is() -> None:
     assert set(measured(monitor, OPTIMIZER_OUTPUT_MOVE)) == {0}
 
 
+class Counting(torch.optim.Adam):
+    """Counts its steps in its class."""
+
+    taken = 0
+
+    def step(self, *args: Any) -> Any:  # type: ignore[override]
+        type(self).taken += 1
+        return super().step(*args)
+
+
+def test_both_updates_on_copies_leave_what_an_optimizer_counts_in_its_class() -> None:
+    model, x, edges = Net(), torch.randn(40, 6), torch.randint(0, 40, (2, 160))
+    optimizer = Counting(model.parameters(), lr=1e-3)
+    model(x, edges).square().mean().backward()
+    update = next_update(model, optimizer, ForwardInputs((x, edges)), [])
+    assert update.moved > 0 and update.damping > 0
+    assert Counting.taken == 0
+
+
 @pytest.mark.usefixtures("untried")
 def test_steps_that_are_measured_get_rarer() -> None:
     _, monitor, _ = train(1e-3, steps=130)

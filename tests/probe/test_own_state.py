@@ -8,11 +8,16 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn import TransformerConv
 
 from gnnstab.errors import UsageError
+from gnnstab.own_draws import OwnDraws
+from gnnstab.probe.operations._watch import OperationMode
 from gnnstab.probe.optimizer.optimizer_steps import Bench
 from gnnstab.probe.replaying import loss_apart
 from gnnstab.probe.replaying import replica as replicas
+from gnnstab.probe.replaying._own_state import OwnState
+from gnnstab.probe.replaying.reach import code_around, shared_with
 from gnnstab.probe.replaying.replica import GUARDS, eager, replica
 
 
@@ -85,6 +90,40 @@ def test_copies_of_a_bench_are_asked_about_once_and_all_of_them_are_put_back() -
         bench.twin()
     assert asked.call_count == 1
     assert Named.made == 0
+
+
+class Switch(nn.Module):
+    """Has no numbers of its own, and counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
+SWITCH = Switch()
+
+
+class Switched(nn.Linear):
+    """Calls a module that no attribute leads to."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(SWITCH(x))
+
+
+@pytest.mark.parametrize("model", [Named(2, 1), Reads(), Switched(2, 1), TransformerConv(2, 2, edge_dim=1)])
+def test_one_walk_finds_what_is_shared_and_what_is_put_back(model: nn.Module) -> None:
+    twin, code = replica(model), list[object]()
+    assert not shared_with(twin, model, code=code)
+    assert {*map(id, code)} == {*map(id, code_around(twin))}
+
+
+@pytest.mark.parametrize("mode", [OwnState, OwnDraws, OperationMode])
+def test_an_operation_under_a_mode_goes_through_no_function_of_the_compiler(mode: type) -> None:
+    assert mode.__torch_dispatch__.__code__.co_filename.partition("gnnstab")[1]  # type: ignore[attr-defined]
 
 
 def test_what_the_first_copy_of_a_bench_was_refused_the_next_one_is_refused_too() -> None:

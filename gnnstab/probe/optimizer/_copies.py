@@ -15,7 +15,7 @@ from gnnstab.finalisers import refuse_finalisers
 from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.outside import keep_around
-from gnnstab.probe.replaying.reach import SHARED, shared_with
+from gnnstab.probe.replaying.reach import SHARED, code_around, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
 
 
@@ -54,20 +54,21 @@ def optimizer_twin(
     # What hangs on the instance is the schedule's or a logger's: their wrappers of `step` would move the user's weights.
     kept = {k: v for k, v in vars(optimizer).items() if k != "step" and not k.startswith("_optimizer_")}
     memo.update(_cloned(optimizer))
+    known = Known() if known is None else known
     try:
         # Behind its hooks, which stay behind, stands the whole monitor.
-        if known is None or not known.moved:
+        if not known.moved:
             refuse_finalisers(optimizer, {**memo, **{id(v): v for k, v in vars(optimizer).items() if k not in kept}})
         moved = object.__new__(type(optimizer))
         moved.__setstate__(copy.deepcopy(kept, memo))
     except Exception as error:
         let_through(error)
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
-    if (known is None or not known.moved) and (shared := shared_with(moved, model)):
+    if not known.moved and (shared := shared_with(moved, model)):
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: its copy shares {shared} {SHARED}")
-    if known is not None:
-        known.moved = True
-    keep_around(moved)
+    if not known.moved:
+        known.moved, known.beside = True, code_around(moved)
+    keep_around(moved, known.beside)
     return moved
 
 

@@ -31,6 +31,7 @@ from gnnstab.probe.optimizer.sizes import change_over_spread
 from gnnstab.probe.optimizer.softening import outputs_and_wide
 from gnnstab.probe.optimizer.standing import Standing
 from gnnstab.probe.places import filled_rows
+from gnnstab.probe.replaying.known import Known
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import (
@@ -89,8 +90,9 @@ def next_update(
     Raises:
         UsageError: Model or optimizer cannot be copied, a gradient is not finite, or forward or step fail on the copy.
     """
+    known = Known()
     with forked_rng():
-        twin, mover = twins(model, optimizer, keep_mode=True)
+        twin, mover = twins(model, optimizer, keep_mode=True, known=known)
         asked = {
             p: own.grad for p, own in zip(twin.parameters(), model.parameters(), strict=True) if own.grad is not None
         }
@@ -103,7 +105,7 @@ def next_update(
             moved, lost = _moved(twin, mover, asked, before, inputs), lost_share(start)
             damping = math.nan
             if eps_of(optimizer) is not None:
-                mover = optimizer_twin(optimizer, model, twin)
+                mover = optimizer_twin(optimizer, model, twin, known)
                 shrink_eps(mover)
                 _set(start)
                 free = _moved(twin, mover, asked, before, inputs)

@@ -20,4 +20,7 @@ class Known:
     """So was one of the optimizer."""
 
     around: list[Any] = field(default_factory=list)
-    """What the copies have in common with the run, see `gnnstab.probe.replaying.reach.code_around`."""
+    """What the copies of the model have in common with the run, see `gnnstab.probe.replaying.reach.code_around`; empty where it is not known."""
+
+    beside: list[Any] = field(default_factory=list)
+    """The same of the copies of the optimizer."""

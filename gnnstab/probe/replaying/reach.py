@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch_geometric.inspector import Inspector
 
 from gnnstab.errors import UsageError
 from gnnstab.finalisers import refuse_finalisers, slots_of
@@ -44,7 +45,7 @@ FLAGS = frozenset((bool, int, float, str, type(None)))
 CONTAINERS = frozenset((dict, OrderedDict, list, set))
 """Most of a module's are empty."""
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.ndarray)
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.ndarray, Inspector)
 
 _RESTORED = (random.random.__self__, np.random.random.__self__)  # type: ignore[attr-defined]
 """The generators behind the functions of `random` and `numpy.random`: every replay gives them back as they were."""
@@ -64,19 +65,24 @@ _METHODS = frozenset({"__init__", "__new__", "__repr__", "extra_repr", "reset_pa
 """Methods that no forward calls."""
 
 
-def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.FunctionType] = ()) -> str:
+def shared_with(
+    twin: Any, original: nn.Module, functions: Iterable[types.FunctionType] = (), code: list[Any] | None = None
+) -> str:
     """What of ``original`` or of other state of a run a forward of ``twin``, its copy, would change; empty for nothing.
 
-    Tables of hooks are passed over. ``functions`` are over copies of what hangs in their closures, see `own_function`.
+    Tables of hooks are passed over. ``functions`` are over own copies, see `own_function`. ``code`` gets what `code_around` finds without both.
     """
-    own = {id(m) for m in original.modules()} | {id(t) for t in (*original.parameters(), *original.buffers())}
-    known = frozenset(map(id, held_by(original)))
-    mine = frozenset(map(id, functions))
-    steps = Steps()
+    own = set(map(id, original.modules()))
+    own |= {id(t) for m in original.modules() for t in (*m._parameters.values(), *m._buffers.values()) if t is not None}
+    known, mine = frozenset(map(id, held_by(original))), frozenset(map(id, functions))
+    steps, found = Steps(), list[Any]()
     for value, path in _reached(twin, own, known, mine=mine):
         if id(value) in own or _keeps_state(value):
             return path or type(value).__name__
         steps.saw(value, path)
+        found.append(value)
+    if code is not None:  # A module among them was not looked through.
+        code += code_around(twin) if any(isinstance(v, nn.Module) for v in found) else filter(may_count, found)
     return steps.taken()
 
 
@@ -203,12 +209,12 @@ def code_around(twin: nn.Module | torch.optim.Optimizer) -> list[Any]:
 
 
 def held_by(model: nn.Module) -> list[Any]:
-    """What stands in the attributes of its modules; most of those are flags and empty tables, which are left out."""
+    """What stands in the attributes of its modules but these themselves; most of it is flags and empty tables, which are left out."""
     return [
         v
         for m in model.modules()
-        for v in vars(m).values()
-        if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)
+        for name, v in vars(m).items()
+        if type(v) not in FLAGS and (type(v) not in CONTAINERS or v) and name != "_modules"
     ]
 
 

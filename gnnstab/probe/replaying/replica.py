@@ -27,7 +27,6 @@ from gnnstab.probe.replaying.reach import (
     CONTAINERS,
     FLAGS,
     SHARED,
-    code_around,
     held_by,
     holds_nothing,
     own_copy,
@@ -143,9 +142,8 @@ def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
     if known is None:
         return _guarded(apart(twin, model, functions), model, memo)
     if not known.copied:
-        apart(twin, model, functions)
         # With functions and hooks each copy has some of its own.
-        known.around = [] if functions or hooks else code_around(twin)
+        apart(twin, model, functions, None if functions or hooks else known.around)
     return _guarded(twin, model, memo, known)
 
 
@@ -161,15 +159,17 @@ def _with_own_closures(twin: nn.Module, memo: dict[int, Any]) -> list[FunctionTy
     return [value for value in memo.values() if isinstance(value, FunctionType)]
 
 
-def apart(twin: nn.Module, model: nn.Module, functions: Iterable[FunctionType] = ()) -> nn.Module:
+def apart(
+    twin: nn.Module, model: nn.Module, functions: Iterable[FunctionType] = (), code: list[Any] | None = None
+) -> nn.Module:
     """``twin``, if running it changes nothing of ``model``, of which it is a copy, and of the run around it.
 
-    ``functions`` are over the copy's own parts, see `own_function`.
+    ``functions`` are over the copy's own parts, see `own_function`; ``code`` as of `shared_with`.
 
     Raises:
         UsageError: It would.
     """
-    shared = shared_with(twin, model, functions)
+    shared = shared_with(twin, model, functions, code)
     if shared:
         raise left_out(f"{type(model).__name__} cannot be copied for a replay: its copy shares {shared} {SHARED}")
     return twin
