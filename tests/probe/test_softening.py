@@ -378,3 +378,21 @@ def test_the_spread_is_that_within_targets_and_without_masks() -> None:
     assert spread_over_edges(flat, index, 6.0) == spread_over_edges(flat, index)
     assert spread_over_edges(flat, index, 6.5) == 6.5  # Half of the range: no larger spread can be within it.
     assert math.isnan(spread_over_edges(torch.full((4, 1), math.nan), index, 6.5))
+
+
+def test_wide_scores_are_found_without_a_hook_on_what_calls_no_softmax() -> None:
+    hooks = []
+
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            hooks.append(len(self.lin._forward_hooks))
+            x = self.lin(x)
+            return (x @ x.transpose(-1, -2)).softmax(-1) @ x
+
+    model = nn.Sequential(Head())
+    assert outputs_and_wide(model, lambda: len(model(50 * torch.randn(7, 3)))) == (7, ["0"])
+    assert hooks == [0]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
+from torch_geometric.nn import BatchNorm, GraphNorm, LayerNorm, Linear, MaxAggregation, MeanAggregation, SumAggregation
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.attaching.hooks import hookable
@@ -37,6 +38,12 @@ STEPS = 30
 
 MORE_STEPS = 100
 """Most steps: at Adam's usual rate of 1e-3 a small network takes 50 to 80 until the loss of a standardised batch has fallen by a factor e."""
+
+WITHOUT_SOFTMAX: frozenset[type] = frozenset({
+    nn.Linear, nn.Embedding, nn.Dropout, nn.ReLU, nn.ELU, nn.GELU, nn.LayerNorm, nn.BatchNorm1d, nn.Sequential, nn.ModuleList, nn.ModuleDict,
+    Linear, BatchNorm, LayerNorm, GraphNorm, SumAggregation, MeanAggregation, MaxAggregation,
+})  # fmt: skip
+"""Most modules of most models: classes whose own forward calls no softmax."""
 
 SPREAD = 0.3
 """Standard deviation of the scores of one target that softened attention begins with: weights within a factor 2 of one another."""
@@ -304,7 +311,7 @@ class Spreads(Softened):
     """The same, with the scores as they are: their largest spread in each module of a model that calls a softmax itself."""
 
     def __init__(self, model: nn.Module, limit: float) -> None:
-        super().__init__([name for name, _ in model.named_modules() if name])
+        super().__init__([n for n, m in model.named_modules() if n and type(m) not in WITHOUT_SOFTMAX])
         self._least = limit
 
     def _factor(self, measured: Callable[[], float]) -> float:
