@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +38,11 @@ def eps_signals(optimizer: torch.optim.Optimizer) -> list[Signal]:
     formats: set[str] = set()
     for group in optimizer.param_groups:
         eps = group.get("eps")
-        for parameter in group["params"] if isinstance(eps, float) and eps > 0 else ():
-            if parameter.is_floating_point() and not torch.tensor(eps, dtype=parameter.dtype):
-                count, formats = count + 1, formats | {str(parameter.dtype).removeprefix("torch.")}
+        small = isinstance(eps, float) and eps > 0
+        held = Counter(p.dtype for p in group["params"] if p.is_floating_point()) if small else {}
+        for dtype, number in held.items():
+            if not torch.tensor(eps, dtype=dtype):
+                count, formats = count + number, formats | {str(dtype).removeprefix("torch.")}
     detail = {"eps": eps_of(optimizer), "formats": sorted(formats), "optimizer": type(optimizer).__name__}
     return [Signal(OPTIMIZER_EPS_LOST, float(count), source="steps", detail=detail)] if count else []
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-import torch
 from torch import Tensor
+
+from gnnstab.torch_private import flattened
 
 TOGETHER = 2**16
 """Entries of gradients that are looked at by one operation."""
@@ -18,15 +19,11 @@ def joined(tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[int]]]:
     for tensor in tensors:
         own, entries = (tensor.dtype, tensor.device, tensor.layout), tensor.numel()
         if found and (size + entries > TOGETHER or own != kind):
-            yield _flat(found), starts
+            yield flattened(found), starts
             found, starts, size = [], [0], 0
         elif found:
             starts.append(size)
         found.append(tensor)
         size, kind = size + entries, own
     if found:
-        yield _flat(found), starts
-
-
-def _flat(tensors: list[Tensor]) -> Tensor:
-    return torch.cat([t.reshape(-1) for t in tensors]) if len(tensors) > 1 else tensors[0].reshape(-1)
+        yield flattened(found), starts

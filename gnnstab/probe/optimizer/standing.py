@@ -118,4 +118,4 @@ def bits_of(parameters: Sequence[Tensor]) -> Tensor | None:
 
 def _plain(tensor: Tensor) -> bool:
     """True of numbers at hand in one block; a part of a sharded weight is none."""
-    return type(tensor) is Tensor and tensor.layout is torch.strided and tensor.device.type != "meta"
+    return type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta
