@@ -36,6 +36,8 @@ class Quantity(NamedTuple):
 
 def clean(text: str) -> str:
     """Make a text storable: lone surrogates are written as escapes, overlong text is cut."""
+    if type(text) is str and len(text) <= TEXT_LIMIT and text.isascii():
+        return text
     text = text[:TEXT_LIMIT]
     try:
         text.encode("utf-8")

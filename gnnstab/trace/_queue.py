@@ -237,7 +237,7 @@ class RowEncoder:
             return
         if table == "series" and fact[1].site in SHARED_SITES:
             self.batch.shared.add(row[0])
-        update(self.batch.facts, {table: {row[:2] if table == "blind" else row[0]: row}})
+        self.batch.facts.setdefault(table, {})[row[:2] if table == "blind" else row[0]] = row
 
     def _step(self, row: StepRow) -> Columns:
         columns = codec.to_columns(codec.STEP, row)
@@ -262,10 +262,11 @@ class RowEncoder:
         return (step, quantity, self._measures, level, value, detail)
 
     def _quantity(self, row: Measure) -> int:
-        key = codec.to_columns(codec.QUANTITY, row)
+        clean = codec.clean
+        key = (clean(row.layer), clean(row.mode), int(row.call), clean(row.name), int(row.head))
         if key not in self._quantities:
-            self._quantities[key] = len(self._quantities) + 1
-            update(self.batch.facts, {"quantity": {self._quantities[key]: (self._quantities[key], *key)}})
+            self._quantities[key] = number = len(self._quantities) + 1
+            self.batch.facts.setdefault("quantity", {})[number] = (number, *key)
         return self._quantities[key]
 
 
