@@ -26,7 +26,14 @@ from gnnstab.probe.operations._operands import UNWRITTEN
 from gnnstab.probe.operations.in_place import reason_against
 from gnnstab.probe.operations.source_lines import Modules, Place, caller_place
 from gnnstab.records.rises import Nearing
-from gnnstab.torch_private import FUNCTION, graph_task, not_compiled_alone, transforms, without_torch_function
+from gnnstab.torch_private import (
+    FUNCTION,
+    graph_task,
+    not_compiled_alone,
+    set_grad_enabled,
+    transforms,
+    without_torch_function,
+)
 from gnnstab.undisturbed import nothing_aside
 
 FIRST = 19
@@ -276,12 +283,16 @@ class _Following(TorchFunctionMode):
                 self._difference, self._from = output, _number_in(args)
             if not (grows or name in LOGARITHMS) or not output.is_floating_point():
                 return output
+            grad = torch.is_grad_enabled()
+            set_grad_enabled(False)
             try:
-                with without_torch_function(), torch.no_grad():
+                with without_torch_function():
                     self._look(func, name, args, output, chained)
             except Exception as error:
                 let_through(error)
                 self.error = error
+            finally:
+                set_grad_enabled(grad)
         return output
 
     def _look(self, func: Callable[..., Any], name: str, args: tuple[Any, ...], output: Tensor, chained: bool) -> None:
