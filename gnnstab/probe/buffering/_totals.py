@@ -49,13 +49,14 @@ class Totals:
         # One sum answers for all entries: a NaN or an Inf anywhere is still in it.
         if self.plain or (self.exact and math.isfinite(np.add.reduce(self.square))):
             rms = self.square / self.count
-            return self._table(np.sqrt(rms, out=rms), np.zeros(len(rms))), True
+            return self._table(np.sqrt(rms, out=rms), 0.0), True
         finite = self.finite()
         return self._table(self._rms(finite), np.where(finite, 0.0, -1.0)), bool(finite.all())
 
-    def _table(self, rms: NDArray[np.float64], non_finite: NDArray[np.float64]) -> NDArray[np.float64]:
-        columns = np.concatenate((self.minimum, self.maximum, rms, self.count, non_finite))
-        rows: NDArray[np.float64] = columns.reshape(5, -1).T
+    def _table(self, rms: NDArray[np.float64], non_finite: NDArray[np.float64] | float) -> NDArray[np.float64]:
+        table = np.empty((5, len(rms)))
+        table[0], table[1], table[2], table[3], table[4] = self.minimum, self.maximum, rms, self.count, non_finite
+        rows: NDArray[np.float64] = table.T
         return rows
 
     def finite(self) -> NDArray[np.bool_]:
