@@ -264,7 +264,9 @@ class LearningRateTooHigh(Rule):
                 signal=loss,
             )
             return
-        if _risen(loss.value, best, start, self.loss_rise):
+        above = loss.detail.get("ends_above")
+        ended = min(loss.value, above) if isinstance(above, (int, float)) else loss.value
+        if _risen(ended, best, start, self.loss_rise):
             yield self.finding(
                 f"the loss ended at {loss.value:.3g} after it had reached {best:.3g}: the run lost what it had learned. "
                 f"{lower(calm_rate(signals))}",

@@ -84,6 +84,10 @@ EARLY = 3
 """First measurements of the update that show the step's size before the weights have grown."""
 
 
+LAST_LOSSES = 16
+"""Losses at the end of a run whose lower quartile it has not come below: those of single graphs differ tenfold."""
+
+
 def step_signals(steps: NDArray[np.void]) -> list[Signal]:
     """Loss and gradient norm of a run, ``steps`` of `gnnstab.trace._arrays.STEP_DTYPE`; skipped steps are left out."""
     rows = steps[~steps["skipped"]]
@@ -153,8 +157,10 @@ def _loss(rows: NDArray[np.void]) -> list[Signal]:
     detail = {
         "first": float(values[0]),
         "start": float(median(values[:5])),
-        "best": float(smooth.min()),
+        # One loss may be that of a lucky batch, and so may the first.
+        "best": float(smooth[min(4, len(smooth) - 1) :].min()),
         "steps": len(known),
+        "ends_above": float(np.quantile(values[-LAST_LOSSES:], 0.25)),
     } | _peak(known, "loss")
     found = [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
     return found + _first_rise(rows)
