@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
-from torch_geometric.nn import GATConv, global_mean_pool
+from torch_geometric.loader import DataLoader
+from torch_geometric.nn import GATConv, LayerNorm, global_mean_pool
 
+import gnnstab
 from gnnstab.records import Diagnosis
 from test_places import WIDTH, loss, loud, random_graph, seeded
 from test_places_gradient import one
 from test_places_norms import FACES, several
+from trained import take_step
 
 Face = Callable[..., Diagnosis]
 
@@ -112,6 +116,24 @@ def test_a_batch_norm_over_a_single_graph() -> None:
     train = FACES.args[1][1]
     assert one(train(Single(nn.BatchNorm1d(WIDTH)), graph, loss), "GS108").layer == "norm"
     assert loud(train(Single(nn.LayerNorm(WIDTH)), graph, loss), "GS108") == []
+
+
+@pytest.mark.usefixtures("brief")
+def test_a_loader_of_single_graphs_is_left_in_peace() -> None:
+    """Losses of single graphs differ tenfold; one graph has no spread over graphs, of which torch would warn."""
+    graphs = []
+    for seed in range(12):
+        x = torch.randn(12, 8, generator=seeded(seed))
+        y = (x[:, :1].mean(0) + 0.4 * (seed % 4 > 0))[None]
+        graphs.append(Data(x=x, edge_index=random_graph(12, 4, seed), y=y))
+    model = Single(LayerNorm(WIDTH))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with warnings.catch_warnings(), gnnstab.Monitor(model, optimizer=optimizer) as monitor:
+        warnings.simplefilter("error")
+        for step in range(60):
+            batch = next(iter(DataLoader([graphs[step % 12]])))
+            take_step(optimizer, F.l1_loss(model(batch)[None], batch.y), monitor)
+    assert loud(monitor.diagnose()) == []
 
 
 class Weather(nn.Module):

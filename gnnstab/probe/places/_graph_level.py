@@ -58,7 +58,7 @@ def _pooled(seen: ForwardView, count: int, nodes: int) -> Tensor | None:
 def _between(pooled: Tensor, states: Tensor, graphs: Tensor, sizes: Tensor) -> float:
     within = (states - numbers.graph_means(states, graphs)).square().mean()
     expected = within * (1.0 / sizes.double()).mean()
-    return float(pooled.var(0).mean() / expected) if float(expected) > 0 else math.nan
+    return float(pooled.var(0).mean() / expected) if float(expected) > 0 and len(pooled) > 1 else math.nan
 
 
 def _follows(seen: ForwardView, entering: Tensor, count: int) -> float:

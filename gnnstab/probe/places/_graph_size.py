@@ -53,7 +53,7 @@ def counted(seen: ForwardView, gradient: Tensor | None) -> Iterator[Row]:
         if gradient is None or len(gradient) != len(count) or told is None or any(len(t) == len(count) for t in beside):
             continue
         size, many = pooled.square().mean(1).clamp(min=1e-300).log() / 2, count.double().log()
-        if float(size.std()) > _VARIES and _correlation(size, many) > _COUNTS:
+        if len(size) > 1 and float(size.std()) > _VARIES and _correlation(size, many) > _COUNTS:
             along = (pooled * told).sum(1) / (pooled.norm(dim=1) * told.double().norm(dim=1)).clamp(min=1e-300)
             detail = {"follows": _follows(many, gradient), "graphs": len(count), "counts": True}
             yield PLACE_SIZE_RESPONSE, call.name, float(along.square().mean().sqrt()), detail
@@ -135,7 +135,7 @@ def _erased(seen: ForwardView, graphs: Tensor) -> Iterator[tuple[str, Tensor]]:
         ]
         before, after = (None if t is None else _sizes(t, graphs) for t in pair)
         if call.normalises and before is not None and after is not None:
-            spread = float(before.std())
+            spread = float(before.std()) if len(before) > 1 else 0.0
             if spread > _VARIES and float(after.std()) < _GONE * spread:
                 yield call.name, before
 
