@@ -319,3 +319,12 @@ def test_a_rate_that_has_shut_gates_makes_nodes_alike(operation: str, position: 
     same, signals = alike("model", position, shut)
     rate = found_by("GS601", "learning-rate", "optimizer.lr_to_rms", "conv", "the rate is too high")
     assert explain([rate, same], signals)[1].explained_by == expected
+
+
+def test_norms_in_front_of_a_mask_of_the_wrong_way_follow_from_it() -> None:
+    taken = Signal("place.graph_difference", 0.0, "norm", detail={"target_follows": 0.9})
+    closed = Signal("place.closed_content", 1.0, "norm")
+    found, explained = judge(model(2, taken, closed, Signal("place.rms", 1.0, "x")))
+    assert roots(found) == ["masking"] and explained["GS108"] == "GS305"
+    found, explained = judge(model(2, taken, Signal("place.rms", 1.0, "x")))
+    assert roots(found) == ["normalization-misuse"] and explained["GS108"] is None
