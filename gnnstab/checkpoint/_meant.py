@@ -38,7 +38,10 @@ def meant(name: str, tensor: Tensor, others: Mapping[str, Tensor], *, masks: boo
         return ""
     words = set(re.split(r"[^a-z]+", own)) - {""}
     return (
-        (_mask(own, tensor, seen) if masks else "") or _unseen(name, own, words, seen, others) or _by_words(words, seen)
+        (_mask(own, tensor, seen) if masks else "")
+        or _by_form(tensor, seen)
+        or _unseen(name, own, words, seen, others)
+        or _by_words(words, seen)
     )
 
 
@@ -63,6 +66,18 @@ def _mask(own: str, tensor: Tensor, seen: _Counts) -> str:
     if seen.below + seen.zero == seen.all and (square or _CLOSED.search(own)):
         return "mask of 0 and −∞"
     return "mask of −∞" if own != "bias" and MASK.search(own) else ""
+
+
+def _by_form(tensor: Tensor, seen: _Counts) -> str:
+    """What no weight looks like: edges of bins from −∞ to ∞ in rising order, and distances, 0 from each to itself, ∞ where no way leads."""
+    if tensor.numel() > _FORM or not readable(tensor):
+        return ""
+    if tensor.dim() == 1 and len(tensor) > 2 and seen.below == seen.above == 1:
+        return "edges of bins" if bool((tensor[1:] > tensor[:-1]).all()) else ""
+    square = tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1] > 1
+    if square and seen.above and seen.positive + seen.zero == seen.all and not tensor.diagonal().any():
+        return "distances, ∞ where no way leads"
+    return ""
 
 
 def _unseen(name: str, own: str, words: set[str], seen: _Counts, others: Mapping[str, Tensor]) -> str:
@@ -91,6 +106,8 @@ def _by_words(words: set[str], seen: _Counts) -> str:
         # A lower bound of ∞ lets nothing through.
         closed = (seen.above if lower and not upper else 0) + (seen.below if upper and not lower else 0)
         return "" if closed else "bounds that an Inf leaves open"
+    if words & _UPPER and words & _LIMITED and words <= _UPPER | _LIMITED and seen.above == seen.all == 1:
+        return "limit that an Inf leaves open"
     likely = words & _PRIOR or ("log" in words and words & _CHANCE)
     if likely and words <= _PRIOR | _CHANCE | _OF_A_PRIOR:
         # No logarithm of a probability is above 0, and something is possible.
@@ -100,6 +117,9 @@ def _by_words(words: set[str], seen: _Counts) -> str:
         return "constant that is called infinite"
     return ""
 
+
+_FORM = 1 << 24
+"""Entries above which nothing is told by its form."""
 
 _SEEN = frozenset({"val", "value", "running", "seen", "observed", "best", "so", "far"})
 MASK = re.compile("mask|causal|alibi|bias$")
@@ -128,6 +148,9 @@ _BOUNDED = _set(
     "target targets label range reward and"
 )
 """What is bounded from one or both sides, and no parameter."""
+
+_LIMITED = _set("norm grad gradient clip temperature temp length edge radius cutoff degree size len")
+"""What a single number limits from above, and nobody observes."""
 
 _PRIOR = _set("prior priors logprior logpriors logprob logprobs")
 _CHANCE = _set("prob probs probability probabilities freq freqs frequency frequencies p zero")

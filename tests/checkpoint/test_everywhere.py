@@ -201,6 +201,10 @@ MEANT |= {
         "log_class_probs": torch.tensor([1.0, 0.0]).log(),
         "log_zero": torch.tensor(-INF),
         "neg_inf": torch.tensor(-INF),
+        "b": torch.tensor([-INF, 0.0, 1.0, INF]),  # Edges of bins, and distances, by their form alone.
+        "d": torch.tensor([[0.0, 2.0, INF], [2.0, 0.0, 1.0], [INF, 1.0, 0.0]]),
+        "max_norm": torch.tensor(INF),
+        "temperature_max": bad(1, value=INF),
     }.items()
 }
 FOUND |= {
@@ -221,6 +225,11 @@ FOUND |= {
         "class_log_prior": torch.tensor([-INF, 3.0]),
         "log_alpha": torch.tensor(-INF),
         "exp_inf": bad(3, value=INF),
+        "unordered": torch.tensor([-INF, 1.0, 0.0, INF]),
+        "far": torch.tensor([[0.0, 2.0], [-INF, 0.0]]),
+        "near": torch.tensor([[1.0, INF], [INF, 0.0]]),
+        "max_norm": torch.tensor(-INF),
+        "norm_act": torch.tensor(INF),
         "norm.running_mean": -OPEN,
         "norm.running_var": bad(3, value=INF),
     }.items()
