@@ -144,3 +144,10 @@ def test_an_order_by_time_is_told(tmp_path: Path) -> None:
     os.utime(tmp_path / "rmse1.9.pt", ns=(0, 0))
     (said, *_) = gnnstab.diagnose(tmp_path, heads=1).target.notes
     assert "the newest is rmse1.2.pt; by the times of files, since names tell no order: rmse1.9.pt, rmse1.2.pt" in said
+
+
+def test_a_folder_copied_from_a_mac_is_judged(folder: Path) -> None:
+    (folder / "._5.pt").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    diagnosis = gnnstab.diagnose(folder, heads=1)
+    assert "left_out" not in diagnosis.context
+    assert "passed over, as file systems write them beside files: ._5.pt" in diagnosis.target.notes[0]

@@ -26,6 +26,8 @@ _BESIDE = re.compile(
 )
 """What Trainer and accelerate write beside the weights, and DeepSpeed, one for each rank."""
 
+_BY_FILE_SYSTEM = re.compile(r"\._.|\.nfs[0-9a-f]{8}|\.fuse_hidden[0-9a-f]{8}|.*:Zone\.Identifier$")
+
 MOST_BESIDE = 20
 """Files beside the weights that are read, those of optimizers first."""
 
@@ -46,13 +48,18 @@ class FolderFiles:
     others: list[str]
     """Names of what holds checkpoints as well and is not read: files under other names, folders."""
 
+    foreign: list[str]
+    """Names under which file systems keep what belongs to another file; these are not read."""
+
     by_time: list[str]
     """Names of checkpoints that tell no order: but for scores, seeds and the like they are those of others."""
 
 
 def files_in(folder: str | os.PathLike[str]) -> FolderFiles:
     """What bears a checkpoint's suffix; ``.tar`` does where torch wrote it, and any name where there is none of these."""
-    paths = sorted(Path(folder).iterdir())
+    found = sorted(Path(folder).iterdir())
+    foreign = [path for path in found if is_by_file_system(path)]
+    paths = [path for path in found if path not in foreign]
     named = [path for path in paths if _named(path)]
     unnamed = [path for path in paths if not (_named(path) or _BESIDE.fullmatch(path.name))]
     held = [path for path in unnamed[:MOST_LOOKED_INTO] if holds_checkpoint(path)]
@@ -65,7 +72,12 @@ def files_in(folder: str | os.PathLike[str]) -> FolderFiles:
     more = len(unnamed) - MOST_LOOKED_INTO
     others += [*folders, *([f"{more} more files"] if more > 0 else [])]
     checkpoints, by_time = _in_order(networks)
-    return FolderFiles(checkpoints, read, others, by_time)
+    return FolderFiles(checkpoints, read, others, [path.name for path in foreign], by_time)
+
+
+def is_by_file_system(path: Path) -> bool:
+    """True for ``._epoch_1.pt`` of macOS, ``.nfs0000…`` of NFS, ``.fuse_hidden0000…`` and ``x.pt:Zone.Identifier``; never for what holds a checkpoint."""
+    return _BY_FILE_SYSTEM.match(path.name) is not None and not holds_checkpoint(path)
 
 
 def is_optimizer(path: Path) -> bool:

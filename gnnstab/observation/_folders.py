@@ -71,6 +71,8 @@ def observe_folder(folder: Path, request: Request) -> Observed:
     )
     signals = order.with_others(collected.signals(), paths[newest].name, others)
     said = f"{folder}: read {read}" + order.told(paths[newest].name)
+    if files.foreign:
+        said += f"; passed over, as file systems write them beside files: {listed(files.foreign)}"
     if others:
         notes.add("", [f"not read, though they hold what checkpoints hold: {listed(others)}"])
     if notes.left_out:

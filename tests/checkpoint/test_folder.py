@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from gnnstab.checkpoint import files_in
 
@@ -43,3 +44,13 @@ def test_names_that_tell_no_order_take_that_of_their_times(tmp_path: Path, names
         os.utime(tmp_path / name, ns=(i, i))
     found = files_in(tmp_path)
     assert [path.name for path in found.checkpoints] == found.by_time == names
+
+
+def test_what_file_systems_keep_beside_a_file_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "._meant.pt")
+    foreign = ["._gat_2.pt", "._gat_2.safetensors", "._optimizer.pt", "gat_2.pt:Zone.Identifier"]
+    for name in ("gat_2.pt", *foreign):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    found = files_in(tmp_path)
+    assert [path.name for path in found.checkpoints] == ["._meant.pt", "gat_2.pt"]
+    assert (found.foreign, found.beside, found.others) == (foreign, [], [])
