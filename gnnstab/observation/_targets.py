@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gnnstab.errors import LoadError
+from gnnstab.errors import LoadError, UsageError
 from gnnstab.observation._files import observe_checkpoint
 from gnnstab.observation._folders import listed, observe_folder, passed_over
 from gnnstab.observation._models import at_hand, observe_model
@@ -27,6 +27,8 @@ def observe(target: Any, request: Request) -> Observed:
         return observe_model(target, request)
     from gnnstab.checkpoint import files_in
 
+    if not os.fspath(target):
+        raise UsageError("the target is empty; the current folder is '.'")
     path = Path(target)
     folder = os.path.isdir(path)  # Unlike `Path.is_dir` it asks no leave.
     try:
