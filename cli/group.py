@@ -39,6 +39,9 @@ class Commands(click.Group):
         command.epilog = epilog(cmd_name)
         # Click keeps the first help option that it makes for a command: one made outside this group must know -h as well.
         command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+        for parameter in command.params:
+            if isinstance(parameter, click.Argument) and parameter.callback is None:
+                parameter.callback = _refuse_empty
         return command
 
     def resolve_command(
@@ -66,6 +69,13 @@ class Commands(click.Group):
         # A short process that keeps most of what it makes: searching it for cycles every 700 objects is a twentieth of its time.
         gc.set_threshold(50_000, 20, 50)
         sys.exit(_flush(run(sys.argv[1:] if args is None else args)))
+
+
+def _refuse_empty(_: click.Context, __: click.Parameter, value: Any) -> Any:
+    """The value; an empty one is a variable that nobody has set, and as a path it would be the current folder."""
+    if "" in (value if isinstance(value, tuple) else (value,)):
+        raise click.BadParameter("is empty; was a variable not set? The current folder is '.'")
+    return value
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=epilog(""))
@@ -154,9 +164,20 @@ def _report(error: Exception) -> int:
     if isinstance(error, GnnstabError):
         click.echo(f"gnnstab: error: {text}", err=True)
         return NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR
+    if isinstance(error, FileNotFoundError) and not _here():
+        click.echo("gnnstab: error: the current folder was deleted; change to one that exists", err=True)
+        return ERROR
     kind = type(error).__name__
     click.echo(f"gnnstab: error: {kind}: {text} (unexpected; --debug shows the traceback)", err=True)
     return ERROR
+
+
+def _here() -> bool:
+    """False where the current folder was deleted."""
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _flush(code: int) -> int:

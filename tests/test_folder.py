@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,38 @@ def test_a_file_that_was_left_out_is_named_once(folder: Path) -> None:
     torch.save({"epoch": 3}, folder / "3.pt")
     (left_out,) = [n for n in gnnstab.diagnose(folder, heads=1).target.notes if "left out" in n]
     assert left_out.startswith("left out 3.pt: holds an object")
+
+
+def test_a_fold_that_ended_earlier_is_no_older_state_of_another_one(tmp_path: Path) -> None:
+    for i in range(3):
+        torch.manual_seed(i)
+        model = Stack(2)
+        if i == 1:
+            model.convs[0].lin_query.weight.data[0, 0] = torch.nan
+        torch.save({"state_dict": model.state_dict(), "step": 50 if i == 1 else 60}, tmp_path / f"cv_fold{i}.pt")
+    diagnosis = gnnstab.diagnose(tmp_path, heads=1)
+    assert any(finding.code == "GS502" for finding in diagnosis.findings)
+    assert not diagnosis.series, "nothing is followed over folds"
+    assert "names tell of several trainings" in diagnosis.target.notes[0]
+
+
+def test_one_line_says_how_many_files_were_not_judged(tmp_path: Path) -> None:
+    for name in ("swa.pt", "z.pt"):
+        torch.save(Stack(2).state_dict(), tmp_path / name)
+    diagnosis = gnnstab.diagnose(tmp_path, heads=1)
+    assert "1 file not judged; " in gnnstab.report.render(diagnosis, "text", brief=True)
+
+
+def test_an_order_by_time_is_told(tmp_path: Path) -> None:
+    for name in ("rmse1.9.pt", "rmse1.2.pt"):
+        torch.save(Stack(2).state_dict(), tmp_path / name)
+    os.utime(tmp_path / "rmse1.9.pt", ns=(0, 0))
+    (said, *_) = gnnstab.diagnose(tmp_path, heads=1).target.notes
+    assert "the newest is rmse1.2.pt; by the times of files, since names tell no order: rmse1.9.pt, rmse1.2.pt" in said
+
+
+def test_a_folder_copied_from_a_mac_is_judged(folder: Path) -> None:
+    (folder / "._5.pt").write_bytes(b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    diagnosis = gnnstab.diagnose(folder, heads=1)
+    assert "left_out" not in diagnosis.context
+    assert "passed over, as file systems write them beside files: ._5.pt" in diagnosis.target.notes[0]

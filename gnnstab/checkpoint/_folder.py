@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from gnnstab.checkpoint._file_names import said
 from gnnstab.checkpoint._sniffing import holds_checkpoint
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[A-Za-z]+)")
@@ -24,6 +26,8 @@ _BESIDE = re.compile(
 )
 """What Trainer and accelerate write beside the weights, and DeepSpeed, one for each rank."""
 
+_BY_FILE_SYSTEM = re.compile(r"\._.|\.nfs[0-9a-f]{8}|\.fuse_hidden[0-9a-f]{8}|.*:Zone\.Identifier$")
+
 MOST_BESIDE = 20
 """Files beside the weights that are read, those of optimizers first."""
 
@@ -36,7 +40,7 @@ class FolderFiles:
     """What a folder holds."""
 
     checkpoints: list[Path]
-    """Of the folder itself, numbers in the names compared as numbers; the shards of one model are one, named by the first. Some may be no files."""
+    """Of the folder itself, in the order that the names tell, else in that of the times they were written; the shards of one model are one, named by the first. Some may be no files."""
 
     beside: list[Path]
     """Optimizers, schedulers and the like of the newest of them."""
@@ -44,10 +48,18 @@ class FolderFiles:
     others: list[str]
     """Names of what holds checkpoints as well and is not read: files under other names, folders."""
 
+    foreign: list[str]
+    """Names under which file systems keep what belongs to another file; these are not read."""
+
+    by_time: list[str]
+    """Names of checkpoints that tell no order: but for scores, seeds and the like they are those of others."""
+
 
 def files_in(folder: str | os.PathLike[str]) -> FolderFiles:
     """What bears a checkpoint's suffix; ``.tar`` does where torch wrote it, and any name where there is none of these."""
-    paths = sorted(Path(folder).iterdir())
+    found = sorted(Path(folder).iterdir())
+    foreign = [path for path in found if is_by_file_system(path)]
+    paths = [path for path in found if path not in foreign]
     named = [path for path in paths if _named(path)]
     unnamed = [path for path in paths if not (_named(path) or _BESIDE.fullmatch(path.name))]
     held = [path for path in unnamed[:MOST_LOOKED_INTO] if holds_checkpoint(path)]
@@ -58,7 +70,14 @@ def files_in(folder: str | os.PathLike[str]) -> FolderFiles:
     folders = [f"{path.name}/" for path in unnamed if os.path.isdir(path) and _has_checkpoints(path)]
     others = [path.name for path in [*held, *beside] if path not in networks and path not in read]
     more = len(unnamed) - MOST_LOOKED_INTO
-    return FolderFiles(_in_order(networks), read, [*others, *folders, *([f"{more} more files"] if more > 0 else [])])
+    others += [*folders, *([f"{more} more files"] if more > 0 else [])]
+    checkpoints, by_time = _in_order(networks)
+    return FolderFiles(checkpoints, read, others, [path.name for path in foreign], by_time)
+
+
+def is_by_file_system(path: Path) -> bool:
+    """True for ``._epoch_1.pt`` of macOS, ``.nfs0000…`` of NFS, ``.fuse_hidden0000…`` and ``x.pt:Zone.Identifier``; never for what holds a checkpoint."""
+    return _BY_FILE_SYSTEM.match(path.name) is not None and not holds_checkpoint(path)
 
 
 def is_optimizer(path: Path) -> bool:
@@ -70,13 +89,23 @@ def _named(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES or _HUGGING_FACE.fullmatch(path.name) is not None
 
 
-def _in_order(networks: Iterable[Path]) -> list[Path]:
-    # Every second part is a number: ``step_9`` comes before ``step_10``.
-    parts = {path: re.split(r"([0-9]+)", path.name) for path in networks}
-    ordered = sorted(parts, key=lambda path: [int(p) if i % 2 else p for i, p in enumerate(parts[path])])
+def _in_order(networks: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The checkpoints, and the names among them that tell no order."""
+    names = {path: said(path.name) for path in networks}
+    ordered = sorted(names, key=lambda path: (names[path].order, _written(path), names[path].plain))
     models = {(match["stem"], match["count"], match["suffix"]) if (match := SHARD.fullmatch(path.name)) else path.name: path
               for path in reversed(ordered)}  # fmt: skip
-    return list(models.values())[::-1]
+    read = list(models.values())[::-1]
+    times = Counter(names[path].order for path in read)
+    return read, [path.name for path in read if times[names[path].order] > 1]
+
+
+def _written(path: Path) -> int:
+    """When, in ns; 0 of what is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _has_checkpoints(folder: Path) -> bool:

@@ -42,7 +42,7 @@ def shards_of(path: Path) -> list[Path]:
             )
         return files
     files = _siblings(path)
-    if path.exists() and (lacking := [file.name for file in files if not file.exists()]):
+    if os.path.exists(path) and (lacking := [file.name for file in files if not os.path.exists(file)]):
         raise LoadError(
             f"{_shown(path)}: is one of {len(files)} files of a model, and {printable(lacking[0], 100)} is missing; copy all of them"
         )

@@ -43,7 +43,9 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
         near = hint(file.name, (other.name for other in file.parent.glob("*"))) if file.parent.is_dir() else ""
         raise LoadError(f"{shown}: no such file{f'; {near}' if near else ''}") from None
     except (OSError, ValueError) as error:
-        raise LoadError(f"{shown}: cannot be read: {printable(str(error))}") from None
+        raise LoadError(
+            f"{shown}: cannot be read: {printable(getattr(error, 'strerror', None) or str(error))}"
+        ) from None
     if stat.S_ISDIR(state.st_mode):
         raise LoadError(f"{shown}: is a directory; name a checkpoint file in it")
     if not stat.S_ISREG(state.st_mode):

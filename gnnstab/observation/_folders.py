@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,7 @@ def observe_folder(folder: Path, request: Request) -> Observed:
     if not paths:
         there = f", but in {listed(files.others, 3)}" if files.others else ""
         raise LoadError(f"{folder}: no checkpoint (.pt .pth .ckpt .safetensors) and no trace in this folder{there}")
-    collected, notes, order = Trajectory(), _Notes(), _Order()
+    collected, notes, order = Trajectory(), _Notes(), _Order(files.by_time)
     run: dict[str, str] = {}
     probed = _evenly(len(paths), MOST_PROBED)
     newest, live = -1, None
@@ -72,6 +71,8 @@ def observe_folder(folder: Path, request: Request) -> Observed:
     )
     signals = order.with_others(collected.signals(), paths[newest].name, others)
     said = f"{folder}: read {read}" + order.told(paths[newest].name)
+    if files.foreign:
+        said += f"; passed over, as file systems write them beside files: {listed(files.foreign)}"
     if others:
         notes.add("", [f"not read, though they hold what checkpoints hold: {listed(others)}"])
     if notes.left_out:
@@ -99,6 +100,11 @@ def listed(names: list[str], most: int = MOST_NAMED) -> str:
     """The first names, and how many more there are."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def passed_over(files: list[str]) -> dict[str, Any]:
+    """What reports say of files that are not judged."""
+    return {"files_beside": listed(files, 2), "files_beside_count": len(files)}
 
 
 def _of_one_run(folder: Path, known: dict[str, str], file: str, signals: Signals) -> None:
@@ -142,7 +148,8 @@ def _place(signals: Signals) -> _Place | None:
 class _Order:
     """Which file counts as the newest, and what the others hold that must not be passed over for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_time: Iterable[str]) -> None:
+        self._by_time = frozenset(by_time)
         self._latest: _Place | None = None
         self._places: dict[str, _Place | None] = {}
         self._bad: dict[str, tuple[Signal, ...]] = {}
@@ -173,16 +180,26 @@ class _Order:
                     kept = more.setdefault(signal.layer, replace(signal, detail={**signal.detail, "files": []}))
                     kept.detail["files"].append(name)
         beside = [name for name in self._places if name != file and not self._older(name, file)] + [*others]
-        context = {**newest.context, "files_beside": listed(beside, 2)} if beside else newest.context
-        series = () if self._within_epochs else newest.series
-        context = {**context, "trends": []} if self._within_epochs else context
+        context = {**newest.context, **passed_over(beside)} if beside else newest.context
+        untold = self._within_epochs or self._several(file)
+        series = () if untold else newest.series
+        context = {**context, "trends": []} if untold else context
         return replace(newest, values=(*newest.values, *more.values()), series=series, context=context)
 
     def _older(self, name: str, file: str, *, stepped: bool = False) -> bool:
-        """True for a file of the same name but for its numbers that has a lower step, or, unless ``stepped``, none to tell by."""
+        """True for a file of the same training, as the names tell, that has a lower step, or, unless ``stepped``, none to tell by."""
+        from gnnstab.checkpoint import said
+
         own, last = self._places[name], self._places[file]
         known = not stepped if own is None or last is None else own.before(last)
-        return known and re.sub(r"[0-9]+", "", name) == re.sub(r"[0-9]+", "", file)
+        return known and said(name).training == said(file).training
+
+    def _several(self, file: str) -> bool:
+        """True where names that have the words of this one tell of other trainings: seeds, folds, over which nothing can be followed."""
+        from gnnstab.checkpoint import said
+
+        own = said(file).training
+        return any(other[::2] == own[::2] and other != own for other in (said(name).training for name in self._places))
 
     @property
     def files(self) -> list[str]:
@@ -195,6 +212,12 @@ class _Order:
         unplaced = [name for name, place in self._places.items() if place is None]
         if unplaced and len(unplaced) < len(self._places):
             parts.append(f"without a step, placed by name: {listed(unplaced)}")
+        if untold := [name for name in unplaced if name in self._by_time]:
+            parts.append(f"by the times of files, since names tell no order: {listed(untold)}")
+        if self._several(file):
+            parts.append(
+                "names tell of several trainings, such as seeds or folds, of which only that of the newest is judged"
+            )
         if older := [name for name in self._bad if name != file]:
             parts.append(f"NaN or Inf in {listed(older)} too")
         return "".join(f"; {part}" for part in [f"the newest is {file}", *parts]) if parts else ""

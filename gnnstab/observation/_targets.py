@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gnnstab.errors import LoadError
+from gnnstab.errors import LoadError, UsageError
 from gnnstab.observation._files import observe_checkpoint
-from gnnstab.observation._folders import listed, observe_folder
+from gnnstab.observation._folders import listed, observe_folder, passed_over
 from gnnstab.observation._models import at_hand, observe_model
 from gnnstab.observation._references import build
 from gnnstab.observation._request import Live, Observed, Request
@@ -27,6 +27,8 @@ def observe(target: Any, request: Request) -> Observed:
         return observe_model(target, request)
     from gnnstab.checkpoint import files_in
 
+    if not os.fspath(target):
+        raise UsageError("the target is empty; the current folder is '.'")
     path = Path(target)
     folder = os.path.isdir(path)  # Unlike `Path.is_dir` it asks no leave.
     try:
@@ -43,7 +45,7 @@ def observe(target: Any, request: Request) -> Observed:
                 beside = [*(file.name for file in found.checkpoints), *found.others]
             if beside:
                 files = listed(beside, 2)
-                signals = replace(signals, context={**signals.context, "files_beside": files})
+                signals = replace(signals, context={**signals.context, **passed_over(beside)})
                 notes += (
                     f"{path}: read the trace as one run, and not {files} beside it; name a checkpoint to have it judged",
                 )

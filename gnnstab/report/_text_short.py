@@ -129,6 +129,8 @@ def one_line(diagnosis: Diagnosis, width: int) -> Text:
     unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], summary.options_to_pass(diagnosis)
     if summary.state(diagnosis) == "nothing-found" and asked:
         rest = f"{unjudged} of {counted(len(diagnosis.rules), 'check')} not run: pass {asked}"
+    if beside := diagnosis.context.get("files_beside_count"):
+        rest = f"{counted(beside, 'file')} not judged; {rest}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({counted(hidden, 'finding')} suppressed)"
     target = _file(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)

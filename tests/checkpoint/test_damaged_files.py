@@ -88,14 +88,17 @@ NOBODY = 65534
 """User and group id without rights of their own, on every Linux."""
 
 
-def test_unreadable_file() -> None:
+@pytest.mark.parametrize("closed", ["below/x.pt", "below"], ids=["file", "folder"])
+def test_unreadable_file(closed: str) -> None:
     # Not below tmp_path: its parents are closed to other users, which would be refused for that reason already.
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        path = Path(folder) / "x.pt"
+        path = Path(folder) / "below" / "x.pt"
+        path.parent.mkdir(mode=0o755)
         path.write_bytes(REAL)
-        path.chmod(0)
+        (Path(folder) / closed).chmod(0)
         message = _refusal(path) if os.geteuid() else Child(lambda: _refusal_to_nobody(path)).result()
+        path.parent.chmod(0o755)
     if message is None:
         # A file that everybody may read cannot be made unreadable: nothing is left to test.
         pytest.skip("root that may read everything and cannot become another user")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 
 import click
 import pytest
@@ -152,3 +153,21 @@ def test_a_terminal_without_colours_gets_no_codes_at_all(cli, plain: bool, monke
     os.close(own)
     assert b"UNSTABLE" in said
     assert (b"\x1b" in said) != plain
+
+
+@pytest.mark.parametrize("arguments", [("diagnose", ""), ("check", "clean.pt", ""), ("replay", ""), ("watch", "")])
+def test_an_empty_target_is_not_the_current_folder(cli, calls: list[dict], arguments: tuple[str, ...]) -> None:
+    ran = cli(*arguments)
+    assert (ran.code, calls) == (2, [])
+    assert "is empty; was a variable not set?" in ran.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a current folder cannot be deleted there")
+@pytest.mark.parametrize("command", ["check", "diagnose"])
+def test_a_deleted_current_folder_is_told(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    ran = cli(command, str(tmp_path / "clean.pt"))
+    assert ran.code == 2
+    assert ran.err == "gnnstab: error: the current folder was deleted; change to one that exists\n"
