@@ -112,6 +112,13 @@ def _run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _discard_output()
         return ERROR
+    except SystemExit as error:  # Commands return their exit code: only other code ends the process, before a verdict.
+        from gnnstab.errors import UsageError
+        from gnnstab.guest import exit_told
+
+        if state["debug"]:
+            raise UsageError(exit_told(error)) from error
+        return _report(UsageError(exit_told(error)))
     except Exception as error:
         if interrupt.pressed():
             return INTERRUPTED
