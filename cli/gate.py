@@ -6,10 +6,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.characters import counted
 from gnnstab.config import Settings, accept, load
@@ -53,6 +53,18 @@ class Request:
         return cls(chosen, outputs, plots=Path(plots) if plots else None, brief=brief, **flags)
 
 
+class _Lost(NamedTuple):
+    """A target that has no diagnosis."""
+
+    code: int
+    """Exit code."""
+
+    stub: Diagnosis
+    """What reports say of it."""
+
+    error: Exception
+
+
 def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
     """The configuration file's settings, overridden by what the command line gives."""
     found = load(Path.cwd(), file=Path(config_file) if config_file else None, isolated=isolated)
@@ -71,7 +83,11 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     if request.update_baseline:
         _check_replaceable(_baseline_path(chosen))
     diagnoses, lost = _diagnose_all(targets, chosen, observe)
-    failed = [code for code, _ in lost]
+    failed, stubs = [one.code for one in lost], [one.stub for one in lost]
+    if lost and not diagnoses:
+        _write_failed(stubs, request)
+        if len(targets) == 1:
+            raise lost[0].error
     accepted = accept(diagnoses, chosen.suppressions, date.today())
     for complaint in accepted.complaints:
         output.complain(complaint)
@@ -81,7 +97,7 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
         failed.append(ERROR)
     judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
     if judged:
-        _report(judged, request, [stub for _, stub in lost])
+        _report(judged, request, stubs)
     if request.update_baseline and not failed:
         output.write(_baseline_path(chosen), baseline.dump(judged))
         output.told(f"wrote {counted(sum(len(d.findings) for d in judged), 'finding')} to {chosen.baseline}")
@@ -147,12 +163,12 @@ def _check_replaceable(path: Path) -> None:
 
 def _diagnose_all(
     targets: Sequence[str], chosen: Settings, options: dict[str, Any]
-) -> tuple[list[Diagnosis], list[tuple[int, Diagnosis]]]:
-    """The diagnoses, and of the targets that have none the exit code and what reports for machines say; one target raises as it is."""
+) -> tuple[list[Diagnosis], list[_Lost]]:
+    """The diagnoses, and the targets that have none; of several targets standard error names these."""
     from gnnstab.diagnosis import diagnose
 
     diagnoses: list[Diagnosis] = []
-    failed: list[tuple[int, Diagnosis]] = []
+    failed: list[_Lost] = []
     with progress() as tell:
         for target in targets:
             try:
@@ -168,22 +184,18 @@ def _diagnose_all(
                     )
                 )
             except GnnstabError as error:
-                if len(targets) == 1:
-                    raise
-                why, code = (
-                    " ".join(str(error).split()),
-                    NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR,
-                )
-                output.complain(why, "error")
-                failed.append((code, _undiagnosed(target, why)))
+                why = " ".join(str(error).split())
+                code = NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR
+                failed.append(_Lost(code, _undiagnosed(target, why), error))
             except Exception as error:
-                if len(targets) == 1:
-                    raise
                 let_through(error)
                 why = f"{type(error).__name__}: {printable(str(error), 200)}"
                 why = f"{printable(target, 200)}: cannot be diagnosed ({why}, unexpected)"
+                failed.append(_Lost(ERROR, _undiagnosed(target, why), error))
+            else:
+                continue
+            if len(targets) > 1:
                 output.complain(why, "error")
-                failed.append((ERROR, _undiagnosed(target, why)))
     return diagnoses, failed
 
 
@@ -191,37 +203,64 @@ def _undiagnosed(target: str, why: str) -> Diagnosis:
     """A target of which nothing is known but that it could not be diagnosed."""
     from gnnstab.records import Coverage, Diagnosis, Target
 
-    return Diagnosis(
-        Target("checkpoint", target), Coverage(0, 0), (), (), (), context={"left_out": [f"left out {why}"]}
-    )
+    note = f"left out {why}"
+    return Diagnosis(Target("checkpoint", target, (note,)), Coverage(0, 0), (), (), (), context={"left_out": [note]})
+
+
+def _write_failed(lost: Sequence[Diagnosis], request: Request) -> None:
+    """Write the reports of a run that has judged nothing: the one that stands there would be taken for its result."""
+    try:
+        _write_all((), request, lost)
+    except GnnstabError as error:  # Why the run failed is told as well.
+        output.complain(str(error))
+
+
+def _shown(diagnoses: Sequence[Diagnosis], lost: Sequence[Diagnosis], format: str) -> Diagnosis | Sequence[Diagnosis]:
+    """All targets; ``lost`` ones as notes of the first in a format that holds one."""
+    from gnnstab.report import holds_several
+
+    first, *others = [*diagnoses, *lost]
+    if others and len(diagnoses) < 2 and not holds_several(format):
+        notes = [note for one in others for note in one.context["left_out"]]
+        context = {**first.context, "left_out": [*first.context.get("left_out", ()), *notes]}
+        return replace(first, target=replace(first.target, notes=(*first.target.notes, *notes)), context=context)
+    return [first, *others] if others else first
+
+
+def _options(request: Request) -> dict[str, Any]:
+    chosen = request.chosen
+    return {
+        "root": str(Path.cwd()),
+        "fail_on": chosen.fail_on,
+        "verbose": request.verbose,
+        "docs_url": chosen.docs_url,
+    }
+
+
+def _write_all(diagnoses: Sequence[Diagnosis], request: Request, lost: Sequence[Diagnosis]) -> None:
+    from gnnstab.report import render, supported
+
+    for format, path in request.outputs:
+        shown, options = _shown(diagnoses, lost, format), supported(format, _options(request))
+        output.write(path, render(shown, format, face="cli", **options))
+        if not request.quiet:
+            output.told(f"wrote {path}")
 
 
 def _report(diagnoses: Sequence[Diagnosis], request: Request, lost: Sequence[Diagnosis]) -> None:
-    """``lost`` stand in the reports that dashboards read, which must not be calm where the command fails; people are told on standard error."""
+    """``lost`` stand in every report, which must not be calm where the command fails; who reads the screen is told on standard error."""
     from gnnstab.report import render, supported
 
-    def shown(format: str) -> Diagnosis | Sequence[Diagnosis]:
-        several = [*diagnoses, *(lost if format in ("junit", "sarif") else ())]
-        return several[0] if len(several) == 1 else several
-
-    options = {
-        "root": str(Path.cwd()),
-        "fail_on": request.chosen.fail_on,
-        "verbose": request.verbose,
-        "docs_url": request.chosen.docs_url,
-    }
-    for format, path in request.outputs:
-        output.write(path, render(shown(format), format, face="cli", **supported(format, options)))
-        if not request.quiet:
-            output.told(f"wrote {path}")
+    _write_all(diagnoses, request, lost)
     if request.plots is not None:
         from gnnstab.report.figures import write_all
 
         for position, diagnosis in enumerate(diagnoses):
             write_all(diagnosis, request.plots if len(diagnoses) == 1 else request.plots / str(position))
     format = request.chosen.format
-    on_screen = {**options, **output.terminal(), "quiet": request.quiet, "brief": request.brief}
-    output.show(render(shown(format), format, face="cli", **supported(format, on_screen)), format)
+    on_screen = {**_options(request), **output.terminal(), "quiet": request.quiet, "brief": request.brief}
+    shown = _shown(diagnoses, () if format == "text" else lost, format)
+    output.show(render(shown, format, face="cli", **supported(format, on_screen)), format)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
@@ -122,6 +123,16 @@ def _run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:
         _discard_output()
         return ERROR
+    except SystemExit as error:  # Commands return their exit code: only other code ends the process, before a verdict.
+        if len(list(traceback.walk_tb(error.__traceback__))) == 2:  # click itself, for a reader that has gone
+            _discard_output()
+            return ERROR
+        from gnnstab.errors import UsageError
+        from gnnstab.guest import exit_told
+
+        if state["debug"]:
+            raise UsageError(exit_told(error)) from error
+        return _report(UsageError(exit_told(error)))
     except Exception as error:
         if interrupt.pressed():
             return INTERRUPTED

@@ -77,7 +77,7 @@ def read(path: Path) -> Baseline:
             raise ConfigurationError(f"baseline {path}: is not a regular file")
         if state.st_size > LARGEST:
             raise ConfigurationError(f"baseline {path}: larger than {LARGEST} bytes")
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigurationError(f"baseline {path} does not exist; --update-baseline writes it") from error
     except OSError as error:
@@ -90,6 +90,8 @@ def read(path: Path) -> Baseline:
 def _entries(document: Any, path: Path) -> dict[str, str]:
     if not isinstance(document, dict) or not isinstance(document.get("findings"), list):
         raise ConfigurationError(f"baseline {path}: not a baseline of gnnstab (no list of findings)")
+    if {"target", "coverage"} <= document.keys():
+        raise ConfigurationError(f"baseline {path}: not a baseline of gnnstab but a report of it (--output json=)")
     if document.get("schema_version") != VERSION:
         raise ConfigurationError(
             f"baseline {path}: version {reprlib.repr(document.get('schema_version'))} is not {VERSION!r}; update gnnstab"

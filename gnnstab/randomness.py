@@ -15,6 +15,7 @@ import numpy as np
 
 from gnnstab.errors import is_thrown
 from gnnstab.finalisers import refuse_finalisers
+from gnnstab.guest import guest
 from gnnstab.left_out import left_out
 from gnnstab.numpy_state import drawn_from_numpy, numpy_state
 from gnnstab.other_threads import may_draw
@@ -136,13 +137,13 @@ def _seed_numpy(seed: int) -> None:
 
 
 def keeps_random_state(function: Function) -> Function:
-    """A function that the user calls, and that runs within `same_random_state`."""
+    """A function that the user calls, and that runs within `same_random_state` and as a `guest`."""
 
     @wraps(function)
     def kept(*args: Any, **kwargs: Any) -> Any:
         token = _asked.set(True)
         try:
-            with same_random_state():
+            with guest(), same_random_state():
                 return copy_context().run(function, *args, **kwargs)
         finally:
             _asked.reset(token)

@@ -17,7 +17,7 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"characters", "rich_loaded"},
     {"errors"},
-    {"left_out", "sharding", "stored", "unheard"},
+    {"guest", "left_out", "sharding", "stored", "unheard"},
     {"archive", "finalisers", "hook_code", "numpy_state", "other_threads", "plugins", "torch_private"},
     {"own_draws", "surroundings"},
     {"trials", "undisturbed"},

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import UsageError, hint, let_through
+from gnnstab.guest import guest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +21,7 @@ def build(model: Any) -> nn.Module:
     """The module itself, or what a factory makes.
 
     Raises:
-        UsageError: The factory cannot be found, fails, or makes something else than a module.
+        UsageError: The factory cannot be found, fails, ends with `SystemExit`, or makes something else than a module.
     """
     from torch import nn
 
@@ -28,11 +29,12 @@ def build(model: Any) -> nn.Module:
         return model
     name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
     factory = resolve(model) if isinstance(model, str) else model
-    try:
-        made = factory()
-    except Exception as error:
-        let_through(error)
-        raise UsageError(f"the model factory {name} failed: {type(error).__name__}: {error}") from error
+    with guest():
+        try:
+            made = factory()
+        except Exception as error:
+            let_through(error)
+            raise UsageError(f"the model factory {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"the model factory {name} made a {type(made).__name__}, not a torch.nn.Module")
     return made
@@ -54,14 +56,15 @@ def resolve(reference: str) -> Callable[..., Any]:
     if not (module and separator and name):
         raise UsageError(f"{reference!r} is not of the form pkg.mod:name; write {module or 'pkg.mod'}:NAME")
     try:
-        with _importable_from_here():
-            found: Any = importlib.import_module(module)
+        found: Any = _imported(module)
     except ImportError as error:
         raise UsageError(
             f"cannot import {module!r} for {reference!r}: {error}; run from the folder that holds it"
         ) from error
     except Exception as error:
         let_through(error)
+        if isinstance(error.__cause__, SystemExit):
+            raise
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"line {last.lineno} of {os.path.basename(last.filename)}"
         raise UsageError(
@@ -75,6 +78,11 @@ def resolve(reference: str) -> Callable[..., Any]:
     if not callable(found):
         raise UsageError(f"{reference!r} is a {type(found).__name__}, not something to call")
     return found  # type: ignore[no-any-return]
+
+
+def _imported(module: str) -> Any:
+    with _importable_from_here(), guest():
+        return importlib.import_module(module)
 
 
 @contextmanager

@@ -69,6 +69,11 @@ def supported(format: str, options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in parameters}
 
 
+def holds_several(format: str) -> bool:
+    """Whether a report of this format holds more than one target."""
+    return hasattr(_module(format), "render_many")
+
+
 def _call(function: Callable[..., Any], format: str, argument: Any, options: dict[str, Any]) -> str:
     parameters = inspect.signature(function).parameters
     unknown = [name for name in options if name not in parameters]

@@ -369,6 +369,9 @@ def _limits(diagnosis: Diagnosis) -> str:
 def _nothing_judged(diagnosis: Diagnosis) -> str:
     if diagnosis.coverage.layers_observed:
         return "no rule could be judged with what was given"
+    unread = diagnosis.context.get("left_out")
+    if unread and not diagnosis.rules:  # No rule was asked of what has no diagnosis.
+        return escape.sentence(str(unread[0]).removeprefix("left out ").removeprefix(f"{diagnosis.target.path}: "))
     if diagnosis.target.kind == "trace" and diagnosis.context.get("steps") == 0:
         entered = not any("was not entered" in note for note in diagnosis.target.notes)
         yet = " yet" if entered else " yet: use `with Monitor(...) as monitor:`"

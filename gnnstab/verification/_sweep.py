@@ -13,6 +13,7 @@ import joblib
 import torch
 
 from gnnstab.checkpoint.threads import one_thread
+from gnnstab.guest import guest
 from gnnstab.verification._marking import mark_of
 from gnnstab.verification._storing import store_one, stored
 
@@ -42,7 +43,7 @@ def sweep(
 
     An interrupt (Ctrl-C) goes on to the caller: what is finished by then stands in the store.
     """
-    path = None if store is None else Path(store)
+    path = None if store is None else Path(store).absolute()
     prefix = f"{mark_of(of)}/" if store is not None and of else ""
     known = stored(path, [prefix + key for key in jobs], kind)
     done = {key.removeprefix(prefix): result for key, result in known.items()}
@@ -66,7 +67,8 @@ def _results(jobs: Mapping[str, Callable[[], T]], todo: Sequence[str], workers: 
 
 def _one(key: str, job: Callable[[], T]) -> tuple[str, T]:
     torch.set_num_threads(1)
-    return key, job()
+    with guest():  # The exception goes to another process, without the code that it came from.
+        return key, job()
 
 
 @contextmanager

@@ -82,3 +82,19 @@ def test_a_baseline_is_not_written_when_a_target_cannot_be_read(cli, tmp_path: P
     for targets in (["missing.pt"], ["missing.pt", "one.pt"]):
         assert cli("check", *targets, "--baseline", "known.json", "--update-baseline").code == 2
         assert not (tmp_path / "known.json").exists()
+
+
+@pytest.mark.parametrize("update", [[], ["--update-baseline"]])
+def test_a_report_is_no_baseline(cli, tmp_path: Path, update: list[str]) -> None:
+    cli("check", "many.pt", "--output", "json=known.json")
+    report = (tmp_path / "known.json").read_bytes()
+    ran = cli("check", "many.pt", "--baseline", "known.json", *update)
+    assert (ran.code, "not a baseline of gnnstab but a report" in ran.err) == (2, True), ran.err
+    assert (tmp_path / "known.json").read_bytes() == report
+
+
+def test_a_baseline_that_an_editor_gave_a_byte_order_mark_is_read(cli, tmp_path: Path) -> None:
+    cli("check", "one.pt", "--baseline", "known.json", "--update-baseline")
+    known = tmp_path / "known.json"
+    known.write_bytes(b"\xef\xbb\xbf" + known.read_bytes())
+    assert cli("check", "one.pt", "--baseline", "known.json").code == 0

@@ -100,7 +100,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     ran = subprocess.Popen([*GNNSTAB, "rules"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     ran.stdout.close()
     _, err = ran.communicate(timeout=60)
-    assert err == b""
+    assert (err, ran.returncode) == (b"", 2)  # 1 would say that there are findings
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full")

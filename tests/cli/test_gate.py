@@ -116,6 +116,36 @@ def test_a_target_without_a_diagnosis_is_an_error_in_the_reports_of_machines(cli
         assert ("missing.pt: no such file" in json.dumps(run)) is bool(errors)
 
 
+EVERY = [part for format in FORMATS for part in ("--output", f"{format}=report.{format}")]
+
+
+@pytest.mark.parametrize(
+    "targets", [["clean.pt", "missing.pt"], ["missing.pt"], ["missing.pt", "a/missing.pt"], ["missing.pt", "empty.pt"]]
+)
+def test_every_saved_report_names_a_target_that_could_not_be_read(cli, tmp_path: Path, targets: list[str]) -> None:
+    for format in FORMATS:
+        (tmp_path / f"report.{format}").write_text("an old report: STABLE")
+    ran = cli("check", *targets, *EVERY)
+    assert ran.code == 2
+    lost = [target for target in targets if target != "clean.pt"]
+    assert ran.err.count("missing.pt: no such file") == len([target for target in lost if target != "empty.pt"])
+    for format in FORMATS:
+        report = (tmp_path / f"report.{format}").read_text()
+        assert "an old report" not in report
+        assert all(target in report for target in lost), format
+    assert [d["target"]["path"] for d in _listed(tmp_path / "report.json")][-len(lost) :] == lost
+
+
+def test_a_target_without_an_attention_layer_is_no_stale_report(cli, tmp_path: Path) -> None:
+    assert cli("check", "empty.pt", "--output", "markdown=r.md").code == 3
+    assert "no attention layer in this file" in (tmp_path / "r.md").read_text()
+
+
+def _listed(report: Path) -> list[dict]:
+    found = json.loads(report.read_text())
+    return found if isinstance(found, list) else [found]
+
+
 def test_usage_errors_exit_2(cli) -> None:
     for arguments in (["check"], ["check", "one.pt", "--nope"], ["nope"], ["check", "one.pt", "--fail-on", "fatal"]):
         ran = cli(*arguments)
