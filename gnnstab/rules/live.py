@@ -79,9 +79,10 @@ class LiveEngine:
     Args:
         precision: ``fp32``, ``fp16`` or ``bf16``: the format that the attention is computed in.
         channels: Layer → channels per head, for the fp16 limit of q·k; 1 where unknown.
+        usual: The highest rate that is usual for the optimizer; 0 where it is not known.
     """
 
-    def __init__(self, precision: str = "fp32", channels: Mapping[str, int] | None = None) -> None:
+    def __init__(self, precision: str = "fp32", channels: Mapping[str, int] | None = None, usual: float = 0.0) -> None:
         self._limits = LiveLimits()
         self._spike = GradientSpike()
         self._rate = LearningRateTooHigh()
@@ -96,7 +97,7 @@ class LiveEngine:
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._beginning = Beginning(self._rate)
         self._overshoots = Overshoots(self._rate)
-        self._rates = Rates(RateJump())
+        self._rates = Rates(RateJump(), usual)
         self._spikes: deque[int] = deque(maxlen=16)
         self._warming, self._skipped, self._rate_before = True, False, -math.inf
 

@@ -185,6 +185,26 @@ def test_a_rate_that_jumps_beyond_all_before(rates: list[float], steps: list[int
     assert [jump.step] * (jump.value >= 10) == steps
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "at", "usual", "told"),
+    [
+        (1e-4, 1e-3, 30, 1e-3, []),
+        (0.01, 0.1, 400, 0.1, []),
+        (1e-3, 1e-2, 30, 1e-3, ["GS606"]),
+        (1e-5, 2e-4, 30, 1e-3, ["GS606"]),
+        (1e-4, 1e-3, 600, 1e-3, ["GS606"]),
+        (1e-4, 1e-3, 30, 0.0, ["GS606"]),
+    ],
+    ids=["Adam", "SGD", "beyond the usual", "twentyfold", "late", "no usual rate"],
+)
+def test_an_early_tenfold_step_up_to_a_usual_rate_is_a_warm_up(
+    before: float, after: float, at: int, usual: float, told: list[str]
+) -> None:
+    engine = LiveEngine(usual=usual)
+    found = [f.code for i in range(at + 5) for f in engine.update(i, (), NOTHING, lr=before if i < at else after)]
+    assert found == told
+
+
 def test_the_first_losses_with_a_large_move_name_the_rate() -> None:
     losses = [0.70, 0.84, 1.10, 1.78, 0.87, 0.71]
 
