@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnstab.records import Finding, SeriesKey, Signal, Signals
-from gnnstab.records.rises import Nearing, Overshoot, falling
+from gnnstab.records.rises import Nearing, Overshoot, falling, spike_floor
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._tracks import ONE_HOT, WARM_UP, WINDOW, Blocks, Quiet, Track, median
 from gnnstab.rules.base import threshold
@@ -312,12 +312,13 @@ class LiveEngine:
 
     def _gradient(self, step: int, norm: float, warming: bool) -> Iterator[Finding]:
         track = self._track(step, "gradient.norm", norm)
-        # The median is the expensive part; no value lies above it by more than above the smallest.
+        # The median is the expensive part, and never below the smallest.
         if track is None or not track.ready or norm <= self._spike.ratio * min(track.values) or track.middle <= 0:
             return
-        ratio = norm / track.middle
+        middle = track.middle
+        ratio, floor = norm / middle, spike_floor(track.first, middle, self._spike.ratio)
         # Close to convergence the median is tiny, and a norm ten times as large is still less than training began with.
-        if ratio <= self._spike.ratio or norm <= track.start or not self._sudden(step, norm, track, warming):
+        if ratio <= self._spike.ratio or norm <= floor or not self._sudden(step, norm, track, warming):
             return
         if self._falling() or self._learning():
             return

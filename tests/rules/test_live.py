@@ -73,6 +73,30 @@ def test_spikes_below_the_first_gradients_are_convergence() -> None:
     assert follow(LiveEngine(), range(100), grad_norm=norm) == []
 
 
+@pytest.mark.parametrize(
+    ("norm", "told"),
+    [
+        (lambda i: 2.0 if i < 12 or i % 9 == 0 else 1e-6, False),
+        (lambda i: 40.0 if i in {60, 70, 80} else 2.0 if i < 12 else 1e-6, True),
+        (lambda i: 0.5 * (1 + 1e-7 * (i % 3)) if i < 12 or i % 9 == 0 else 0.01, False),
+        (lambda i: 40.0 if i in {60, 70, 80} else 0.5 if i < 12 else 0.01, True),
+    ],
+    ids=["rare gradients", "a burst after rare ones", "clipped", "a burst after clipped ones"],
+)
+def test_rare_gradients_as_large_as_the_first_are_no_spikes(norm: Callable[[int], float], told: bool) -> None:
+    found = follow(LiveEngine(), range(100), grad_norm=norm)
+    assert [f.code for f in found] == ["GS603"] * told
+    rows = np.zeros(100, dtype=STEP_DTYPE)
+    rows["step"], rows["lr"], rows["loss"], rows["grad_norm"] = (
+        range(100),
+        np.nan,
+        np.nan,
+        [norm(i) for i in range(100)],
+    )
+    (spike,) = [s for s in step_signals(rows) if s.name == "gradient.spike"]
+    assert spike.detail["above_start"] is told
+
+
 def test_large_first_gradients_and_skipped_steps_are_normal() -> None:
     engine = LiveEngine()
     assert follow(engine, range(30), grad_norm=lambda i: 1e4 if i == 0 else 1.0) == []
