@@ -52,7 +52,7 @@ class LiveWatch:
     ) -> None:
         self._recorder, self._writer, self._feed = recorder, writer, feed
         self._updates, self._slopes, self._stale = updates, slopes, stale
-        self._engine = LiveEngine()
+        self._engine = LiveEngine(usual=slopes.highest)
         self._climb = Climb(LearningRateTooHigh(), slopes.usual)
         self._precision = ""
         self._checked = -1
@@ -158,7 +158,7 @@ class LiveWatch:
             self._precision = precision
             self._writer.meta("precision", precision)
             channels = {facts.name: facts.out_channels for facts in self._recorder.notes.facts() if facts.out_channels}
-            self._engine = LiveEngine(precision=precision, channels=channels)
+            self._engine = LiveEngine(precision=precision, channels=channels, usual=self._slopes.highest)
 
 
 def _rows_of(layout: Layout, site: str) -> list[int]:

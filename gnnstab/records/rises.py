@@ -116,6 +116,27 @@ def falling(losses: Sequence[float]) -> bool:
     return len(around) > 10 and latest[len(latest) // 2] < around[len(around) // 2]
 
 
+EQUAL = 1.001
+"""× a norm up to which another is the same."""
+
+NOTHING = 1e-3
+"""× the largest of the first gradients below which a median is about 0."""
+
+
+def spike_floor(first: Sequence[float], middle: float, ratio: float) -> float:
+    """The gradient norm up to which nothing is a spike: that of the ``first`` steps, up to rounding, as clipping gives it again and again.
+
+    Where the running median, ``middle``, is next to nothing beside the largest of the first, any norm is many times as large: it must then be
+    ``ratio`` times that largest. Rare steps alone have a gradient in a policy that has learned.
+    """
+    largest = max(first)
+    if middle < NOTHING * largest:
+        return ratio * largest
+    known = sorted(first)
+    half = len(known) // 2
+    return EQUAL * (known[half] + known[-half - 1]) / 2
+
+
 class Nearing(NamedTuple):
     """What an operation gave when it was looked at, on the way to an end of its number format."""
 

@@ -70,12 +70,15 @@ def _broke(losses: Sequence[float], peak: int) -> bool:
 class Rates:
     """Asks GS606 about a learning rate that jumps.
 
+    A single step of a warm-up is left to the run's end: it is early, no larger than the smallest that counts, and ends no higher than usual.
+
     Args:
         rule: GS606 with the thresholds of the run.
+        usual: The highest rate that is usual for the optimizer; 0 where it is not known.
     """
 
-    def __init__(self, rule: RateJump) -> None:
-        self._rule = rule
+    def __init__(self, rule: RateJump, usual: float = 0.0) -> None:
+        self._rule, self._usual = rule, usual
         self._last: tuple[int, float] = (-1, math.inf)
         self._largest = math.inf
 
@@ -85,9 +88,14 @@ class Rates:
             return
         before, (at, last) = self._largest, self._last
         self._last, self._largest = (step, lr), lr if math.isinf(before) else max(before, lr)
-        if lr > before and step - at <= NEIGHBOURS and step >= WARM_START:
+        warms = step <= self._rule.warm_up and lr <= SAME * self._usual and lr <= SAME * self._rule.jump * last
+        if lr > before and not warms and step - at <= NEIGHBOURS and step >= WARM_START:
             jump = Signal(OPTIMIZER_LR_JUMP, lr / last, None, None, step, "training", {"before": last, "after": lr})
             yield from self._rule.check(Signals(kind="trace", layers=(), values=(jump,)))
+
+
+SAME = 1.0001
+"""× a limit up to which a rate counts as at it: a schedule multiplies with rounding."""
 
 
 class Overshoots:

@@ -14,6 +14,7 @@ from gnnstab.records.vocabulary import SCORE_GROWTH
 from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules._one_batch import of_one_batch, of_the_broken_step
 from gnnstab.rules.base import Rule
+from gnnstab.rules.disproved import disproved
 from gnnstab.rules.explanation import explain
 from gnnstab.rules.learned import in_the_way
 from gnnstab.rules.recalled import findings_in, joined, outlived, settled
@@ -92,7 +93,7 @@ def run(
         everything = joined(rule, found, raised)
         if len(everything) > len(found):
             found, status = everything, RuleStatus(rule.code, "fired")
-        kept += [in_the_way(outlived(f, signals), signals) for f in found]
+        kept += [in_the_way(disproved(outlived(f, signals), signals), signals) for f in found]
         statuses.append(status)
     return Outcome(explain(kept, signals), _with_failures(statuses, kept))
 

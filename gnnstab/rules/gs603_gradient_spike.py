@@ -26,7 +26,8 @@ class GradientSpike(Rule):
     norm does not come back, are a warning; a single one that is over in a few steps is information.
 
     ## When it is silent
-    For norms below that of the first ten steps (close to convergence the median is tiny), a norm that rose without a
+    For norms below that of the first ten steps (close to convergence the median is tiny) or equal to it, as clipped ones are, for norms up to ten times
+    the largest of these where the median is below a thousandth of it (a policy that has learned has rare gradients), a norm that rose without a
     jump to three times the median of the five before it, one while the loss falls, or in the warm-up of the rate,
     unless it exceeds all but the last few before it tenfold, and steps that a GradScaler skips. Reinforcement learning
     changes its own data: in a run that ends at half of its first loss or below, jumps are information.

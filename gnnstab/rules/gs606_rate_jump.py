@@ -42,16 +42,22 @@ class RateJump(Rule):
 
     ## When it is silent
     In the first five steps, where a warm-up multiplies its rate, and at a restart that goes back to a rate that the run
-    has had. A second phase with new data or unfrozen layers may ask for a higher rate.
+    has had. While a run goes on, at a tenfold step of its first 500 up to a rate that is usual: the default of an
+    optimizer of Adam's kind, .1 under SGD. Some warm-ups are one such step (PyTorch's `ConstantLR`, the ResNet paper).
+    At the end of a run a jump is information where the loss has come down after it and ended at its best. A second
+    phase with new data or unfrozen layers may ask for a higher rate.
 
     ## Sources
     Cohen et al. 2021, *Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability*, arXiv
-    2103.00065.
+    2103.00065. He et al. 2016, *Deep Residual Learning for Image Recognition*, arXiv 1512.03385: .01 for about 400
+    steps, then .1.
     """
 
     jump: float = threshold(
-        10.0, unit="× the step before", source="heuristic: no usual schedule does it beyond all rates before"
+        10.0, unit="× the step before", source="heuristic: of usual schedules only a warm-up of one step does it"
     )
+
+    warm_up: float = threshold(500, unit="steps", source="literature: He et al. 2016 warm up for about 400")
 
     most: float = threshold(
         MOST_MOMENTUM, unit="momentum", source="derived: the sum of m, m², m³, … has a limit below 1 alone"

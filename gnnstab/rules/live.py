@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnstab.records import Finding, SeriesKey, Signal, Signals
-from gnnstab.records.rises import Nearing, Overshoot, falling
+from gnnstab.records.rises import Nearing, Overshoot, falling, spike_floor
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._tracks import ONE_HOT, WARM_UP, WINDOW, Blocks, Quiet, Track, median
 from gnnstab.rules.base import threshold
@@ -79,9 +79,10 @@ class LiveEngine:
     Args:
         precision: ``fp32``, ``fp16`` or ``bf16``: the format that the attention is computed in.
         channels: Layer → channels per head, for the fp16 limit of q·k; 1 where unknown.
+        usual: The highest rate that is usual for the optimizer; 0 where it is not known.
     """
 
-    def __init__(self, precision: str = "fp32", channels: Mapping[str, int] | None = None) -> None:
+    def __init__(self, precision: str = "fp32", channels: Mapping[str, int] | None = None, usual: float = 0.0) -> None:
         self._limits = LiveLimits()
         self._spike = GradientSpike()
         self._rate = LearningRateTooHigh()
@@ -96,7 +97,7 @@ class LiveEngine:
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._beginning = Beginning(self._rate)
         self._overshoots = Overshoots(self._rate)
-        self._rates = Rates(RateJump())
+        self._rates = Rates(RateJump(), usual)
         self._spikes: deque[int] = deque(maxlen=16)
         self._warming, self._skipped, self._rate_before = True, False, -math.inf
 
@@ -311,12 +312,13 @@ class LiveEngine:
 
     def _gradient(self, step: int, norm: float, warming: bool) -> Iterator[Finding]:
         track = self._track(step, "gradient.norm", norm)
-        # The median is the expensive part; no value lies above it by more than above the smallest.
+        # The median is the expensive part, and never below the smallest.
         if track is None or not track.ready or norm <= self._spike.ratio * min(track.values) or track.middle <= 0:
             return
-        ratio = norm / track.middle
+        middle = track.middle
+        ratio, floor = norm / middle, spike_floor(track.first, middle, self._spike.ratio)
         # Close to convergence the median is tiny, and a norm ten times as large is still less than training began with.
-        if ratio <= self._spike.ratio or norm <= track.start or not self._sudden(step, norm, track, warming):
+        if ratio <= self._spike.ratio or norm <= floor or not self._sudden(step, norm, track, warming):
             return
         if self._falling() or self._learning():
             return

@@ -15,13 +15,14 @@ from gnnstab.records.vocabulary import (
     GRADIENT_SPIKE,
     LOSS_FIRST_RISE,
     OPTIMIZER_GROUP_RATE,
+    OPTIMIZER_LR_JUMP,
     OUTPUT_GROWTH,
     PRECISION_ROUNDING,
     SCORE_GROWTH,
     SCORE_MAX_ABS,
 )
 from gnnstab.rules.base import Rule
-from gnnstab.rules.run_losses import learned_half, loss_at_its_best, trained_well
+from gnnstab.rules.run_losses import came_down_after, learned_half, loss_at_its_best, trained_well
 
 KIND = "finding"
 LONG = 50
@@ -95,13 +96,21 @@ def _leapt(own: Series, step: int) -> bool:
 def outlived(finding: Finding, signals: Signals) -> Finding:
     """A warning of how a run goes as its end judges it: what half of the loss has gone since, or what it is at its best after, did no lasting harm.
 
-    Errors stay, and a rate of one group that a copy has shown to raise the loss.
+    A jump of the rate is judged by the losses before and after it. Errors stay, and a rate of one group that a copy has shown to raise the loss.
     """
-    if finding.code not in _OF_THE_RUN or finding.severity != "warning" or finding.signal == OPTIMIZER_GROUP_RATE:
+    jumped = finding.signal == OPTIMIZER_LR_JUMP
+    if (
+        (finding.code not in _OF_THE_RUN and not jumped)
+        or finding.severity != "warning"
+        or finding.signal == OPTIMIZER_GROUP_RATE
+    ):
         return finding
     # A rise of the first steps, and jumps that came back, are held against the first loss alone: batches differ.
     passing = finding.signal in (LOSS_FIRST_RISE, GRADIENT_SPIKE)
-    past = learned_half(signals) and (passing or trained_well(signals))
+    if jumped:
+        past = signals.kind == "trace" and came_down_after(signals.series, finding.step or 0)
+    else:
+        past = learned_half(signals) and (passing or trained_well(signals))
     if not past or any(s.detail.get("calms") for s in signals.find(OPTIMIZER_GROUP_RATE)):
         return finding
     return replace(

@@ -39,6 +39,22 @@ def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
     )
 
 
+def came_down_after(series: Iterable[Series], step: int) -> bool:
+    """True for a run whose loss, never below 0, fell by a tenth or more after ``step``, or to 1 % of its first, and ended as `loss_at_its_best` wants the end.
+
+    False where fewer than `2 * LOSSES` losses follow, or fewer than `LOSSES` came before: then nobody knows.
+    """
+    loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
+    if loss is None or not np.isfinite(loss.values).all() or not (loss.values >= 0).all():
+        return False
+    before, after = loss.values[loss.steps <= step], loss.values[loss.steps > step]
+    if len(before) < LOSSES or len(after) < 2 * LOSSES:
+        return False
+    first, last, had = loss.values[0], float(np.median(after[-LOSSES:])), float(np.median(before[-LOSSES:]))
+    best = np.median(np.lib.stride_tricks.sliding_window_view(loss.values, LOSSES), axis=1).min()
+    return bool(last <= max(HARDLY * had, 0.01 * first) and last <= max(1.5 * best, best + 0.01 * first))
+
+
 def trained_well(signals: Signals) -> bool:
     """True for a recorded run whose loss has ended at its best."""
     return signals.kind == "trace" and loss_at_its_best(signals.series)

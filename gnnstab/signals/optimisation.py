@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
-from gnnstab.records.rises import LATELY, OF, falling, lasting_level, rise_of_run
+from gnnstab.records.rises import LATELY, OF, falling, lasting_level, rise_of_run, spike_floor
 from gnnstab.records.vocabulary import (
     LOSS_FIRST_RISE,
     LOSS_GROWTH,
@@ -277,7 +277,9 @@ def spikes(steps: Integers, values: Floats, warm: int = 0, losses: Sequence[floa
     np.divide(values[SPIKE_WARM_UP:], before_each, out=ratios[SPIKE_WARM_UP:], where=before_each > 0)
     if not np.isfinite(ratios).any():
         return []
-    counted = (values > median(values[:SPIKE_WARM_UP])) & _sudden(values, ratios)
+    first = values[:SPIKE_WARM_UP].tolist()
+    floors = [math.inf] * SPIKE_WARM_UP + [spike_floor(first, middle, SPIKE) for middle in before_each.tolist()]
+    counted = (values > np.array(floors)) & _sudden(values, ratios)
     highest = np.maximum.accumulate(values)
     counted[BESIDE:warm] &= values[BESIDE:warm] > SPIKE * highest[: max(warm - BESIDE, 0)]
     for i in np.flatnonzero(counted & (ratios > SPIKE)) if len(losses) else ():

@@ -73,6 +73,30 @@ def test_spikes_below_the_first_gradients_are_convergence() -> None:
     assert follow(LiveEngine(), range(100), grad_norm=norm) == []
 
 
+@pytest.mark.parametrize(
+    ("norm", "told"),
+    [
+        (lambda i: 2.0 if i < 12 or i % 9 == 0 else 1e-6, False),
+        (lambda i: 40.0 if i in {60, 70, 80} else 2.0 if i < 12 else 1e-6, True),
+        (lambda i: 0.5 * (1 + 1e-7 * (i % 3)) if i < 12 or i % 9 == 0 else 0.01, False),
+        (lambda i: 40.0 if i in {60, 70, 80} else 0.5 if i < 12 else 0.01, True),
+    ],
+    ids=["rare gradients", "a burst after rare ones", "clipped", "a burst after clipped ones"],
+)
+def test_rare_gradients_as_large_as_the_first_are_no_spikes(norm: Callable[[int], float], told: bool) -> None:
+    found = follow(LiveEngine(), range(100), grad_norm=norm)
+    assert [f.code for f in found] == ["GS603"] * told
+    rows = np.zeros(100, dtype=STEP_DTYPE)
+    rows["step"], rows["lr"], rows["loss"], rows["grad_norm"] = (
+        range(100),
+        np.nan,
+        np.nan,
+        [norm(i) for i in range(100)],
+    )
+    (spike,) = [s for s in step_signals(rows) if s.name == "gradient.spike"]
+    assert spike.detail["above_start"] is told
+
+
 def test_large_first_gradients_and_skipped_steps_are_normal() -> None:
     engine = LiveEngine()
     assert follow(engine, range(30), grad_norm=lambda i: 1e4 if i == 0 else 1.0) == []
@@ -183,6 +207,26 @@ def test_a_rate_that_jumps_beyond_all_before(rates: list[float], steps: list[int
     rows["step"], rows["lr"], rows["loss"], rows["grad_norm"] = range(len(rates)), rates, np.nan, np.nan
     (jump,) = [s for s in step_signals(rows) if s.name == OPTIMIZER_LR_JUMP]
     assert [jump.step] * (jump.value >= 10) == steps
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "at", "usual", "told"),
+    [
+        (1e-4, 1e-3, 30, 1e-3, []),
+        (0.01, 0.1, 400, 0.1, []),
+        (1e-3, 1e-2, 30, 1e-3, ["GS606"]),
+        (1e-5, 2e-4, 30, 1e-3, ["GS606"]),
+        (1e-4, 1e-3, 600, 1e-3, ["GS606"]),
+        (1e-4, 1e-3, 30, 0.0, ["GS606"]),
+    ],
+    ids=["Adam", "SGD", "beyond the usual", "twentyfold", "late", "no usual rate"],
+)
+def test_an_early_tenfold_step_up_to_a_usual_rate_is_a_warm_up(
+    before: float, after: float, at: int, usual: float, told: list[str]
+) -> None:
+    engine = LiveEngine(usual=usual)
+    found = [f.code for i in range(at + 5) for f in engine.update(i, (), NOTHING, lr=before if i < at else after)]
+    assert found == told
 
 
 def test_the_first_losses_with_a_large_move_name_the_rate() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,31 @@ RISE = replace(SPIKE, code="GS601", signal="loss.first_rise", step=4)
 def test_what_a_run_has_come_past_is_information(finding: Finding, end: float, expected: str) -> None:
     found = run(Signals("trace", (), series=(losses(end),), events=(as_event(finding),))).findings
     assert [f.severity for f in found if f.code == finding.code] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("after", "severity"),
+    [
+        (lambda i: 0.8 * 0.95**i, "info"),
+        (lambda i: (3.0 if i < 10 else 0.8) * 0.95**i, "info"),
+        (lambda i: 0.8, "warning"),
+        (lambda i: 0.8 + 0.02 * i, "warning"),
+        (lambda i: 0.8 * 0.95 ** min(i, 40) * 1.05 ** max(i - 40, 0), "warning"),
+        (lambda i: 0.8 * 0.95**i if i < 60 else math.nan, "warning"),
+    ],
+    ids=["falls", "rises and falls", "stands", "rises", "leaves its best", "breaks"],
+)
+@pytest.mark.parametrize("live", [True, False])
+def test_a_jump_of_the_rate_that_the_loss_came_down_after_is_information(
+    after: Callable[[int], float], severity: str, live: bool
+) -> None:
+    values = np.array([1.0 - 0.005 * i if i <= 40 else after(i - 41) for i in range(110)])
+    detail = {"before": 1e-3, "after": 2e-2}
+    rate = Signal("optimizer.lr_jump", 1.0 if live else 20.0, source="training", step=40, detail=detail)
+    told = replace(SPIKE, code="GS606", signal="optimizer.lr_jump", step=40, value=20.0)
+    series = (Series("loss", None, None, np.arange(110), values),)
+    found = run(Signals("trace", (), (rate,), series=series, events=(as_event(told),) if live else ())).findings
+    assert [f.severity for f in found if f.code == "GS606"] == [severity]
 
 
 def jump(name: str, layer: str | None, after: float, end: float = 1.0) -> Series:

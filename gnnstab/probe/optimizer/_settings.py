@@ -55,6 +55,11 @@ def usual_rate(optimizer: torch.optim.Optimizer) -> float:
     return default_rate(optimizer) if any("betas" in group for group in optimizer.param_groups) else 0.0
 
 
+def highest_usual(optimizer: torch.optim.Optimizer) -> float:
+    """`usual_rate`, and under SGD the .1 of the papers on residual networks; 0 for any other optimizer."""
+    return 0.1 if isinstance(optimizer, torch.optim.SGD) else usual_rate(optimizer)
+
+
 def default_rate(optimizer: torch.optim.Optimizer) -> float:
     """The rate that the class of an optimizer, or one that it extends, takes where none is given, 0 where none does."""
     for kind in type(optimizer).__mro__:

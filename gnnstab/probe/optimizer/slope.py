@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.buffering.step_writer import Writer
-from gnnstab.probe.optimizer._settings import beyond_limits, usual_rate
+from gnnstab.probe.optimizer._settings import beyond_limits, highest_usual, usual_rate
 from gnnstab.records import Measure
 from gnnstab.records.rises import Overshoot
 from gnnstab.records.settings import Setting
@@ -58,6 +58,9 @@ class SlopeWatch:
 
         self.usual = usual_rate(optimizers[0]) if len(optimizers) == 1 else 0.0
         """Default rate of an optimizer whose updates have the size of the rate; 0 for none."""
+
+        self.highest = highest_usual(optimizers[0]) if len(optimizers) == 1 else 0.0
+        """Highest rate that is usual for the one optimizer; 0 where none is known."""
 
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
         self._writer = writer
