@@ -13,6 +13,7 @@ import gnnstab
 from gnnstab.errors import LoadError
 from gnnstab.observation import _folders as subject
 from gnnstab.records import Diagnosis
+from gnnstab.report import render
 from models.stacks import Stack
 
 FILES = 7
@@ -135,7 +136,7 @@ def test_one_line_says_how_many_files_were_not_judged(tmp_path: Path) -> None:
     for name in ("swa.pt", "z.pt"):
         torch.save(Stack(2).state_dict(), tmp_path / name)
     diagnosis = gnnstab.diagnose(tmp_path, heads=1)
-    assert "1 file not judged; " in gnnstab.report.render(diagnosis, "text", brief=True)
+    assert "1 file not judged; " in render(diagnosis, "text", brief=True)
 
 
 def test_an_order_by_time_is_told(tmp_path: Path) -> None:
