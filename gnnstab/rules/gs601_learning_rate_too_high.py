@@ -264,9 +264,7 @@ class LearningRateTooHigh(Rule):
                 signal=loss,
             )
             return
-        above = loss.detail.get("ends_above")
-        ended = min(loss.value, above) if isinstance(above, (int, float)) else loss.value
-        if _risen(ended, best, start, self.loss_rise):
+        if _risen(min(loss.value, float(loss.detail.get("ends_above", math.inf))), best, start, self.loss_rise):
             yield self.finding(
                 f"the loss ended at {loss.value:.3g} after it had reached {best:.3g}: the run lost what it had learned. "
                 f"{lower(calm_rate(signals))}",
