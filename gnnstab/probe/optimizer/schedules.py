@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from gnnstab.errors import let_through
+from gnnstab.randomness import given_back
 
 Rates = Sequence[Sequence[float]]
 """Per step the rate of every group; what comes after the last step has its rates."""
@@ -53,9 +54,10 @@ def own_rates(optimizer: torch.optim.Optimizer, steps: int) -> Rates:
         return ()
     rates = [_rates(optimizer)]
     try:
-        for _ in range(steps - 1):
-            optimizer.step()
-            rates.append(_rates(optimizer))
+        with given_back():
+            for _ in range(steps - 1):
+                optimizer.step()
+                rates.append(_rates(optimizer))
     except Exception as error:
         let_through(error)
         return ()
@@ -110,7 +112,8 @@ def _sets_rates(optimizer: torch.optim.Optimizer) -> bool:
     optimizer.zero_grad(set_to_none=True)
     _set_rates(optimizer, asked)  # type: ignore[arg-type]
     try:
-        optimizer.step()
+        with given_back():
+            optimizer.step()
     except Exception as error:  # It asks for a closure, or computes with its rate.
         let_through(error)
         return False
