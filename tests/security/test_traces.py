@@ -67,8 +67,9 @@ def test_the_command_line_bears_it(
     captured = capsys.readouterr()
     assert code in (0, 1, 2, 3)
     if code == 2:
-        (line,) = captured.err.strip().splitlines()
+        *written, line = captured.err.strip().splitlines()
         assert line.startswith("gnnstab: error: ") and "unexpected" not in line
+        assert all(one.startswith("gnnstab: wrote ") for one in written), written
     assert len(captured.out) < 1_000_000 and "\x1b[2J" not in captured.out
     for kind in outputs[1:2]:
         page = Path(kind.split("=", 2)[2])
