@@ -124,6 +124,8 @@ def _run(arguments: Sequence[str]) -> int:
         _discard_output()
         return ERROR
     except SystemExit as error:  # Commands return their exit code: only other code ends the process, before a verdict.
+        if "_GNNSTAB_COMPLETE" in os.environ:  # The answer to a shell that completes a word.
+            raise
         if len(list(traceback.walk_tb(error.__traceback__))) == 2:  # click itself, for a reader that has gone
             _discard_output()
             return ERROR

@@ -75,7 +75,8 @@ def _by_form(tensor: Tensor, seen: _Counts) -> str:
     if tensor.dim() == 1 and len(tensor) > 2 and seen.below == seen.above == 1:
         return "edges of bins" if bool((tensor[1:] > tensor[:-1]).all()) else ""
     square = tensor.dim() == 2 and tensor.shape[0] == tensor.shape[1] > 1
-    if square and seen.above and seen.positive + seen.zero == seen.all and not tensor.diagonal().any():
+    positive = seen.above and seen.positive + seen.zero == seen.all
+    if square and positive and not tensor.diagonal().any() and torch.equal(tensor, tensor.T):
         return "distances, ∞ where no way leads"
     return ""
 
