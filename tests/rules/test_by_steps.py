@@ -37,9 +37,9 @@ def test_steps_with_softer_scores(undone: float, of_input: str, of_weights: str)
     [
         ({"best": 0.05, "undone": 0.04}, "error"),
         (
-            {"best": 0.05, "undone": 0.04, "as_far": True},
+            {"best": 0.05, "undone": 0.04, "unseen": True},
             "info",
-        ),  # With softer scores rows without a step gain no more.
+        ),  # Rows without a step gain by them.
         ({"best": 3.7, "undone": 6.1, "zeros": 2.8}, "error"),  # Neither learns anything.
         ({"best": 1.7, "undone": 6.1, "zeros": 2.8}, "info"),
     ],

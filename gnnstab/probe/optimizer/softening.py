@@ -60,11 +60,6 @@ OF_PRODUCTS = 4.0, 0.6
 WIDE = 3.0
 """Standard deviation of the scores of one target from which on attention may be sharp: normal ones give five neighbours an entropy of half of ln 5."""
 
-MUCH = 2.0
-"""Times the best loss with softer scores from which on sharp ones are worse, whatever steps for half of the rows may do."""
-
-_NEITHER = {"unseen": False, "as_far": False}
-
 EXPONENTIALS = frozenset({torch.exp, Tensor.exp})
 
 _SOFTMAXES = frozenset({torch.softmax, Tensor.softmax, F.softmax})
@@ -104,23 +99,22 @@ def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
         detail["trained"] = bool(bench.optimizer.state)
         zeros = of_zeros(bench)
         detail["zeros"] = zeros if zeros < as_is[0] else None
-        if not bench.optimizer.state and best < MUCH * undone:
-            detail |= _for_half(bench, layers, zeros)
         if not bench.optimizer.state and best < undone:
+            detail["unseen"] = _for_half(bench, layers, zeros)
             detail |= _divided(bench, {name: scale for name, scale in mode.scales.items() if scale > OF_PRODUCTS[0]})
         yield Signal(OPTIMIZER_SOFTER, best / undone, source="steps", detail=detail)
 
 
-def _for_half(bench: Bench, layers: Sequence[str], zeros: float) -> dict[str, bool]:
-    """Whether steps for half of the rows lower the loss of all further than if those were learned by heart, and further than with softer scores (``unseen``), or as far (``as_far``)."""
+def _for_half(bench: Bench, layers: Sequence[str], zeros: float) -> bool:
+    """True where steps for half of the rows lower the loss of all further than if those were learned by heart, and further than with softer scores."""
     part = halved(bench)
     if part is None:
-        return dict(_NEITHER)
+        return False
     mode = Softened(layers)
     first = part.trial(0).losses[0]
     enough = math.exp(-BY_HEART) * min(of_constants(bench), zeros, first)
     if not 0 < enough < math.inf:
-        return dict(_NEITHER)
+        return False
 
     def decided(losses: Sequence[float]) -> bool:
         """Far enough, or after `STEPS` of them not even a third of the way, in ln(loss)."""
@@ -129,10 +123,10 @@ def _for_half(bench: Bench, layers: Sequence[str], zeros: float) -> dict[str, bo
 
     losses = part.trial(MORE_STEPS, until=decided).losses
     if not losses[-1] < enough:
-        return dict(_NEITHER)
+        return False
     with mode:
         softer = part.trial(len(losses) - 1, edit=mode.watch).losses
-    return {"unseen": LASTING * losses[-1] < min(softer), "as_far": losses[-1] <= LASTING * min(softer)}
+    return LASTING * losses[-1] < min(softer)
 
 
 def _divided(bench: Bench, scales: Mapping[str, float]) -> dict[str, Any]:
