@@ -100,10 +100,12 @@ class LearningHindered(Rule):
         unseen = (*signals.find(OPTIMIZER_UNSEEN), *signals.find(OPTIMIZER_BY_HEART))
         if not unseen and not signals.find(OPTIMIZER_UNDONE) and _learned(signals):
             raise NotApplicable("the loss came down during the run, so that nothing was undone at its end")
+        # A warm-up takes what its full rate would do from the first step on.
+        constant = signals.kind != "trace" or any(s.detail.get("constant") for s in signals.find(OPTIMIZER_LR_JUMP))
         for signal in signals.find(OPTIMIZER_UNDONE) if unseen else signals.need(OPTIMIZER_UNDONE):
             cause = str(signal.detail.get("cause", ""))
             decays = signal.detail.get("setting") == "weight_decay"
-            as_in_run = decays or signal.detail.get("scheduled") or _constant_rate(signals)
+            as_in_run = constant or decays or signal.detail.get("scheduled")
             if cause == "learning-rate" and not as_in_run:
                 continue
             if cause and cause not in _ELSEWHERE and signal.value > self.taken:
@@ -125,8 +127,3 @@ def _learned(signals: Signals) -> bool:
     told = [s.detail for s in signals.find(LOSS) if {"best", "start"} <= s.detail.keys()]
     zeros = [float(s.detail["zeros"]) for s in signals.find(LOSS_OVER_ZERO) if "zeros" in s.detail]
     return any(float(one["best"]) <= math.exp(-1) * min(float(one["start"]), *zeros, math.inf) for one in told)
-
-
-def _constant_rate(signals: Signals) -> bool:
-    """False for a run whose schedule changes the rate: a warm-up takes what its full rate would do from the first step on."""
-    return signals.kind != "trace" or any(s.detail.get("constant") for s in signals.find(OPTIMIZER_LR_JUMP))
