@@ -124,10 +124,10 @@ def _run(arguments: Sequence[str]) -> int:
         _discard_output()
         return ERROR
     except SystemExit as error:  # Commands return their exit code: only other code ends the process, before a verdict.
-        if "_GNNSTAB_COMPLETE" in os.environ:  # The answer to a shell that completes a word.
-            raise
-        if len(list(traceback.walk_tb(error.__traceback__))) == 2:  # click itself, for a reader that has gone
-            _discard_output()
+        if _of_click(error):
+            if "_GNNSTAB_COMPLETE" in os.environ:  # The answer to a shell that completes a word.
+                raise
+            _discard_output()  # The reader has gone.
             return ERROR
         from gnnstab.errors import UsageError
         from gnnstab.guest import exit_told
@@ -183,6 +183,12 @@ def _report(error: Exception) -> int:
     kind = type(error).__name__
     click.echo(f"gnnstab: error: {kind}: {text} (unexpected; --debug shows the traceback)", err=True)
     return ERROR
+
+
+def _of_click(error: SystemExit) -> bool:
+    """True where no code but this file's and click's has run."""
+    frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return all(name == __name__ or name.partition(".")[0] == "click" for name in frames)
 
 
 def _here() -> bool:

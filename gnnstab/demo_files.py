@@ -49,7 +49,7 @@ _SHARPENED, _BROKEN = 3.0, 3000.0
 def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
     """Write the files into a folder that exists; ``say`` is told what is done.
 
-    ``fresh.pt`` is a fresh network, in ``actor.pt`` attention saturates on this batch, in ``crash.pt`` the scores overflow in fp16,
+    ``fresh.pt`` is an untrained network, in ``actor.pt`` attention saturates on this batch, in ``crash.pt`` the scores overflow in fp16,
     ``run.gnnstab`` is a short healthy run.
 
     Raises `UsageError`, before it writes anything, when one of them is there already.

@@ -166,7 +166,11 @@ def _head(diagnosis: Diagnosis, width: int) -> Text:
 def _last(diagnosis: Diagnosis, width: int) -> Text:
     """The summary: what was found, in how many layers, and how to see more."""
     if summary.state(diagnosis) in ("stable", "nothing-found"):
-        return _unwrapped((escape.ending(summary.calm(diagnosis), width), "bold"))
+        calm = summary.calm(diagnosis)
+        codes = " ".join(dict.fromkeys(finding.code for finding in summary.in_reading_order(diagnosis)))
+        return _fitting(
+            [f"{calm}; -v shows {codes}", f"{calm}; -v shows all", calm] if codes else [calm], width, "bold"
+        )
     whole, short = summary.verdict(diagnosis)[1], summary.verdict(diagnosis, short=True)[1]
     found = summary.severities(diagnosis.findings)
     amounts = f"{found}: {counted(len(diagnosis.root_causes()), 'root cause')}; -v shows all"

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from gnnstab.characters import counted
 from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice, Signal
 from gnnstab.records.findings import NOT_UNDONE
+from gnnstab.records.vocabulary import OPTIMIZER_UNDONE
 from gnnstab.report import escape
 from gnnstab.report._glossary import HOW
 from gnnstab.report._not_covered import not_covered as not_covered
@@ -71,11 +72,14 @@ def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
 
 
 def standing_loss(diagnosis: Diagnosis) -> str:
-    """``hardly fell: 1.39 → 1.38 in 45 steps; cause not established`` of a run that has learned next to nothing, else empty."""
+    """``hardly fell: 1.39 → 1.38 in 45 steps; …`` of a run that has learned next to nothing, and what was tried; else empty."""
     if not (still := stood_still(diagnosis.series)):
         return ""
     first, last, steps = still
-    return f"hardly fell: {number(first)} → {number(last)} in {steps} steps; cause not established"
+    fell = f"{'hardly fell' if last < first else 'did not fall'}: {number(first)} → {number(last)} in {steps} steps"
+    if any(signal.name == OPTIMIZER_UNDONE for signal in diagnosis.signals):
+        return f"{fell}; steps on copies do not show why: cause not established"
+    return f"{fell}; cause not established: no steps were tried on copies, which takes Monitor(optimizer=…, loss=fn)"
 
 
 def failures(diagnosis: Diagnosis) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
 
     Medians of `LOSSES` losses count, and the very first, before any update: a loss that jumps up at once and comes back has learnt nothing; one that is not finite after step ``since`` makes it false.
     """
-    loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
+    loss = _loss_in(series)
     if loss is None or len(loss.values) < 2 * LOSSES or not np.isfinite(loss.values[loss.steps >= since]).all():
         return False
     finite = loss.values[np.isfinite(loss.values)]
@@ -44,7 +44,7 @@ def came_down_after(series: Iterable[Series], step: int) -> bool:
 
     False where fewer than `2 * LOSSES` losses follow, or fewer than `LOSSES` came before: then nobody knows.
     """
-    loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
+    loss = _loss_in(series)
     if loss is None or not np.isfinite(loss.values).all() or not (loss.values >= 0).all():
         return False
     before, after = loss.values[loss.steps <= step], loss.values[loss.steps > step]
@@ -74,7 +74,7 @@ def learned_well(signals: Signals, by: float = 2) -> bool:
 
 def stood_still(series: Iterable[Series]) -> tuple[float, float, int] | None:
     """The first and the last losses of a run that hardly fell in `STANDING` steps or more, and its steps; None for another one, and where losses are not positive, which have no ratio."""
-    loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
+    loss = _loss_in(series)
     if loss is None or len(loss.values) < 2 * LOSSES or loss.steps[-1] + 1 < STANDING:
         return None
     first, last = (float(np.median(part)) for part in (loss.values[:LOSSES], loss.values[-LOSSES:]))
@@ -88,8 +88,12 @@ def ruined(signals: Signals) -> bool:
     return losses is not None and not losses[-LOSSES:].max() <= 4 * losses[:LOSSES].max()
 
 
+def _loss_in(series: Iterable[Series]) -> Series | None:
+    return next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
+
+
 def _of_run(signals: Signals) -> NDArray[np.float64] | None:
     """The losses of a recorded run; None for one of too few."""
-    loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)
+    loss = _loss_in(signals.series)
     known = signals.kind == "trace" and loss is not None and len(loss.values) >= 2 * LOSSES
     return loss.values if known and loss is not None else None
