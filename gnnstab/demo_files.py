@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.nn import MeanAggregation
 
-from gnnstab import demo, fixes
+from gnnstab import demo
 from gnnstab.errors import UsageError
 from gnnstab.layers import layer_of
 from gnnstab.monitor import Monitor
@@ -25,20 +26,42 @@ _HEAD = '''"""The network of the examples: `--model network:actor --loss network
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.nn import MessagePassing, TransformerConv
+from torch_geometric.nn import MeanAggregation, MessagePassing, TransformerConv
 
 
 '''
-_TAIL = "actor, policy_loss = Swarm, loss\n"
+_TAIL = "actor, steady, policy_loss = Swarm, SteadySwarm, loss\n"
+
+
+class MeanEmbedding(demo.SumEmbedding):
+    """The mean over the neighbours in place of their sum, and a term of the node itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aggr_module = MeanAggregation()
+        self.lin_root = nn.Linear(6, 16)
+
+    def forward(self, x: Tensor, edge_index: Tensor, e: Tensor) -> Tensor:
+        """(N, 6), (2, E), (E, 1) → (N, 16)."""
+        return super().forward(x, edge_index, e) + self.lin_root(x)
+
+
+class SteadySwarm(demo.Swarm):
+    """The swarm with the change that gnnstab recommends for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = MeanEmbedding()
 
 
 def network() -> str:
     """The demonstration's network as a file of its own, which a change can be made in."""
-    parts = (inspect.getsource(part) for part in (demo.SumEmbedding, demo.Swarm, demo.loss))
-    return _HEAD + re.sub(r"  # type: ignore.*", "", "\n\n".join(parts)) + "\n\n" + _TAIL
+    made = (demo.SumEmbedding, demo.Swarm, MeanEmbedding, SteadySwarm, demo.loss)
+    source = "\n\n".join(inspect.getsource(part) for part in made)
+    return _HEAD + re.sub(r"  # type: ignore.*", "", source).replace("(demo.", "(") + "\n\n" + _TAIL
 
 
-FILES = ("network.py", "batch.pt", "fresh.pt", "actor.pt", "crash.pt", "run.gnnstab")
+FILES = ("network.py", "batch.pt", "fresh.pt", "steady.pt", "actor.pt", "crash.pt", "run.gnnstab")
 """What `write` makes, in this order."""
 
 _SHARPENED, _BROKEN = 3.0, 3000.0
@@ -50,7 +73,7 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
     """Write the files into a folder that exists; ``say`` is told what is done.
 
     ``fresh.pt`` is an untrained network, in ``actor.pt`` attention saturates on this batch, in ``crash.pt`` the scores overflow in fp16,
-    ``run.gnnstab`` is a short healthy run.
+    ``run.gnnstab`` is a short healthy run of the network with the recommended change, and ``steady.pt`` holds its weights.
 
     Raises `UsageError`, before it writes anything, when one of them is there already.
     """
@@ -63,7 +86,9 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
         file.write(network())
     _save(batch, folder / "batch.pt")
     say("training a few steps under gnnstab.Monitor")
-    _record(fixes.apply(model, "mean-aggregation-root", batch=batch), batch, folder / "run.gnnstab")
+    steady = SteadySwarm()
+    _record(steady, batch, folder / "run.gnnstab")
+    _save(steady.state_dict(), folder / "steady.pt")
     with torch.no_grad():
         for name, factor in (("fresh.pt", 1.0), ("actor.pt", _SHARPENED), ("crash.pt", _BROKEN)):
             changed = copy.deepcopy(model)

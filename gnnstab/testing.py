@@ -25,6 +25,9 @@ __all__ = ["assert_stable", "require"]
 MOST = 5
 """Rules whose worst finding is named in the message of a failure, and budgets."""
 
+MOST_CODE = 4
+"""Lines of a change that such a message shows."""
+
 
 def assert_stable(
     model: nn.Module,
@@ -115,10 +118,22 @@ def failure(diagnosis: Diagnosis, fail_on: str, broken: Sequence[limits.Violatio
         lines.append(f"  {summary.beginning(escape.sentence(finding.message), 600 if len(rules) == 1 else 200)}")
     if len(rules) > MOST:
         lines.append(f"and {' '.join(list(rules)[MOST:])}")
+    if lines and failing:
+        lines += _change(diagnosis)
     said, told = f"{word}: {rest}", _budgets(broken)
     if told and not lines:
         return "\n".join([*told, said])  # pytest's summary ends behind the first line.
     return "\n".join([said, *lines, *told]) if lines else ""
+
+
+def _change(diagnosis: Diagnosis) -> list[str]:
+    """What to change first, as code where that is short: whoever reads a failed test has no other report."""
+    for cause in summary.to_change(diagnosis):
+        if (fix := summary.recommended(cause)) is not None:
+            code = escape.code(fix.change).splitlines()
+            shown = [f"  {line}" for line in code] if len(code) <= MOST_CODE else []
+            return [f"change for {cause.cause}: {escape.name(fix.fix)}", *shown]
+    return []
 
 
 def _elsewhere(finding: Finding, others: Sequence[Finding]) -> str:

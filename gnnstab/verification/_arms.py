@@ -129,6 +129,9 @@ class ArmResult:
     codes: Mapping[str, str] = field(default_factory=dict)
     """Rule code → worst severity, at warning or above."""
 
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Rule code → the number farthest from zero that it found, information included."""
+
     start: float | None = None
     """Loss before the first step of the training."""
 
@@ -219,9 +222,12 @@ def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, se
     codes: dict[str, str] = {}
     for finding in seen.findings:
         codes[finding.code] = max(codes.get(finding.code, ""), finding.severity, key=("", "warning", "error").index)
+    numbers: dict[str, float] = {}
+    for finding in (*seen.findings, *seen.notes):
+        numbers[finding.code] = max(numbers.get(finding.code, 0.0), finding.value, key=abs)
     alone = {f.code for f in seen.findings if f.explained_by is None}
     follows = {f.code: f.explained_by for f in seen.findings if f.explained_by is not None and f.code not in alone}
-    return ArmResult(value=_value(setting.goal, seen.signals, codes), codes=codes, follows=follows)
+    return ArmResult(value=_value(setting.goal, seen.signals, codes), codes=codes, numbers=numbers, follows=follows)
 
 
 def _value(goal: Goal | None, signals: Signals, codes: Mapping[str, str]) -> float:

@@ -32,6 +32,9 @@ BY_HEART = 0.01
 LEARNT = 0.5
 """Share of the loss at the start above which a training has hardly learnt: a better constant answer comes that far as well."""
 
+SAME = 0.1
+"""Relative difference up to which two arms show the same number."""
+
 MAJORITY = 0.8
 """Share of the seeds in which a threshold must be crossed."""
 
@@ -58,11 +61,29 @@ class Pairs:
 
     @property
     def new_codes(self) -> tuple[str, ...]:
-        """Codes that fire with the fix in most seeds, and without it in fewer than half; those that follow from one that fires without it are not new."""
+        """Codes that fire with the fix in most seeds, and without it in fewer than half.
+
+        Not new are those that follow from one that fires without it, and those whose number stood there without it as
+        well: what lies behind a cured fault is then seen, and was not made.
+        """
+        return tuple(code for code in self._fire_now() if not self._stood(code))
+
+    @property
+    def unmasked(self) -> tuple[str, ...]:
+        """Codes that fire with the fix alone, although their numbers stood there without it."""
+        return tuple(code for code in self._fire_now() if self._stood(code))
+
+    def _fire_now(self) -> list[str]:
         without = Counter(code for r in self.before for code in r.codes)
         many, few = MAJORITY * len(self.after), 0.5 * len(self.before)
         with_fix = Counter(c for r in self.after for c in r.codes if without[r.follows.get(c, "")] < max(few, 1))
-        return tuple(sorted(c for c, n in with_fix.items() if n >= many and without[c] < few))
+        return sorted(c for c, n in with_fix.items() if n >= many and without[c] < few)
+
+    def _stood(self, code: str) -> bool:
+        """True where the rule found the same number, up to `SAME` of it, in most arms without the fix."""
+        pairs = zip(self.before, self.after, strict=True)
+        found = [(b.numbers.get(code, math.nan), a.numbers.get(code, math.nan)) for b, a in pairs]
+        return _mostly(abs(after - before) <= SAME * abs(before) for before, after in found)
 
 
 def crossing(pairs: Pairs, goal: Goal) -> bool:
@@ -227,7 +248,7 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
         where = ", on average on what it has not seen either"
     return (
         "confirmed",
-        f"the signal crosses its threshold with margin, nothing else fires, the short training is not worse{where}",
+        f"the signal crosses its threshold with margin, nothing new fires, the short training is not worse{where}",
     )
 
 

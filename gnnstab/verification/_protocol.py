@@ -260,6 +260,8 @@ class _Plan:
             return replace(base, reason=f"the fix cannot be applied here: {errors[0]}")
         losses = screened if self.after_training else trained
         verdict, reason = judging.by_signal(screened, goal) or judging.by_training(losses)
+        if verdict == "confirmed" and screened.unmasked:
+            reason += f"; {', '.join(screened.unmasked)}, which stood behind it, is seen now"
         dead = self._dead() if verdict == "no-effect" else ""
         if dead:
             return replace(base, reason=dead)

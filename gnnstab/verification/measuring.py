@@ -24,6 +24,9 @@ class Observation:
     findings: tuple[Finding, ...]
     """At warning or above."""
 
+    notes: tuple[Finding, ...] = ()
+    """Information."""
+
 
 def observe(
     model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32", **optimizing: Any
@@ -38,7 +41,8 @@ def observe(
 def judged(signals: Signals) -> Observation:
     """Signals with the findings that they give."""
     findings = run(signals).findings
-    return Observation(signals, tuple(f for f in findings if f.severity != "info"))
+    loud = tuple(f for f in findings if f.severity != "info")
+    return Observation(signals, loud, tuple(f for f in findings if f.severity == "info"))
 
 
 def measured_on(batch: Any, loss: Any) -> Any:

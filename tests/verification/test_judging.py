@@ -35,7 +35,7 @@ VERDICTS = {
     "one batch learnt by heart either way": ((1.5e-8,), (3.4e-8,), "inconclusive", "learns all it is shown by heart"),
     "learnt by heart without the fix alone": ((1.5e-8,), (0.3,), "made-worse", "or more above"),
     "what it has not seen decides of those too": ((1.5e-8, 0.1), (3.4e-8, 0.3), "made-worse", "or more above"),
-    "equal": ((0.1,), (0.1,), "confirmed", "nothing else fires, the short training is not worse"),
+    "equal": ((0.1,), (0.1,), "confirmed", "nothing new fires, the short training is not worse"),
     "learns nothing": ((0.1, 2.0), (1.2, 1.0), "inconclusive", "ends above its start"),
     "ends at its start": ((0.1, 2.0), (1.0, 1.0), "confirmed", "on what it has not seen"),
     "unclear and learnt more closely": ((0.1, 1.0), (0.05, UNCLEAR), "confirmed", "not seen either"),
@@ -147,3 +147,12 @@ def test_a_reason_is_told_whole(several):
     shown = verdicts_text([Verdict("qk-clip", "inconclusive", reason, rate="at learning rate 0.1")] * several)
     assert " ".join(shown.split()).count(reason) == several
     assert max(map(len, shown.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("stood", "new"), [(0.97, ()), (0.4, ("GS401",)), (None, ("GS401",))])
+def test_what_stood_behind_a_cured_fault_is_not_made_by_the_fix(stood, new):
+    before = ArmResult(codes={"GS301": "warning"}, numbers={} if stood is None else {"GS401": stood})
+    after = ArmResult(codes={"GS401": "warning"}, numbers={"GS401": 0.98})
+    found = Pairs((before,) * 3, (after,) * 3)
+    assert found.new_codes == new
+    assert {*found.new_codes, *found.unmasked} == {"GS401"}

@@ -25,6 +25,12 @@ TRIED = frozenset(
 )
 """Causes that the table can undo; of others an intervention says nothing."""
 
+ROOT = 0.5
+"""Share of the way back from which on a suspect is the root of a symptom."""
+
+CONTRIBUTES = 0.25
+"""Share from which on it contributes; the same as that below which a fix is said to have no effect."""
+
 EARNED = 0.05
 """Relative rise of the loss under softer scores from which on the sharpness is called earned."""
 
@@ -82,6 +88,7 @@ def kept(found: Investigation) -> dict[str, Any]:
             {
                 **{word: getattr(one.trial, word) for word in _WORDS},
                 "deviates": one.trial.deviates,
+                "also": one.trial.also,
                 "shares": list(one.shares),
                 "after": list(one.after),
             }
@@ -115,7 +122,12 @@ def _restored(plain: Mapping[str, Any], findings: Sequence[Finding]) -> Investig
 
     tried = tuple(
         Tried(
-            Trial(**{word: str(one[word]) for word in _WORDS}, edit=Edit(), deviates=bool(one["deviates"])),
+            Trial(
+                **{word: str(one[word]) for word in _WORDS},
+                edit=Edit(),
+                deviates=bool(one["deviates"]),
+                also=str(one.get("also", "")),
+            ),
             own(one["shares"]),
             own(one["after"]),
         )

@@ -94,3 +94,6 @@ class Trial:
 
     written: str = ""
     """How code writes that tensor, where it stands inside of something else."""
+
+    also: str = ""
+    """The cause of a second suspect that is undone in the same edit, see `_pairs`."""

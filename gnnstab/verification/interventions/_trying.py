@@ -20,8 +20,9 @@ from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs605_absurd_weight import AbsurdWeight
 from gnnstab.rules.learned import frozen
 from gnnstab.rules.queries import attention, fresh, measured, sharp_from_the_start
-from gnnstab.verification.interventions._investigation import Investigation, Tried
+from gnnstab.verification.interventions._investigation import ROOT, Investigation, Tried
 from gnnstab.verification.interventions._measuring import Look, look
+from gnnstab.verification.interventions._pairs import needs_both, pairs
 from gnnstab.verification.interventions._symptoms import Symptom, symptoms_in
 from gnnstab.verification.interventions._table import INTERVENTIONS
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
@@ -35,9 +36,6 @@ SOFTER = 0.5
 
 LEARNED = math.exp(-2)
 """Share of the loss of answers that tell no row from another up to which a model has learned, as for GS201."""
-
-_WAY_BACK = 0.5
-"""Share of the way back from which on something that was undone explains sharp attention, as for a root cause."""
 
 
 def investigate(
@@ -63,9 +61,11 @@ def investigate(
     trials = _suspects(case, base) if there else []
     failed: set[str] = set()
     tried = tuple(_undone(case, base, there, trials, failed))
+    together = _undone(case, base, there, list(pairs(tried, len(there))), set())
+    tried = (*tried, *(one for one in together if needs_both(one, tried)))
     before = tuple(symptom.goal.read(base.signals) for symptom in there)
     explained = any(_restores(one, there) for one in tried if one.trial.cause != "attention-explosion")
-    established = any(share >= _WAY_BACK for one in tried for share in one.shares)
+    established = any(share >= ROOT for one in tried for share in one.shares)
     losses = None if explained else _softened(case, base, there, established)
     untried = (failed | _unknown(case)) - {one.trial.cause for one in tried}
     rate = _rate(case)

@@ -10,14 +10,8 @@ from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SIGNALS, Cause, Finding
 from gnnstab.rules import harmful
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import OPEN
-from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
+from gnnstab.verification.interventions._investigation import CONTRIBUTES, ROOT, TRIED, Investigation, Tried
 from gnnstab.verification.interventions._symptoms import Symptom
-
-ROOT = 0.5
-"""Share of the way back from which a suspect is the root of a symptom."""
-
-CONTRIBUTES = 0.25
-"""Share from which it contributes; the same as that below which a fix is said to have no effect."""
 
 TIE = 0.2
 """Shares that lie no further below the best one are as good."""
@@ -46,6 +40,9 @@ class Ruling:
     excused: bool = False
     """True of sharp attention that the weights make, and that is of use, or may be (`Investigation.earned`)."""
 
+    nearest: str = ""
+    """What the best suspect was undone by, where none is the root and it contributes."""
+
     follows: Finding | None = None
     """What has made the root so: a rate that is too high, where the root are weights that were trained with it, or memory that nobody wrote."""
 
@@ -64,19 +61,24 @@ def rulings(found: Investigation) -> tuple[Ruling, ...]:
 def _ruling(found: Investigation, i: int) -> Ruling:
     symptom, before = found.symptoms[i], found.before[i]
     known = [tried for tried in found.tried if not math.isnan(tried.shares[i])]
+    if any(tried.shares[i] >= ROOT for tried in known if not tried.trial.also):
+        known = [tried for tried in known if not tried.trial.also]
     best = max((tried.shares[i] for tried in known), default=math.nan)
     low = [tried for tried in known if tried.shares[i] < CONTRIBUTES]
     ruled_out = tuple(f"{tried.trial.words} {_moved(before, tried, i)}" for tried in low)
     sharp = bool(found.earned) and symptom.goal.signal.startswith("attention.")
     if not best >= ROOT:
-        return Ruling(symptom, before, None, best, math.nan, ruled_out, sharp)
+        nearest = next((tried.trial.words for tried in known if tried.shares[i] == best >= CONTRIBUTES), "")
+        return Ruling(symptom, before, None, best, math.nan, ruled_out, sharp, nearest)
     good = [tried for tried in known if tried.shares[i] >= max(ROOT, best - TIE)]
     # What differs from its reference explains more than what is merely configured, what reaches the healthy band more than what comes
     # near it; the table stands upstream first.
     root = max(good, key=lambda tried: (tried.trial.deviates, tried.shares[i] >= 1))
     of_weights = root.trial.cause in _OF_WEIGHTS
     follows = found.rate if of_weights else None
-    return Ruling(symptom, before, root, root.shares[i], root.after[i], ruled_out, sharp and of_weights, follows)
+    return Ruling(
+        symptom, before, root, root.shares[i], root.after[i], ruled_out, sharp and of_weights, follows=follows
+    )
 
 
 def _moved(before: float, tried: Tried, i: int) -> str:
@@ -204,6 +206,7 @@ def _not_established(finding: Finding, ruling: Ruling, found: Investigation) -> 
         best = " Nothing that can be undone on a copy differs from its reference."
     else:
         best = f" Nothing that was undone went more than {max(0.0, 100 * ruling.share):.0f} % of the way back."
+        best = f"{best[:-1]}: {ruling.nearest} did." if ruling.nearest else best
     ruled = f" Ruled out: {'; '.join(ruling.ruled_out)}." if ruling.ruled_out else ""
     return replace(
         finding, explained_by=None, confidence="medium", message=f"{_seen(ruling)}. Cause not established.{best}{ruled}"
@@ -255,6 +258,10 @@ def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling], alone: b
         return replace(cause, status="root-cause", how="undone", share=best.share, reason=reason, codes=codes)
     if any(r.root is None and r.symptom.finding.cause == cause.cause and harmful(r.symptom.finding) for r in rules):
         return replace(cause, how="undone")
+    with_root = next((r for r in rules if r.root is not None and r.cause and r.root.trial.also == cause.cause), None)
+    if with_root is not None:
+        reason = _suspected_and_undone(with_root)
+        return replace(cause, status="contributing", how="undone", share=with_root.share, reason=reason)
     shares = [
         (share, tried, i)
         for tried in found.tried
