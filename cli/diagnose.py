@@ -23,6 +23,8 @@ def _cores() -> int:
 )
 @click.option("--jobs", type=click.IntRange(min=1), default=_cores, show_default="all cores",
               help="Processes of --verify.")  # fmt: skip
+@click.option("--lr", type=options.FiniteRange(min=0, min_open=True),
+              help="Of the trainings of --verify; when omitted that of the checkpoint's Adam, else 0.001.")  # fmt: skip
 @options.GATE
 @options.REPORT
 @options.CONFIG

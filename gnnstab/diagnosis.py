@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def diagnose(
     activation: str | None = None,
     verify: bool = False,
     jobs: int = 1,
+    lr: float | None = None,
     select: str | Sequence[str] | None = None,
     ignore: str | Sequence[str] | None = None,
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
@@ -55,6 +57,7 @@ def diagnose(
         activation: ``relu`` or ``tanh``: activation between the layers, where a file cannot show it.
         verify: Prove every recommended fix on a copy of the model (needs a model and a batch).
         jobs: Processes of ``verify``.
+        lr: Learning rate of the trainings of ``verify``; that of ``optimizer``, or of the checkpoint's Adam, when omitted, else 0.001.
         select: Code prefixes of the rules to run, ``"GS3"`` or ``["GS3", "GS5"]``; all when omitted.
         ignore: Code prefixes of the rules to leave out.
         thresholds: ``{"GS301": {"warn_entropy": 0.3}}`` replaces thresholds of rules.
@@ -72,6 +75,11 @@ def diagnose(
         raise UsageError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
     if clip is not None and not clip > 0:
         raise UsageError(f"clip is the limit of the gradient's norm, a number above 0, not {clip!r}")
+    if lr is not None and not (verify and 0 < lr < math.inf):
+        raise UsageError(
+            f"lr is the learning rate of the trainings of verify=True, a number above 0, not {lr!r}"
+            + "; pass verify=True" * (not verify)
+        )
     told = progress or (lambda _: None)
     request = Request(model, batch, loss, optimizer, precision, clip, heads, activation, unsafe, told)
     seen = observe(target, request)
@@ -79,7 +87,7 @@ def diagnose(
         seen.target, seen.signals, select=select, ignore=ignore, thresholds=thresholds, overrides=overrides
     )
     diagnosis = _undone(diagnosis, seen, request)
-    return _prove(diagnosis, seen, request, jobs) if verify else diagnosis
+    return _prove(diagnosis, seen, request, jobs, lr) if verify else diagnosis
 
 
 def _undone(diagnosis: Diagnosis, seen: Observed, request: Request) -> Diagnosis:
@@ -97,7 +105,7 @@ def _undone(diagnosis: Diagnosis, seen: Observed, request: Request) -> Diagnosis
     return in_own_lines(undone, live.model)
 
 
-def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int) -> Diagnosis:
+def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int, lr: float | None) -> Diagnosis:
     live = seen.live
     if live is None:
         raise UsageError("verify=True needs a model to apply the fixes to: pass model= and batch=")
@@ -105,5 +113,5 @@ def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int) ->
 
     return prove(
         diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision, workers=jobs,
-        factory=live.factory, progress=request.progress, **live.training,
+        factory=live.factory, progress=request.progress, **{**live.training, **({} if lr is None else {"lr": lr})},
     )  # fmt: skip
