@@ -43,7 +43,7 @@ class MeanEmbedding(demo.SumEmbedding):
 
     def forward(self, x: Tensor, edge_index: Tensor, e: Tensor) -> Tensor:
         """(N, 6), (2, E), (E, 1) → (N, 16)."""
-        return super().forward(x, edge_index, e) + self.lin_root(x)
+        return super().forward(x, edge_index, e) + self.lin_root(x)  # type: ignore[no-any-return]
 
 
 class SteadySwarm(demo.Swarm):

@@ -12,7 +12,7 @@ from typing import Any
 _COMPUTE = ("torch.nn.utils.", "gnnstab.nn.", "gnnstab.probe.replaying.evaluating")
 """Modules whose hooks, all objects of a class, compute: ``weight_norm``, ``spectral_norm``, pruning, the fixes."""
 
-_LIBRARIES = ("torch", "torch_geometric", "gnnstab")
+LIBRARIES = ("torch", "torch_geometric", "gnnstab")
 
 _SILENT = frozenset(
     {"append", "extend", "insert", "update", "__setitem__", "setattr", "put", "write"}
@@ -35,7 +35,7 @@ def computes(hook: Any, forward: bool) -> bool:
     function = inspect.unwrap(getattr(hook, "__func__", hook))
     if not forward or not isinstance(function, types.FunctionType):
         return False
-    return function.__module__.partition(".")[0] not in _LIBRARIES and _returns(function.__code__)
+    return function.__module__.partition(".")[0] not in LIBRARIES and _returns(function.__code__)
 
 
 @functools.lru_cache(1024)

@@ -268,6 +268,10 @@ def _norm_of_something_else(signals: Signals) -> str:
         return "x = x / train_x.std(0)  # a constant of the training set, in place of a division of each row by its own sum or length"
     if any(s.value < GraphNormHazard.spread for s in signals.find(PLACE_PADDED_SPREAD)):
         return "out = torch.zeros_like(h)\nout[mask] = norm(h[mask])  # mask: True for real rows, in place of norm over all of them"
+    if stops(signals, "softmax"):
+        return (
+            "weights = scores.squeeze(-1).softmax(-1)  # over the candidates: the last axis of scores holds one entry"
+        )
     if single := stops(signals, "layer_norm"):
         name = str(single[0].layer)
         return f"# {on_one_line(name)}: leave it out, or scale the column by constants of the training set\nx = (x - train_x.mean(0)) / train_x.std(0)  # in place of {variable(name)}(x)"

@@ -83,7 +83,7 @@ LINKS = tuple(
         ("GS305", on.always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),
         ("GS305", on.wrong_there, "GS604"),
         # Of what reads nothing but padding no graph differs from another, whatever the norms before it do.
-        ("GS305", on.told_by(PLACE_CLOSED_CONTENT), "GS108 GS703"),
+        ("GS305", on.told_by(PLACE_CLOSED_CONTENT), "GS108 GS604 GS703"),
         ("GS408", on.heard_beside_norms, "GS108"),
         ("GS108", on.heard_through_norms, "GS408"),
         # Updates of all gradients so far: like those of a rate that grows.

@@ -173,6 +173,7 @@ class NeverUpdatedParameter(Rule):
                 severity="error" if signals.find("optimizer.never_updated") else "warning",
                 limit=self.parameters,
                 signal=signal,
+                cause=_CAUSED.get(kind),
             )
 
     def _all_zero(self, signals: Signals) -> Iterator[Finding]:
@@ -353,6 +354,9 @@ _STOPS = {
     "poisson": ("no derivative leads from a draw back to its rate", "Use log_prob times the reward"),
 }
 """Operation → why it hands no gradient on, and what to do; the others that this rule tells of are steps."""
+
+_CAUSED = {"clamp": "active-clamp", "softmax": "normalization-misuse"}
+"""Operation → what is to be changed where it stops a gradient; of the others the parameters in front of them."""
 
 
 def _stops(signals: Signals) -> list[Signal]:

@@ -15,7 +15,7 @@ from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LOSS_RISE, in_
 from gnnstab.verification._protocol import NOTHING_FIRES, verify
 from gnnstab.verification._sweep import Progress
 from gnnstab.verification._verdict import Verdict
-from gnnstab.verification.interventions.deciding import ROOT
+from gnnstab.verification.interventions._investigation import ROOT
 
 _REFUTED = ("no-effect", "made-worse")
 

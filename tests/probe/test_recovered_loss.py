@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnnstab.errors import UsageError
 from gnnstab.probe.replaying.recovered_loss import is_squared_error_of, recovered_loss
 
 N, C = 30, 5
@@ -88,6 +89,14 @@ def test_of_a_model_that_returns_more_it_reads_what_the_gradient_came_to() -> No
     value, learned = float(found(output, None)), (output.clone().requires_grad_() * 1.0)
     for result in ((output, torch.randn(N, 2)), {"out": output}, (torch.randn(N, C), learned)):
         assert float(found(result, None).detach()) == value
+
+
+def test_answers_of_another_number_of_rows_are_refused() -> None:
+    found = recovered_loss(*asked(LOSSES["numbers"], 1.0))
+    assert found is not None
+    for result in (torch.zeros(N - 1, C), {"out": torch.zeros(N + 1, C)}):
+        with pytest.raises(UsageError, match=f"reads answers of shape .{N}, {C}."):
+            found(result, None)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -133,3 +133,31 @@ def test_a_hook_that_only_notes_is_not_run_on_copies(number: int) -> None:
         run.keep(*NOTED)
 
     assert unnoticed(loop).warned == []
+
+
+class Tapped(nn.Module):
+    """Works on with what a hook keeps of a layer, as feature extractors do."""
+
+    def __init__(self, keep: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.head, self.taken = Net(), nn.Linear(1, 1), []
+        self.keep = keep
+        self.body.register_forward_hook(self.take)
+
+    def take(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.taken[:] = [self.keep(output)]
+
+    def forward(self, x: Tensor, edges: Tensor) -> Tensor:
+        self.body(x, edges)
+        return self.head(self.taken[0])
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_what_a_hook_keeps_and_the_model_reads_is_kept_on_copies(cut: bool) -> None:
+    torch.manual_seed(0)
+    model = Tapped((lambda t: t.detach()) if cut else (lambda t: t.clone()))
+    found = gnnstab.diagnose(model, batch=(X, EDGES), loss=lambda output, batch: mse_loss(output, Y))
+    told = [f.message for f in found.at_least("warning") if f.code == "GS604"]
+    assert ["no path leads from the loss" in message for message in told] == [True] * cut
+    assert model.taken == []
+    assert not [f for f in found.findings if f.code == "GS902"]

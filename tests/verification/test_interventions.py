@@ -17,11 +17,11 @@ from gnnstab.verification import undo
 from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
 from gnnstab.verification.interventions import _trying as trying
-from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
+from gnnstab.verification.interventions._investigation import CONTRIBUTES, ROOT, TRIED, Investigation, Tried
 from gnnstab.verification.interventions._suspects import identity_paths
 from gnnstab.verification.interventions._symptoms import symptoms_in
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
-from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, decided_causes, rulings
+from gnnstab.verification.interventions.deciding import decided_causes, rulings
 from models.stacks import Stack, random_batch
 from trained import take_step
 

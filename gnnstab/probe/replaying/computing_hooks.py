@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from gnnstab.errors import UsageError
-from gnnstab.hook_code import computes
+from gnnstab.hook_code import LIBRARIES, computes
 from gnnstab.probe.replaying.reach import SHARED, own_function, shared_with
 from gnnstab.randomness import deep_copy
 
@@ -24,6 +24,30 @@ def computing_hooks(module: nn.Module) -> dict[Any, Callable[..., Any]]:
 def changes_input(module: nn.Module) -> bool:
     """True where a hook hands the module's forward something else than the module was called with."""
     return any(key in module._forward_pre_hooks for key in computing_hooks(module))
+
+
+def foreign(hook: Any) -> bool:
+    """True for a hook of the user's own code."""
+    while isinstance(hook, functools.partial):
+        hook = hook.func
+    own = isinstance(hook, (types.FunctionType, types.MethodType))
+    return own and str(hook.__module__).partition(".")[0] not in LIBRARIES
+
+
+def owners(hook: Any) -> list[Any]:
+    """What a hook can write into: the object whose method it is, what hangs in its closure, what it was given beforehand."""
+    if isinstance(hook, functools.partial):
+        return [*owners(hook.func), *hook.args, *hook.keywords.values()]
+    if isinstance(hook, types.MethodType):
+        return [hook.__self__, *owners(hook.__func__)]
+    return [value for cell in getattr(hook, "__closure__", None) or () for value in _content(cell)]
+
+
+def _content(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # It is empty.
+        return []
 
 
 def own_hook(hook: Any, memo: dict[int, Any], model: nn.Module) -> Any:

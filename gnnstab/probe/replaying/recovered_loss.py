@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnnstab.errors import UsageError
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.replaying.skipped_step import histories
 
@@ -60,11 +61,16 @@ def _of_its_part(loss: Recovered, shape: torch.Size) -> Recovered:
     """The same loss of all that the model returns, of which it reads one tensor: the one with a history, else the first of that shape."""
 
     def read(result: Any, batch: Any) -> Tensor:
-        if isinstance(result, Tensor):
-            return loss(result, batch)
-        with_history = histories(result)
-        alike = (tensor for _, tensor in tensors_in(result) if tensor.shape == shape)
-        return loss(with_history[0] if len(with_history) == 1 else next(alike), batch)
+        if not isinstance(result, Tensor):
+            with_history = histories(result)
+            alike = (tensor for _, tensor in tensors_in(result) if tensor.shape == shape)
+            result = with_history[0] if len(with_history) == 1 else next(alike, None)
+        if result is None or result.shape != shape:
+            got = "none" if result is None else tuple(result.shape)
+            raise UsageError(
+                f"the loss was found from one step's gradients: it reads answers of shape {tuple(shape)}, not {got}"
+            )
+        return loss(result, batch)
 
     return read
 
