@@ -306,6 +306,17 @@ def test_a_clamp_for_another_scale(face: Face) -> None:
     assert loud(face(Limited(), data())) == []
 
 
+@FACES
+@pytest.mark.parametrize(("cutoff", "told"), [(1.0, False), (0.02, True)])
+def test_a_cutoff_of_distances_is_no_other_scale(face: Face, cutoff: float, told: bool) -> None:
+    class Near(Net):
+        def forward(self, batch: Data) -> Tensor:
+            return super().forward(Data(x=1 - (batch.x / cutoff).clamp(max=1), edge_index=batch.edge_index))
+
+    found = loud(face(Near(), data(x=2.2 * torch.rand(NODES, 8, generator=seeded(2)))))
+    assert [f.cause for f in found if f.code == "GS703"] == ["feature-scale"] * told
+
+
 class Stars(Net):
     def __init__(self, always: bool) -> None:
         super().__init__()

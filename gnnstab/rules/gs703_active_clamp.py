@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence, Set
 
 from gnnstab.records import Finding, Signal, Signals
@@ -40,6 +41,12 @@ class ActiveClamp(Rule):
     present: float = threshold(0.01, unit="share of entries", source="heuristic: a clamp that acts at all")
     active: float = threshold(
         0.1, unit="share of entries", source="measured: .21 to .25 in late layers of an exploding network"
+    )
+
+    reach: float = threshold(
+        4,
+        unit="× what the limits leave open",
+        source="heuristic: a cutoff of distances leaves a good part of their range open",
     )
 
     unreached: float = threshold(0.1, unit="share of the variance", source="as GS701")
@@ -92,6 +99,15 @@ class ActiveClamp(Rule):
                 )
 
     def _of_input(self, signal: Signal) -> Finding:
+        if signal.detail.get("range", math.inf) <= self.reach:
+            return self.finding(
+                f"a clamp cuts {percent(signal.value)} of the entries of the input `{signal.layer}`, as of distances beyond a cutoff: "
+                "what is cut looks alike.",
+                severity="info",
+                limit=self.active,
+                signal=signal,
+                cause="feature-scale",
+            )
         return self.finding(
             f"a clamp cuts {percent(signal.value)} of the entries of the input `{signal.layer}`: it is of another scale than the clamp takes it "
             "for, and what is cut looks alike. Scale it into the limits instead.",

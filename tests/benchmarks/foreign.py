@@ -71,7 +71,8 @@ def ask(path: Path, fixed: bool) -> dict[str, Answer]:
         given = {
             "loss": case.loss,
             "optimizer": make(fresh.parameters()),
-            "precision": how.get("precision", "fp32"),
+            "precision": how.get("precision")
+            or {"torch.float16": "fp16", "torch.bfloat16": "bf16"}.get(str(how.get("autocast")), "fp32"),
             "clip": how.get("grad_clip"),
         }
         faces: dict[str, Callable[[], Any]] = {

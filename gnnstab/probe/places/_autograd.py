@@ -114,6 +114,14 @@ def flat_behind(clamp: Any, users: Sequence[Any]) -> bool:
     return (lower is None or lower <= -most) and (upper is None or upper >= most) and (lower, upper) != (None, None)
 
 
+def range_over_open(node: Any) -> float:
+    """As of `_numbers`, of a node that clamps; NaN of ``minimum`` and ``maximum``, and where what entered is gone."""
+    try:
+        return numbers.range_over_open(node._saved_self, *limits(node))
+    except (RuntimeError, AttributeError):
+        return math.nan
+
+
 def _clamp(node: Any) -> tuple[str, float]:
     return "place.clamped_share", numbers.cut_share(node._saved_self, *limits(node))
 

@@ -100,3 +100,13 @@ def saturated_share(result: Tensor) -> float:
             return 0.0
     flat = sampled(rows)
     return float((flat.abs() > 0.97).double().mean()) if flat.numel() and bool(flat.isfinite().all()) else math.nan
+
+
+def range_over_open(entering: Tensor, low: float | None, high: float | None) -> float:
+    """The range of the entries over what a clamp to [low, high] leaves open of it; infinite where that is nothing."""
+    flat = sampled(entering.detach())
+    if not flat.numel() or not bool(flat.isfinite().all()):
+        return math.nan
+    least, most = float(flat.min()), float(flat.max())
+    left = (most if high is None else min(most, high)) - (least if low is None else max(least, low))
+    return (most - least) / left if left > 0 else math.inf

@@ -41,6 +41,7 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
 def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """The worst of each kind for each module behind which an operation stands."""
     worst: dict[tuple[str, str], tuple[float, str]] = {}
+    ranges: dict[str, float] = {}
     order = {call.name: i for i, call in enumerate(seen.calls.all)}
     empty = seen.calls.empty_sums()
     nodes = list(autograd.walk(seen.outputs))
@@ -57,6 +58,9 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         place = autograd.made_by(above, seen.calls.maker) or autograd.made_by(node, seen.calls.maker) or "output"
         if signal == PLACE_DEAD_SHARE and place in empty:
             continue
+        if signal == PLACE_CLAMPED_SHARE and place in seen.batch:
+            reach = autograd.range_over_open(node)
+            ranges[place] = max(ranges.get(place, 0.0), math.inf if math.isnan(reach) else reach)
         worst[signal, place] = max(worst.get((signal, place), (-1.0, "")), (value, type(node).__name__))
     at_the_end = {t.grad_fn for t in seen.outputs}
     given = {*seen.batch, *(name for name, _ in seen.model.named_parameters())}
@@ -66,6 +70,8 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         if place in given and signal != PLACE_CLAMPED_SHARE:
             continue  # No module stands in front: a ReLU or tanh of features or of a bare parameter is no activation.
         detail = {"operation": operation, "output": place in last or place == "output", "input": place in seen.batch}
+        if signal == PLACE_CLAMPED_SHARE and place in ranges:
+            detail["range"] = ranges[place]
         yield signal, place, value, detail
 
 
