@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import shlex
 import sys
 import textwrap
 import webbrowser
@@ -105,6 +106,8 @@ def _write_files(folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     for path in demo_files.write(folder, lambda line: click.echo(f"  {line}", err=True)):
         click.echo(path)
+    here = "" if folder == Path() else f"cd {shlex.quote(str(folder))}; "
+    click.echo(f"  next: {here}gnnstab diagnose crash.pt", err=True)
     return 0
 
 

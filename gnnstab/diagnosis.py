@@ -49,8 +49,8 @@ def diagnose(
             ``(data, y)``, are for the loss. Makes attention, activations and gradients visible.
         loss: ``callable(output, batch) -> scalar tensor`` or ``"pkg.mod:function"``; a random linear read-out of the
             output when omitted, which the diagnosis states.
-        optimizer: An optimizer of ``model`` whose state and settings are judged too. ``verify`` trains with its rate and eps;
-            without one, with those of the Adam that the checkpoint holds.
+        optimizer: An optimizer of ``model`` whose state and settings are judged too. ``verify`` trains with one of the same class and
+            settings; without one, with that of the run whose trace it is, or the rate and eps of the Adam that the checkpoint holds.
         precision: ``fp32``, ``fp16`` or ``bf16``: the forward runs under autocast to it.
         clip: Limit of the norm of all gradients, where the training has one (`clip_grad_norm_`): trial steps of the optimizer keep to it.
         heads: Number of heads where a file cannot show it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import sys
 import warnings
@@ -13,7 +14,7 @@ import torch
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning, UnstableError, UsageError, warn
-from gnnstab.monitor._telling import in_words
+from gnnstab.monitor._telling import Repeats, in_words
 from gnnstab.records import Finding
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.selection import Selection
@@ -153,9 +154,9 @@ def test_an_unknown_argument_is_answered_with_its_place(model, keyword: str, tol
 def test_what_is_true_of_several_layers_is_one_warning(model) -> None:
     """A run that a rate of 1e3 ends at once: every layer explodes, and each rule speaks once."""
     batch, optimizer = random_batch(), torch.optim.SGD(model.parameters(), lr=1e3)
-    heard: list[str] = []
+    heard: list[Finding] = []
     said: list[str] = []
-    for on_finding in ("warn", lambda finding: heard.append(f"{finding.code} {finding.layer}")):
+    for on_finding in ("warn", heard.append):
         state = copy.deepcopy(model.state_dict())
         with warnings.catch_warnings(record=True) as told, gnnstab.Monitor(model, optimizer=optimizer, on_finding=on_finding) as monitor:  # fmt: skip
             warnings.simplefilter("always")
@@ -167,11 +168,30 @@ def test_what_is_true_of_several_layers_is_one_warning(model) -> None:
                 optimizer.step()
         said += [str(item.message) for item in told]
         model.load_state_dict(state)
-    layers = {line.split()[1] for line in heard if line.startswith("GS301")}
+    alike = [finding for finding in heard if finding.code == "GS301"]
+    layers = {finding.layer for finding in alike}
     assert len(layers) > 1, "a callable hears each finding"
-    (text,) = [text for text in said if text.startswith("GS301")]
+    (text,) = in_words(alike)
     assert all(layer in text for layer in layers)
     assert "Alike in" in text
+    rates = sum(text.startswith("GS601") for text in said)
+    assert 1 <= rates < sum(finding.code == "GS601" for finding in heard), said
+    assert not any(text.startswith("GS301") for text in said), "what follows from the rate that was told"
+
+
+def test_a_rate_is_told_again_where_it_got_ten_times_worse_and_what_follows_later_is_told() -> None:
+    def found(code: str, value: float, step: int) -> Finding:
+        return Finding(code, "n", "c", "warning", "high", None, None, step, "loss", value, 1.25, "", "")
+
+    repeats = Repeats()
+    assert repeats.news([found("GS301", 9.0, 0)]), "before anything is known of the rate"
+    first = found("GS601", 2.5, 1)
+    assert repeats.news([found("GS603", 9.0, 1), first]) == [first]
+    assert repeats.news([found("GS601", 20.0, 2), found("GS301", 9.0, 2)]) == []
+    assert repeats.news([found("GS601", 30.0, 3)]), "ten times as far beyond its limit"
+    assert repeats.news([found("GS601", math.inf, 4), found("GS502", math.nan, 4)])
+    assert repeats.news([found("GS601", math.nan, 5), found("GS603", 9.0, 104)]) == []
+    assert repeats.news([found("GS603", 9.0, 106)]), "a hundred steps later it is a matter of its own"
 
 
 def test_nothing_that_differs_is_left_out_of_a_warning() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from gnnstab.fixes._loop import eps_broke
 from gnnstab.fixes.base import NOTHING_MEASURED, POSITIVE, Fix, Limits, positive
-from gnnstab.fixes.printing import on_one_line, variable
+from gnnstab.fixes.printing import on_one_line
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.rises import harms
 from gnnstab.records.vocabulary import (
@@ -36,7 +36,7 @@ FEWEST = 10
 
 
 class LowerLearningRate(Fix):
-    """Lowers the learning rate to the first third, ninth, … at which real steps of the optimizer on a copy are calm.
+    """Lowers the learning rate to the first third, ninth, … at which real steps of the optimizer on a copy are calm and bring the loss down.
 
     Where none was tried, the rate is divided by three. Too large a rate has made the weights grow: the training has to start
     again.
@@ -56,31 +56,29 @@ class LowerLearningRate(Fix):
     cost = "slower training"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
-        name, rate, calm = _tried(signals)
+        rate, calm, apart = _tried(signals)
         group = None if options else _group(signals)
         if group is not None:
             own = on_one_line(", ".join(str(name) for name in group.get("names", ())[:3]))
             return f'optimizer.param_groups[{group.get("group")!r}]["lr"] = {float(group.get("lower", 0)):.3g}  # {own}'
         if not options and any(told.get("scheduled") for told in _hindering(signals)) and rate and calm:
             return f"factor = {calm / rate:.2g}  # on every rate of the schedule; or warm up to {rate:.3g} over some hundred steps"
-        said = ""
-        if "lr" in options or "current" in options:
-            lower = f"{self.training_options(signals=signals, **options)['lr']:.3g}"
-        elif "factor" not in options and calm is not None:
-            lower = f"{calm:.3g}"
-        elif "factor" in options and options["factor"] != LOWER:
-            lower = f"{options['factor']:.2g} * lr"
-        else:
-            lower, *further = [f"{rate * LOWER**n:.3g}" if rate else f"lr / {3**n}" for n in (1, 2, 3)]
-            said = f"\n# else {', '.join(further)}, …: the first at which the loss does not rise"
-        return f"torch.optim.{variable(name)}(model.parameters(), lr={lower}){said}"
+        given = {"lr", "current"} & options.keys()
+        chosen = self.training_options(signals=signals, **options)["lr"] if given else calm
+        if not given and "factor" in options and options["factor"] != LOWER:
+            return in_groups("lr", f"*= {options['factor']:.2g}")
+        if chosen and (given or "factor" not in options):
+            before = f"  # in place of {rate:.3g}" if rate else ""
+            return in_groups("lr", f"*= {chosen / rate:.2g}" if apart and rate else f"= {chosen:.3g}{before}")
+        lower, *further = [f"= {rate * LOWER**n:.3g}" if rate else f"/= {3**n}" for n in (1, 2, 3)]
+        return f"{in_groups('lr', lower)}\n# else {', '.join(further)}, …: the first at which the loss does not rise"
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """``lr``."""
         if "lr" in options:
             return {"lr": positive(options, "lr", 1.0)}
         current = positive(options, "current", 1e-3)
-        _, rate, calm = _tried(options.get("signals") or NOTHING_MEASURED)
+        rate, calm, _ = _tried(options.get("signals") or NOTHING_MEASURED)
         factor = calm / rate if calm is not None and rate else LOWER
         return {"lr": current * positive(options, "factor", factor)}
 
@@ -97,19 +95,20 @@ def _hindering(signals: Signals) -> list[Mapping[str, Any]]:
     return [told for told in found if told.get("cause") == "learning-rate" and isinstance(told.get("lower"), float)]
 
 
-def _tried(signals: Signals) -> tuple[str, float | None, float | None]:
-    """The optimizer's class, its rate where the loss has risen, and a rate at which steps were calm; ``Adam`` where no class is known."""
-    name, rate, calm = _own_class(signals), None, None
+def _tried(signals: Signals) -> tuple[float | None, float | None, bool]:
+    """The optimizer's rate where the loss has risen, one at which steps went well, and whether the groups have rates of their own."""
+    rate, calm, apart = None, None, False
     for rise in [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)][:1]:
         calm, rate = (n if isinstance(n, float) and n > 0 else None for n in map(rise.detail.get, ("calm_lr", "lr")))
-        name = str(rise.detail.get("optimizer", name))
+        apart = rise.detail.get("apart") is True
     for told in _hindering(signals):
         rate, calm = (told.get(key) for key in ("rate", "lower"))
-    return name, rate, calm if rate and calm and calm < rate else None
+    return rate, calm if rate and calm and calm < rate else None, apart
 
 
-def _own_class(signals: Signals) -> str:
-    return str(signals.context.get("optimizer", "Adam"))
+def in_groups(setting: str, change: str) -> str:
+    """The lines that change one setting of an optimizer, of whatever class, and leave all others as they are."""
+    return f'for group in optimizer.param_groups:  # right after it is made\n    group["{setting}"] {change}'
 
 
 class GradientClipping(Fix):
@@ -180,7 +179,7 @@ class AdamEps(Fix):
         return not eps_broke(signals)
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
-        return f"torch.optim.{variable(_own_class(signals))}(model.parameters(), lr=lr, eps={positive(options, 'eps', 1e-8):g})"
+        return in_groups("eps", f"= {positive(options, 'eps', 1e-8):g}")
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """``eps``."""

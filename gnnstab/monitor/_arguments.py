@@ -41,6 +41,18 @@ def check(model: Any, on_finding: OnFinding, budget: float | None, loss: Any, un
         raise UsageError(f"loss={loss!r}; give a function loss(output, batch), and a value of the loss to monitor.loss")
 
 
+def check_options(given: Iterable[str]) -> None:
+    """Raise `UsageError` for a keyword that `Monitor.diagnose` does not take."""
+    from gnnstab.evaluation import diagnose_trace, evaluate
+
+    known = inspect.signature(diagnose_trace).parameters | inspect.signature(evaluate).parameters
+    own = ["verify", *(name for name, p in known.items() if p.kind is p.KEYWORD_ONLY and name != "late")]
+    for keyword in given:
+        if keyword not in own:
+            takes = f"it takes {', '.join(own)}"
+            raise UsageError(f"monitor.diagnose has no argument {keyword!r}; {hint(keyword, own, takes)}")
+
+
 def _place_of(keyword: str) -> str:
     """Where a keyword belongs that `Monitor` does not have, or which of its own come near."""
     from gnnstab.evaluation import evaluate
@@ -103,6 +115,13 @@ def optimizers_of(given: Any) -> tuple[torch.optim.Optimizer, ...]:
         if not hasattr(one, "register_step_pre_hook"):
             raise UsageError(f"optimizer must be a torch optimizer or a sequence of them, not a {type(one).__name__}")
     return plain
+
+
+def warn_of_foreign(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+    """Say so when none of the optimizers moves the model: their steps are those of another network."""
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    if held and (own := {id(tensor) for tensor in model.parameters()}) and held.isdisjoint(own):
+        warn("gnnstab: the optimizer holds no parameter of the monitored model; pass the one that moves this model")
 
 
 def steps_between(schedule: int | str) -> int:

@@ -25,6 +25,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.events.non_finite_detector import bad_tensors
 from gnnstab.probe.operations.repeat import as_batch as as_given
+from gnnstab.probe.optimizer.kept_settings import SETTINGS, kept_settings
 from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS, STEPS
 from gnnstab.probe.optimizer.marked import may_hold_marks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
@@ -46,6 +47,7 @@ from gnnstab.records.vocabulary import (
     LOSS,
     LOSS_OVER_ZERO,
     OPTIMIZER_EPS_DAMPING,
+    OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
@@ -137,6 +139,10 @@ class Ending:
             self._left_out |= fresh
             self._writer.meta("left_out", "\n".join(self._left_out))
 
+    def keep_settings(self) -> None:
+        """Let the trace keep how the only optimizer is set, so that what is tried later goes by it."""
+        self._writer.meta(SETTINGS, kept_settings(self._optimizers[0], self._recorder.model))
+
     def loss(self, loss: Tensor | float) -> None:
         """Take a loss that is given when nothing is recorded any longer, as that of a test after the training."""
         self._take_late("loss", float(loss))
@@ -172,7 +178,6 @@ class Ending:
                 self._undo()
         finally:
             self._over = True
-            self._updates.began = None  # It is as large as the model.
 
     def _tell_standing(self) -> None:
         self._writer.measures(self._updates.standing.at_end(max(self._recorder.step - 1, 0)))
@@ -263,21 +268,38 @@ class Ending:
                 self._recorder.emit(self._recorder.detector.output(last, inputs))
 
     def prove(self, diagnosis: Diagnosis) -> Diagnosis:
-        """The diagnosis with a verdict on every fix; raises `UsageError` where there is nothing to try them on."""
-        inputs, model = self._recorder.kept, self._recorder.model
+        """The diagnosis with a verdict on every fix; raises `UsageError` where there is nothing to try them on.
+
+        Changes of the training are tried with the run's own optimizer, from the weights that it began with where these were kept, and a
+        lower rate by the same steps that have found the one in use too high.
+        """
+        model, raised = self._recorder.model, self._updates.raised
+        inputs, loss = raised or (self._recorder.kept, None)
         if inputs is None or waits_for_others(model):
             raise UsageError(
                 "verify=True needs a whole model and a batch that the monitor has kept, and there is none; "
                 "gnnstab.diagnose(model, batch=…, loss=…, verify=True) takes them"
             )
-        loss = loss_of(inputs, self._loss)
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        training: dict[str, Any] = {**adam_settings(groups)}
+        loss = loss or loss_of(inputs, self._loss)
         return prove(
             diagnosis, model, batch=as_batch(model, inputs.args, inputs.kwargs),
             loss=None if loss is None else _as_called(loss, inputs), precision=self._recorder.notes.precision or "fp32",
-            **training,
+            ask="give the Monitor its optimizer", **self._training(diagnosis),
         )  # fmt: skip
+
+    def _training(self, diagnosis: Diagnosis) -> dict[str, Any]:
+        """What a short training is to go by: the optimizer as the run began, else its rate and eps."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        if len(self._optimizers) != 1 or not any(float(group.get("lr", 0.0)) > 0 for group in groups):
+            return {**adam_settings(groups)}
+        rates = [float(s.detail.get("largest", 0.0)) for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP]
+        rates += [
+            float(s.detail["lr"]) for s in diagnosis.signals if s.name == OPTIMIZER_LOSS_RISE and s.detail.get("lr")
+        ]
+        with suppress(UsageError):
+            began, optimizer = self._start(max(rates, default=0.0))
+            return {"optimizer": optimizer} | ({"began": began} if began is not self._recorder.model else {})
+        return {"optimizer": self._optimizers[0]}
 
     def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> bool:
         """Would the loss fall without what deep stacks put in the way, where it has hardly done, or with softer attention, where that is sharp?

@@ -13,7 +13,7 @@ from gnnstab.probe.buffering.step_writer import Layout
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.recorder import Recorder
-from gnnstab.records import Finding, SeriesKey, StepRow
+from gnnstab.records import Finding, SeriesKey, Signals, StepRow
 from gnnstab.rules.beginning import Climb
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs606_rate_jump import RateJump
@@ -133,6 +133,11 @@ class LiveWatch:
             overshoot=self._slopes.latest if self._heard >= 0 else None,
             skipped=row.skipped,
         )
+
+    @property
+    def recorded(self) -> Signals:
+        """What is known of the run so far, for what goes wrong in it."""
+        return self._engine.recorded()
 
     def loss(self) -> list[Finding]:
         """What is new where a loss came after its step was looked at."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -17,7 +18,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Finding
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 
-_RATE = "learning-rate"
+_RATE, _RATE_RULE = "learning-rate", "GS601"
 
 ENTER_IT = "put the training loop inside `with Monitor(...) as monitor:`"
 
@@ -50,6 +51,40 @@ def told(finding: Finding, recorder: Recorder) -> Finding:
             "look at its scale first."
         )
     return replace(finding, message=message)
+
+
+FOLLOWS = ("GS301", "GS302", "GS603", "GS607")
+"""Rules of what a rate that is too high brings about: scores, gradients and outputs that grow."""
+
+LATELY = 100
+"""Steps after a finding about the rate within which these follow from it."""
+
+WORSE = 10.0
+"""× how far the rate was beyond its limit when it was told, from which on it is told again."""
+
+
+class Repeats:
+    """Keeps warnings back that say again what was said: a rate that is too high shows in the loss, in every layer's output and in every score."""
+
+    def __init__(self) -> None:
+        self._told, self._last = 0.0, -math.inf
+
+    def news(self, fresh: Sequence[Finding]) -> list[Finding]:
+        """Those of one moment that are to be printed, in their order; the trace keeps all of them."""
+        kept = [finding for finding in fresh if finding.code != _RATE_RULE or self._is_news(finding)]
+        return [finding for finding in kept if finding.code not in FOLLOWS or not self._follows(finding)]
+
+    def _is_news(self, finding: Finding) -> bool:
+        self._last = max(self._last, finding.step or 0)
+        beyond = finding.value / finding.threshold if finding.threshold > 0 else math.inf
+        beyond = beyond if beyond > 0 else math.inf  # NaN
+        if self._told and not beyond > WORSE * self._told:
+            return False
+        self._told = beyond
+        return True
+
+    def _follows(self, finding: Finding) -> bool:
+        return self._last <= (finding.step or 0) <= self._last + LATELY
 
 
 def in_words(fresh: Sequence[Finding]) -> list[str]:

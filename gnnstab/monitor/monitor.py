@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -19,16 +20,18 @@ from gnnstab.monitor._arguments import (
     OnFinding,
     as_number,
     check,
+    check_options,
     of_processes,
     optimizers_of,
     path_of,
     steps_between,
     told_when_it_fails,
+    warn_of_foreign,
 )
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
-from gnnstab.monitor._telling import ENTER_IT, in_words, nothing_yet, told
+from gnnstab.monitor._telling import ENTER_IT, Repeats, in_words, nothing_yet, told
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.operations.repeat import objective_of
@@ -36,7 +39,7 @@ from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.places import NotHeld
 from gnnstab.probe.recorder import Recorder
-from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals, Target
+from gnnstab.records import Coverage, Diagnosis, Event, Finding, Target
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue, follows
 from gnnstab.rules.queries import fresh
@@ -144,8 +147,7 @@ class Monitor:
         self._waiting: list[Finding] = []
         self._not_held = NotHeld(model)
         self._told_loss = self._begun = self._ended = self._entered = self._began_fresh = False
-        self._reported: set[str] = set()
-        self._trouble = ""
+        self._reported, self._repeats, self._trouble = set[str](), Repeats(), ""
         stale = self._boundary.stale
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes, stale)
         self._opening = Opening(self._recorder, self._writer, loss)
@@ -163,7 +165,8 @@ class Monitor:
             self._guarded("what the optimizer holds", self._compare_with_optimizer)
             if len(self._optimizers) == 1:
                 self._writer.meta("optimizer", type(self._optimizers[0]).__name__)
-            self._warn_foreign_optimizer()
+                self._guarded("the optimizer's settings", self._ending.keep_settings)
+            warn_of_foreign(self._model, self._optimizers)
             undo.pop_all()
         return self
 
@@ -245,9 +248,11 @@ class Monitor:
     def diagnose(self, *, verify: bool = False, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`.
 
-        ``verify`` proves every recommended fix on copies of the model, with the batch of the latest full-tier step, the
-        monitor's loss and the optimizer's rate. Raises `UsageError` where no such step was recorded.
+        ``verify`` proves every recommended fix on copies of the model, with a batch of the run, and the monitor's loss or the one that the gradient of
+        the output shows. A change of the training is tried with the run's own optimizer, from the weights that the run began with (of models up to 16 MiB,
+        else drawn anew), a lower rate by the steps that found the one in use too high. Raises `UsageError` for an unknown option, or with no step to try.
         """
+        check_options(options)
         self._guarded("what was left out", self._ending.tell_left_out)
         with self._read() as trace:
             notes = nothing_yet(self._recorder, self._begun, self._has_optimizer) or trace.notes
@@ -295,12 +300,6 @@ class Monitor:
         if self._not_held.any_so_far:
             self._writer.meta("not_held", json.dumps({**found, "fresh": self._began_fresh} if found else {}))
 
-    def _warn_foreign_optimizer(self) -> None:
-        """Say so when none of the optimizers moves the model: their steps are those of another network."""
-        held = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
-        if held and (own := {id(tensor) for tensor in self._model.parameters()}) and held.isdisjoint(own):
-            warn("gnnstab: the optimizer holds no parameter of the monitored model; pass the one that moves this model")
-
     def _warn_not_entered(self) -> None:
         """Say once that a monitor that was never entered watches nothing."""
         self._entered = True
@@ -315,7 +314,7 @@ class Monitor:
         """An event was recorded; a non-finite value is a finding at once, unless one that was told has brought it about."""
         if event.kind == "non-finite" and not follows(event, self._recorder.events):
             facts = tuple(self._recorder.notes.facts())
-            signals = Signals(kind="trace", layers=facts, events=(event,))
+            signals = replace(self._live.recorded, layers=facts, events=(event,))
             self._waiting += list(NonFiniteValue().check(signals))
 
     def _after_step(self) -> None:
@@ -396,5 +395,5 @@ class Monitor:
                 self._on_finding(finding)
             elif self._on_finding == "raise":
                 raise UnstableError(finding)
-        for text in in_words(fresh) if self._on_finding == "warn" else ():
+        for text in in_words(self._repeats.news(fresh)) if self._on_finding == "warn" else ():
             warn(text)

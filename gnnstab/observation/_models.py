@@ -49,14 +49,15 @@ def model_signals(
     precision: str = "fp32",
     optimizer: Any = None,
     try_steps: bool = False,
+    search: bool = True,
 ) -> Signals:
-    """All signals of a model and a batch, with ``try_steps`` what real steps on a copy say of rate and eps; the model is left as it was."""
+    """All signals of a model and a batch, with ``try_steps`` what real steps on a copy say of rate and eps, with ``search`` at which lower rate they go better; the model is left as it was."""
     static = static_signals(model, optimizer=optimizer)
     measured = measured_signals(model, batch, loss=loss, precision=precision)
     if try_steps:
         from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
 
-        measured = with_trial_steps(measured, model, batch, loss, optimizer, precision, alone=True)
+        measured = with_trial_steps(measured, model, batch, loss, optimizer, precision, alone=True, search=search)
     return _scale_tried(join(measured, static), model, batch, loss, optimizer if try_steps else None, precision)
 
 
@@ -107,7 +108,10 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
     from gnnstab.probe.replaying.known import asked_once
 
-    live = at_hand(model, request, adam_settings(groups))
+    training: dict[str, Any] = {**adam_settings(groups)}
+    if request.optimizer is not None and any(float(group.get("lr") or 0.0) > 0 for group in groups):
+        training["optimizer"] = request.optimizer
+    live = at_hand(model, request, training)
     batch, loss = live.batch, live.loss
     request.progress("running forward and backward")
     target = replace(seen.target, notes=(*seen.target.notes, *_kept(model)))
@@ -142,7 +146,7 @@ def _sizes(model: nn.Module) -> list[Signal]:
     ]
 
 
-def at_hand(model: nn.Module, request: Request, training: Mapping[str, float]) -> Live:
+def at_hand(model: nn.Module, request: Request, training: Mapping[str, Any]) -> Live:
     """The model with the batch and the loss of the request, read where they are names."""
     from torch import nn
 

@@ -38,8 +38,8 @@ class Live:
     model: nn.Module
     batch: Any
     loss: Any
-    training: Mapping[str, float] = field(default_factory=dict)
-    """``lr`` and ``eps`` of the user's Adam, where they are known."""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    """``optimizer``, ``lr`` and ``eps`` of the user's training, where they are known."""
 
     factory: Callable[[], nn.Module] | None = None
     """Makes the model with fresh weights, where the user named what does."""

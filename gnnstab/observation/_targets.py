@@ -14,7 +14,7 @@ from gnnstab.observation._models import at_hand, observe_model
 from gnnstab.observation._references import build
 from gnnstab.observation._request import Live, Observed, Request
 from gnnstab.records import Target
-from gnnstab.signals import from_trace
+from gnnstab.signals import from_trace, parsed
 from gnnstab.trace import Trace, rank_files
 
 
@@ -54,12 +54,16 @@ def observe(target: Any, request: Request) -> Observed:
 
 
 def _beside(trace: Trace, request: Request) -> Live | None:
-    """The model that a run was of, where it was passed with a batch; a trace holds neither."""
+    """The model that a run was of, where it was passed with a batch, and an optimizer as that of the run; a trace holds no model and no batch."""
     if request.model is None or request.batch is None:
         return None
-    rates = trace.step_arrays()["lr"]
+    from gnnstab.probe.optimizer.kept_settings import SETTINGS, made_of
+
+    rates, model = trace.step_arrays()["lr"], build(request.model)
     known = rates[rates > 0]
-    return at_hand(build(request.model), request, {"lr": float(known[0])} if len(known) else {})
+    training: dict[str, Any] = {"lr": float(known[0])} if len(known) else {}
+    made = made_of(trace.meta.get("optimizer", ""), parsed(trace.meta.get(SETTINGS, ""), list), model)
+    return at_hand(model, request, training if made is None else {**training, "optimizer": made})
 
 
 def is_trace(path: Path) -> bool:

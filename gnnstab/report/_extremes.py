@@ -6,12 +6,17 @@ import math
 from collections.abc import Sequence
 
 from gnnstab.records import SIGNALS, Diagnosis, Signal
+from gnnstab.records.vocabulary import SignalKind
 from gnnstab.report import summary
 from gnnstab.report.escape import name
 from gnnstab.report.numbers import number
+from gnnstab.rules.limits import value_of
 
 NOTABLE = 4.0
 """A worst value counts from so many times the value that stands for the end of the run, as danger counts."""
+
+NEAR = 0.5
+"""Of the limit of a share, such as that of closed channels, from which on the worst value is near it; one of three channels is none of the run's story."""
 
 BEGINNING = 10
 """Steps within which a run may have numbers that heal by themselves; what came later is a burst, and told."""
@@ -52,7 +57,7 @@ def extremes(diagnosis: Diagnosis, *, healed: bool = True) -> list[str]:
         growth = kind.growth(signal.value, float(value))
         step = signal.detail.get("worst_step")
         early = isinstance(step, int) and step < BEGINNING and not kind.counts(signal.value)
-        if growth >= NOTABLE and kind.counts(float(value)) and (healed or not early):
+        if growth >= NOTABLE and kind.counts(float(value)) and _near(kind, float(value)) and (healed or not early):
             words = f"{signal.name}{f' of {name(signal.layer)}' if signal.layer else ''}: {worst_words(signal)}"
             if signal.value != signal.detail.get("last"):
                 words += f"; {number(signal.value)} is the median of the last measurements"
@@ -60,6 +65,12 @@ def extremes(diagnosis: Diagnosis, *, healed: bool = True) -> list[str]:
     found.sort(key=lambda item: -item[0])
     more = len(found) - SHOWN
     return [words for _, words in found[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])
+
+
+def _near(kind: SignalKind, value: float) -> bool:
+    """False of a share that was never near a limit that a rule holds it against."""
+    limits = [value_of(limit) for limit in kind.limits] if kind.is_share and kind.rises else []
+    return not limits or value >= NEAR * min(limits)
 
 
 def before_it_broke(diagnosis: Diagnosis, used: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
 from gnnstab.report.numbers import measured, number
 from gnnstab.report.summary import Told
+from gnnstab.rules.event_place import event_place
 
 MOST_ROWS = 8
 """Rows of findings, and lines of each list below them: the whole fits into 2 000 tokens; JSON and SARIF carry every finding."""
@@ -36,7 +37,7 @@ def _head(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
     target = f"{text(diagnosis.target.kind.capitalize())} {span(diagnosis.target.path, 200)}"
     yield from (f"## {_STATES[summary.state(diagnosis)]} gnnstab: {word}", "", f"**{text(rest)}**", "", target)
     if (event := summary.first_non_finite(diagnosis)) is not None:
-        yield from ("", f"**First non-finite value:** {text(summary.event_place(event))}")
+        yield from ("", f"**First non-finite value:** {text(event_place(event, diagnosis.layers))}")
 
 
 def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:

@@ -24,6 +24,7 @@ from gnnstab.report._extremes import extremes
 from gnnstab.report._glossary import HOW
 from gnnstab.report.console import CAUSE, MUTED, RED, SEVERITY, STATE
 from gnnstab.report.numbers import compared, number
+from gnnstab.rules.event_place import event_place
 
 MOST_LINES = 15
 _LABEL = 9
@@ -186,7 +187,7 @@ def _fitting(texts: Sequence[str], width: int, style: str = "") -> Text:
 def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
     """Where a number first stopped being one."""
     if (event := summary.first_non_finite(diagnosis)) is not None:
-        place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 180)
+        place = escape.sentence(f"first non-finite value: {event_place(event, diagnosis.layers)}", 60, 180)
         yield _Line("began", Text(place, f"bold {RED}"))
 
 
@@ -220,8 +221,10 @@ def _without_place(message: str) -> str:
 def _cause(cause: Cause, longest: int) -> _Line:
     known = ", ".join(part for part in (" ".join(cause.codes), HOW.get(cause.how)) if part)
     reason = summary.beginning(escape.sentence(_without_place(cause.reason)), longest)
+    # The last line names the root; what is none is called by its standing, as in every other place.
+    standing = "" if cause.status == "root-cause" else f"{summary.verdict_words(cause.status)} "
     words = ((cause.cause, f"bold {CAUSE[cause.status]}"), f" ({known}): " if known else ": ", reason)
-    return _Line("cause" if cause.status == "root-cause" else "suspect", Text.assemble(*words))
+    return _Line("cause", Text.assemble(standing, *words))
 
 
 def _change(cause: Cause, room: int, width: int, *, first: bool) -> list[Text]:

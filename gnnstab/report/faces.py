@@ -44,6 +44,7 @@ _TO_CLI: tuple[tuple[str, _Replacement], ...] = (
         "gnnstab.diagnose(model, batch=…, loss=…, optimizer=…) takes them, in Python",
     ),
     (r"pass optimizer= to have its", "gnnstab.diagnose(…, optimizer=…) takes one, in Python, to have its"),
+    (r"\bpass optimizer=", "gnnstab.diagnose(…, optimizer=…) takes it, in Python"),
     (r"\bmodel=, batch=(?![\w\"'…])", "--model pkg.mod:factory --batch FILE"),
     (r"\bmodel=(?![\w\"'…])", "--model pkg.mod:factory"),
     (r"\bbatch=(?![\w\"'…])", "--batch FILE"),

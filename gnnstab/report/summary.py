@@ -60,7 +60,7 @@ def verdict(diagnosis: Diagnosis, *, short: bool = False) -> tuple[str, str]:
         blind = severities(diagnosis.at_least("warning"))
         return WORDS[kind], f"{blind} about what was not seen; {_calm(diagnosis)} in {where}"
     if kind == "unstable":
-        return WORDS[kind], f"{severities(diagnosis.findings)} in {where}{_why(diagnosis)}"
+        return WORDS[kind], f"{severities(diagnosis.findings)} in {where}{_why(diagnosis, short)}"
     loss = standing_loss(diagnosis)
     said = f"the loss {loss}; {calm(diagnosis, short=short)}" if loss else calm(diagnosis, short=short)
     return WORDS[kind], said + ("" if short else _limits(diagnosis))
@@ -161,22 +161,6 @@ def first_non_finite(diagnosis: Diagnosis) -> Event | None:
     # Of the events of one step the one that knows the operation says where it was, then one that came later and knew more.
     known = ("operation", "refines")
     return min(broken, key=lambda event: (event.step, *(not event.detail.get(what) for what in known)), default=None)
-
-
-def event_place(event: Event) -> str:
-    """``layer, stage score, head 1, step 1342 on rank 1, made here``."""
-    parts = [event.layer or "the model"]
-    if event.stage:
-        parts.append(f"stage {event.stage}")
-    if event.heads:
-        more = " …" if len(event.heads) > 4 else ""
-        parts.append(f"head{'s' if len(event.heads) > 1 else ''} {', '.join(map(str, event.heads[:4]))}{more}")
-    if event.ids:
-        parts.append(event.ids)
-    parts.append(f"step {event.step}" + (f" on rank {event.rank}" if event.rank >= 0 else ""))
-    if event.origin_words:
-        parts.append(event.origin_words)
-    return ", ".join(parts)
 
 
 def to_change(diagnosis: Diagnosis) -> tuple[Cause, ...]:
@@ -333,10 +317,12 @@ def _layers(diagnosis: Diagnosis, short: bool) -> str:
     return counted(seen, noun) if seen or not expected else f"none of {counted(expected, noun)}"
 
 
-def _why(diagnosis: Diagnosis) -> str:
-    roots = [cause.cause for cause in to_change(diagnosis) if cause.status == "root-cause"]
+def _why(diagnosis: Diagnosis, short: bool) -> str:
+    found = to_change(diagnosis)
+    roots = [cause.cause for cause in found if cause.status == "root-cause"]
     if not roots:
-        return ": cause not established"
+        named = f"contributing {', '.join(cause.cause for cause in found)}" if found else ""
+        return f": {named}" if named and short else f": cause not established{f', {named}' if named else ''}"
     return f": root cause {roots[0]}" if len(roots) == 1 else f": root causes {', '.join(roots)}"
 
 

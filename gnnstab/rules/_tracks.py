@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gnnstab.records import SeriesKey
+from gnnstab.records import Series, SeriesKey
 from gnnstab.signals.fitting import BLOCK, BLOCKS, HALF, lasting_growth, log_linear, slow_growth
 
 if TYPE_CHECKING:
@@ -91,6 +91,16 @@ class Track:
         """Growth of ln|value| per step over the window that does not end by itself; 0.0 for none, before ``span`` steps, and for fewer than ``least`` values."""
         spanned = bool(self.steps) and self.steps[-1] - self.steps[0] >= span - 1
         return lasting_growth(self.steps, self.values, least) if spanned else 0.0
+
+
+def series_of(tracks: Mapping[SeriesKey | str, Track]) -> tuple[Series, ...]:
+    """The values that are kept of each, as signals of a trace are called."""
+    found = []
+    for key, track in tracks.items():
+        layer = key.layer if isinstance(key, SeriesKey) else None
+        name = key if isinstance(key, str) else "score.max_abs" if key.site == "score" else "output.rms"
+        found.append(Series(name, layer, None, np.array(track.steps), np.array(track.values)))
+    return tuple(found)
 
 
 class Blocks:

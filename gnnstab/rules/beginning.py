@@ -27,6 +27,11 @@ class Beginning:
         self._losses: list[float] = []
         self._told: list[Signal] = []
 
+    @property
+    def told(self) -> tuple[Signal, ...]:
+        """What trial steps and updates have shown so far."""
+        return tuple(self._told)
+
     def moved(self, value: float | None) -> None:
         """The change of the output by one update, over its spread."""
         if value is not None and len(self._losses) <= FIRST:

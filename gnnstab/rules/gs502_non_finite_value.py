@@ -10,6 +10,7 @@ from gnnstab.records import Event, Finding, Signal, Signals
 from gnnstab.records.vocabulary import WEIGHT_NON_FINITE_BESIDE
 from gnnstab.rules._event_cause import event_cause
 from gnnstab.rules.base import Rule, first_of_each_layer, rule
+from gnnstab.rules.event_place import place_of
 from gnnstab.rules.queries import names
 
 
@@ -88,8 +89,9 @@ class NonFiniteValue(Rule):
 
     def _event(self, signals: Signals, event: Event, total: int) -> Finding:
         cause, why, do = event_cause(signals, event)
-        origin = event.origin_words or "origin undecided"
-        where = f"{event.layer or 'the model'}, stage {event.stage or 'unknown'}"
+        where, origin = place_of(event, signals.layers)
+        where += "" if event.stage else ", stage unknown"
+        origin = origin or "origin undecided"
         ids = f", {event.ids}" if event.ids else ""
         largest = event.detail.get("largest_before")
         size = f" (largest finite value before: {largest:.3g})" if isinstance(largest, (int, float)) else ""

@@ -39,8 +39,8 @@ class LearningRateTooHigh(Rule):
     the loss falls.
 
     ## What to do
-    Take the rate at which the same steps are calm: the first of lr/3, lr/9, … that was tried so, or lr/3 where none
-    was. A warm-up over some hundred steps helps as well; a factor of 0.7 changes nothing that can be measured.
+    Take the rate that the finding names: of lr/3, lr/9, … the first at which the same steps are calm and 30 bring the loss
+    lower than a third of it does; lr/3 where none was tried. A warm-up helps too; a factor of 0.7 changes nothing.
 
     ## How it is measured
     With model, batch, loss and optimizer: six real steps on a copy (with momentum up to twenty, until updates have
@@ -374,24 +374,25 @@ def _said(rise: Signal, moves: Sequence[float], signals: Signals) -> str:
 
 
 def calm_rate(signals: Signals) -> float | None:
-    """The rate at which trial steps were calm, where one was found in this run."""
+    """The rate at which trial steps went best, where one was found in this run."""
     found = (s.detail.get("calm_lr") for s in signals.find(OPTIMIZER_LOSS_RISE))
-    return next((calm for calm in found if isinstance(calm, (int, float)) and calm > 0), None)
+    return next((calm for calm in found if isinstance(calm, float) and calm > 0), None)
 
 
 def lower(calm: float | None, more: str = "", of: str = "") -> str:
-    """What to do about a rate, which ``of`` describes: the one that was measured to be calm, where one was, since a third of a far too high one is too high."""
-    if calm is None:
-        return f"Divide the learning rate{of} by 3{more}."
-    return f"Lower the learning rate{of} to {calm:.3g}, the largest tried at which trial steps were calm{more}."
+    """What to do about a rate, which ``of`` describes: the one that steps have shown, where any have, since a third of a far too high one is too high."""
+    how = "by 3" if calm is None else f"to {calm:.3g}, at which trial steps went best"
+    return f"{'Divide' if calm is None else 'Lower'} the learning rate{of} {how}{more}."
 
 
 def _advice(detail: Mapping[str, Any], measured: float | None) -> str:
     calm = detail.get("calm_lr")
-    if not isinstance(calm, (int, float)):
+    if not isinstance(calm, float):
         return lower(measured, " and warm up" if measured is None else "")
     if math.isnan(calm):
         return "No rate down to a 6561st of it makes these steps calm: something else makes the loss so steep."
+    if isinstance(detail.get("reached"), float):
+        return f"At lr={calm:.3g} the same steps are calm, and {detail.get('taken')} bring it to {detail['reached']:.3g}, lower than a third of this rate does; a longer run may need less."
     return f"At lr={calm:.3g} the same steps are calm, the largest rate tried that is so; a longer run may need less."
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from operator import lt
 from typing import TYPE_CHECKING
 
@@ -18,8 +17,8 @@ import numpy as np
 from gnnstab.records import Finding, SeriesKey, Signal, Signals
 from gnnstab.records.rises import Nearing, Overshoot, falling, spike_floor
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
-from gnnstab.rules._tracks import ONE_HOT, WARM_UP, WINDOW, Blocks, Quiet, Track, median
-from gnnstab.rules.base import threshold
+from gnnstab.rules._live_limits import LiveLimits
+from gnnstab.rules._tracks import ONE_HOT, WARM_UP, WINDOW, Blocks, Quiet, Track, median, series_of
 from gnnstab.rules.beginning import Beginning, Overshoots, Rates
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
@@ -36,41 +35,6 @@ if TYPE_CHECKING:
 
 FALLEN = 0.9
 """Share of the first losses after a rise below which the latest ones come down: less is the scatter of batches."""
-
-
-@dataclass(frozen=True)
-class LiveLimits:
-    """What counts as growth while a run goes on."""
-
-    score_growth: float = threshold(
-        0.05, unit="ln per step", source="measured: .02 to .04 in small runs that train, .09 to .36 in failing ones"
-    )
-    """Relative growth of max|s| per step, fitted over the window."""
-
-    score_factor: float = threshold(4.0, unit="× first steps", source="heuristic: logits ×4 are weights ×2")
-    """Growth of max|s| over its median in the first steps."""
-
-    score_floor: float = threshold(60.0, unit="logit", source="measured: healthy trained networks reach 59")
-    """Smaller scores may grow as they like."""
-
-    projected_steps: float = threshold(50.0, unit="steps", source="heuristic: time to act")
-    """A limit of the number format that is closer than this is reported."""
-
-    loss_factor: float = threshold(LearningRateTooHigh.loss_rise, unit="× best loss", source="as GS601")
-    """Rise of the loss over the best running median; it must lie above its start too."""
-
-    loss_lasts: float = threshold(
-        5, unit="steps", source="heuristic: the loss of a small batch jumps for a step or two"
-    )
-    """Latest steps that must all lie above the limit."""
-
-    jump: float = threshold(
-        1e3, unit="× all before", source="heuristic: three orders of magnitude beyond everything seen"
-    )
-    """Growth over the largest earlier value that is reported at once, without a warm-up."""
-
-    jump_floor: float = threshold(100.0, unit="", source="heuristic: values that start near zero may grow as they like")
-    """Smaller values are never reported as a jump."""
 
 
 class LiveEngine:
@@ -149,6 +113,12 @@ class LiveEngine:
         self._beginning.tried(rise)
         found = self._rate.check(Signals(kind="trace", layers=(), values=values))
         return [finding for finding in found if self._first_time(finding)]
+
+    def recorded(self) -> Signals:
+        """What is known of the run so far: the last values of every series, what trial steps showed, how far updates moved the output."""
+        self._quiet.hand_over(self._tracks)
+        self._quiet.keys = ()
+        return Signals("trace", (), self._beginning.told, series_of(self._tracks))
 
     def nearing(self, news: Iterable[Nearing]) -> list[Finding]:
         """Take in what comes close to an end of its number format."""

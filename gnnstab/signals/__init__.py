@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from gnnstab.plugins import on_first_use
 from gnnstab.signals._joining import join as join
 from gnnstab.signals._joining import renamed as renamed
+from gnnstab.signals._measures import parsed as parsed
 from gnnstab.signals._recorded import from_trace as from_trace
 from gnnstab.signals._trends import Trajectory as Trajectory
 from gnnstab.signals._trends import Trend as Trend

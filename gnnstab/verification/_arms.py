@@ -18,7 +18,7 @@ from gnnstab.probe.batches.data import taken
 from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.verification._fresh_copies import Factory, fresh_twin, seeded
+from gnnstab.verification._fresh_copies import AsBegan, Factory, fresh_twin, seeded
 from gnnstab.verification.fix_spec import FixSpec
 from gnnstab.verification.measuring import items, measured_on, observe
 from gnnstab.verification.targets import Goal, choose, goal_of
@@ -56,14 +56,14 @@ class Setting:
         finding: Finding | None = None,
         *,
         steps: bool = False,
+        search: bool = True,
     ) -> Setting:
-        """Measure the model as given, with ``steps`` those of Adam on a copy as well; the goal is to undo ``finding``, the most severe symptom when it is None."""
+        """Measure the model as given, with ``steps`` those of the optimizer on a copy as well, and with ``search`` at lower rates; the goal is to undo ``finding``, the most severe symptom when it is None."""
         loss = None if loss is None else of_output_and_batch(loss)
         optimizing: dict[str, Any] = {}
         if steps or (finding is not None and finding.signal.startswith("optimizer.")):
-            # The rate that is advised is the one that the same steps found calm.
-            adam = torch.optim.Adam(model.parameters(), lr=training.lr, eps=training.eps)
-            optimizing = {"optimizer": adam, "try_steps": True}
+            # The rate that is advised is the one that the same steps have shown.
+            optimizing = {"optimizer": training.optimizer(model), "try_steps": True, "search": search}
         with seeded(0):
             batch = taken(batch, model)
             seen = observe(model, measured_on(batch, loss), loss=loss, precision=precision, **optimizing)
@@ -79,15 +79,17 @@ class Setting:
         """True where steps at the rate of the user's own training can be tried."""
         return self.loss is not None and self.training.own_rate
 
-    def from_the_start(self, finding: Finding | None) -> Setting:
-        """The same with freshly drawn weights, for changes of the training: what a training has made of the weights, no other rate undoes.
+    def from_the_start(self, finding: Finding | None, began: nn.Module | None = None, search: bool = True) -> Setting:
+        """The same with freshly drawn weights, or those that the run ``began`` with, for changes of the training: what a training has made of the weights, no other rate undoes.
 
         What steps from there show comes before the symptoms of the model as given.
         """
-        fresh = fresh_twin(self.model, 0, self.factory)
+        factory = self.factory if began is None else AsBegan(duplicate(began))
+        fresh = fresh_twin(self.model, 0, factory)
         start = Setting.of(
-            fresh, self.batch, self.loss, self.precision, self.training, self.factory, finding, steps=self.tries_steps
-        )
+            fresh, self.batch, self.loss, self.precision, self.training, factory, finding, steps=self.tries_steps,
+            search=search,
+        )  # fmt: skip
         shown = [f for f in start.findings if f.signal.startswith("optimizer.")] if finding is None else []
         return replace(start, model=self.model, goal=choose(shown) or self.goal or start.goal)
 
@@ -211,14 +213,13 @@ def training_changes(setting: Setting, wanted: Sequence[FixSpec]) -> dict[str, A
 
 
 def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, seed: int) -> ArmResult:
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, eps=settings.eps)
+    optimizer = settings.optimizer(model)
     of_optimizer = setting.goal is not None and setting.goal.signal.startswith("optimizer.")
     if of_optimizer:
         _prime(setting, model, settings, optimizer, seed)
     batch = measured_on(setting.batch, setting.loss)
-    seen = observe(
-        model, batch, loss=setting.loss, precision=setting.precision, optimizer=optimizer, try_steps=of_optimizer
-    )
+    trying = {"optimizer": optimizer, "try_steps": of_optimizer, "search": False}
+    seen = observe(model, batch, loss=setting.loss, precision=setting.precision, **trying)
     codes: dict[str, str] = {}
     for finding in seen.findings:
         codes[finding.code] = max(codes.get(finding.code, ""), finding.severity, key=("", "warning", "error").index)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -13,6 +14,16 @@ from gnnstab.probe.replaying.evaluating import in_mode
 from gnnstab.randomness import seeded as seeded
 
 Factory = Callable[[], nn.Module]
+
+
+@dataclass(frozen=True)
+class AsBegan:
+    """Makes the model as its run began: no chance, and nothing that the training has made."""
+
+    model: nn.Module
+
+    def __call__(self) -> nn.Module:
+        return duplicate(self.model)
 
 
 def fresh_twin(model: nn.Module, seed: int, factory: Factory | None = None) -> nn.Module:
@@ -51,9 +62,15 @@ def reinitialise(model: nn.Module) -> list[str]:
 
 def not_drawn(model: nn.Module, factory: Factory | None) -> str:
     """In words, what a fresh twin takes over from ``model`` or is not drawn by chance; empty where all of it is fresh."""
+    if isinstance(factory, AsBegan):
+        return ""
     if factory is None:
         kept = reinitialise(duplicate(model))
-        return f"no reset_parameters draws {_some(kept)} anew; pass factory=" if kept else ""
+        return (
+            f"no reset_parameters draws {_some(kept)} anew; gnnstab.verify(…, factory=…) takes what does"
+            if kept
+            else ""
+        )
     one, two = (fresh_twin(model, seed, factory).state_dict().values() for seed in (0, 1))
     same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
     return "your factory gives the same weights every time" if same else ""
@@ -61,14 +78,14 @@ def not_drawn(model: nn.Module, factory: Factory | None) -> str:
 
 def how_initialised(model: nn.Module, factory: Factory | None) -> str:
     """In words, for the verdict."""
+    if isinstance(factory, AsBegan):
+        return "with the weights that the run began with"
     if factory is not None:
         return "initialised by your factory"
     kept = reinitialise(duplicate(model)) if next(model.parameters(), None) is not None else []
     if not kept:
-        return "initialised by every layer's reset_parameters (pass factory= for an initialisation of your own)"
-    return (
-        f"initialised by every layer's reset_parameters, except {_some(kept)}, which keep their values (pass factory=)"
-    )
+        return "initialised by every layer's reset_parameters (gnnstab.verify(…, factory=…) takes an initialisation of your own)"
+    return f"initialised by every layer's reset_parameters, except {_some(kept)}, which keep their values (gnnstab.verify(…, factory=…) draws them)"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -153,7 +153,7 @@ def by_signal(pairs: Pairs, goal: Goal) -> tuple[str, str] | None:
     if not fires_before(pairs, goal):
         return "inconclusive", (
             f"{goal.code} does not fire in the arms without the fix, fresh or after a short training, so that nothing could be "
-            "cured there: the symptom comes with longer training, or with your own initialisation (pass factory=)"
+            "cured there: the symptom comes with longer training, or with your own initialisation (gnnstab.verify(…, factory=…) draws it)"
         )
     covered, new = effect(pairs, goal), pairs.new_codes
     if crossing(pairs, goal):

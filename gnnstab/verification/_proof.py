@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -15,11 +15,17 @@ from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LOSS_RISE, in_
 from gnnstab.verification._protocol import NOTHING_FIRES, verify
 from gnnstab.verification._sweep import Progress
 from gnnstab.verification._verdict import Verdict
+from gnnstab.verification.fix_spec import FixSpec
 from gnnstab.verification.interventions._investigation import ROOT
 
 _REFUTED = ("no-effect", "made-worse")
 
 _UNSHOWN = "not tested: the model as it was passed shows no symptom of the run"
+
+LOWER = "lower-lr"
+
+LOOP = "for group in optimizer.param_groups:"
+"""How a change of the rate of all groups begins."""
 
 _ORDER = ("confirmed", "inconclusive", "not-tested", "no-effect", "made-worse")
 
@@ -44,19 +50,41 @@ def prove(
     """
     judged = [c for c in diagnosis.causes if c.status in ("root-cause", "contributing")]
     proven: dict[str, Cause] = {}
+    trying: Callable[..., list[Verdict]] = partial(
+        verify, model, batch=batch, loss=loss, precision=precision, progress=progress, **options
+    )
     for finding, causes in _groups(diagnosis, judged):
         names = list(dict.fromkeys(advice.fix for cause in causes for advice in cause.fixes))
         if not names:
             continue
-        found = verify(
-            model, names, batch=batch, loss=loss, precision=precision, progress=progress, finding=finding,
-            **options,
-        )  # fmt: skip
+        found = trying(_as_told(diagnosis, names), finding=finding)
+        found = [_searched(verdict, trying, finding) for verdict in found]
         # A model that its run has not ruined, as one with fresh weights, says nothing about what the run has shown.
         told = [v for v in found if diagnosis.target.kind != "trace" or v.reason != NOTHING_FIRES]
         verdicts = {verdict.fix: verdict for verdict in told}
         proven |= {cause.cause: _proven(cause, verdicts) for cause in causes}
     return replace(diagnosis, causes=tuple(proven.get(cause.cause, cause) for cause in diagnosis.causes))
+
+
+def _as_told(diagnosis: Diagnosis, names: Sequence[str]) -> list[FixSpec]:
+    """The fixes, a lower rate as the one that steps of the run have shown: what the diagnosis says is what is tried."""
+    rises = [s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LOSS_RISE]
+    rates = [rate for detail in rises if isinstance(rate := detail.get("calm_lr"), float) and rate > 0]
+    return [FixSpec(name, {"lr": rates[0]} if name == LOWER and rates else {}) for name in names]
+
+
+def _searched(verdict: Verdict, trying: Callable[..., list[Verdict]], finding: Finding | None) -> Verdict:
+    """A rate that the first steps of a run have shown and that is not low enough for more of them, or for another batch: the next lower one that is confirmed."""
+    rate = verdict.options.get("lr")
+    if rate is None or verdict.verdict in ("confirmed", "not-tested") or verdict.before is None:
+        return verdict
+    for divisor in (3, 9):
+        (other,) = trying([FixSpec(verdict.fix, {"lr": rate / divisor})], finding=finding)
+        if other.verdict == "confirmed":
+            why = f"{rate:.3g}, which the first steps of the run showed, is not low enough: {verdict.reason}"
+            change = f"{other.change}; {rate:.3g}, as was warned, is not low enough"
+            return replace(other, reason=f"{other.reason}; {why}", change=change)
+    return verdict
 
 
 def _groups(diagnosis: Diagnosis, causes: Sequence[Cause]) -> Iterator[tuple[Finding | None, list[Cause]]]:
@@ -91,14 +119,6 @@ def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:
 
 
 def _at_its_rate(advice: FixAdvice, verdict: Verdict) -> FixAdvice:
-    """A lower learning rate as the one that was confirmed, for the optimizer that the advice names."""
-    rate = (
-        re.search(r"\blr=([\d.e+-]+)\)", verdict.change)
-        if (verdict.fix, verdict.verdict) == ("lower-lr", "confirmed")
-        else None
-    )
-    return (
-        advice
-        if rate is None
-        else replace(advice, change=re.sub(r"(?s)\blr=[^)]*\).*", f"lr={rate[1]})", advice.change))
-    )
+    """A lower learning rate as the one that was confirmed; one of a parameter group, or of a schedule, stays as it is."""
+    confirmed = verdict.fix == LOWER and verdict.verdict == "confirmed"
+    return replace(advice, change=verdict.change) if confirmed and advice.change.startswith(LOOP) else advice

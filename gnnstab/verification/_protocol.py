@@ -27,20 +27,23 @@ from gnnstab.fixes import find
 from gnnstab.fixes.own_lines import own_lines
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding
+from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
 from gnnstab.verification import _judging as judging
-from gnnstab.verification._arms import Arm, ArmResult, Setting, run_arm
-from gnnstab.verification._fresh_copies import Factory, how_initialised, not_drawn
+from gnnstab.verification._arms import Arm, ArmResult, Setting, run_arm, training_changes
+from gnnstab.verification._fresh_copies import AsBegan, Factory, how_initialised, not_drawn
 from gnnstab.verification._judging import Pairs
 from gnnstab.verification._storing import stored
 from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification._verdict import Verdict
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
-from gnnstab.verification.targets import choose
-from gnnstab.verification.training import TrainingSettings
+from gnnstab.verification.targets import Goal, choose
+from gnnstab.verification.training import settings_of
 
 AS_IT_IS: tuple[FixSpec, ...] = ()
 
 NOTHING_FIRES = "no rule fires on this model and batch: there is nothing to cure, and nothing was run"
+
+NO_LOSS = "pass loss=, or give it to the Monitor of the run: Monitor(loss=fn)"
 
 FIRST = 2
 """Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
@@ -60,7 +63,9 @@ def verify(
     eps: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     factory: Factory | None = None,
+    began: nn.Module | None = None,
     finding: Finding | None = None,
+    ask: str = "pass lr=",
     workers: int = 1,
     store: str | Path | None = None,
     progress: Progress | None = None,
@@ -77,14 +82,17 @@ def verify(
             these leave open whether the training is worse.
         steps: Steps of the short training.
         precision: ``fp32``, ``fp16`` or ``bf16``: measuring and training run under autocast to it.
-        lr: Learning rate of the short training (Adam): that of your run, since a verdict holds for its rate. 0.001 when
-            omitted, which the verdict then says.
+        lr: Learning rate of the short training: that of your run, since a verdict holds for its rate. Without an optimizer
+            0.001 when omitted, which the verdict then says.
         eps: Adam's eps there; 1e-8 when omitted.
-        optimizer: That of your run; its rate and eps are taken where ``lr`` and ``eps`` are omitted. It stays as it is.
+        optimizer: That of your run, of ``model`` or of ``began``: the short training has its class, groups and settings, with ``lr`` and ``eps``
+            in place of its own where these are given. Adam when omitted, and in place of one that chooses its steps by itself. It stays as it is.
         factory: Makes the model with fresh weights, for an initialisation of your own.
+        began: The model with the weights that its run began with, from which changes of the training are then tried; freshly drawn ones when omitted.
         finding: What the fixes are to cure; when omitted, of each the most severe symptom of a cause that it is for, else of the model.
         workers: Processes.
         store: A file that keeps every finished arm, so that a call that Ctrl-C has ended continues from there.
+        ask: How the verdict asks for the rate of a run that is not known.
         progress: Called after every arm.
 
     Returns:
@@ -97,23 +105,22 @@ def verify(
     chosen = fix_specs(fixes)
     if seeds < 1 or steps < 1:
         raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
-    own = {} if optimizer is None else optimizer.param_groups[0]
-    said = {"lr": own.get("lr") if lr is None else lr, "eps": own.get("eps") if eps is None else eps}
-    given = {key: float(value) for key, value in said.items() if value is not None}
-    training = TrainingSettings(steps=steps, **given, own_rate="lr" in given)
+    training = settings_of(optimizer, model if began is None else began, steps=steps, lr=lr, eps=eps, ask=ask)
     tell = progress or (lambda _: None)
     stored(
         None if store is None else Path(store), (), ArmResult
     )  # A file of somebody else is refused before anything runs.
     tell("running forward and backward")
-    setting = Setting.of(model, batch, loss, precision, training, factory, finding)
+    # Of a rate that is given no lower one is looked for.
+    search = any(item.fix == "lower-lr" and not item.options for item in chosen)
+    setting = Setting.of(model, batch, loss, precision, training, factory, finding, search=search)
     if setting.goal is None and setting.tries_steps:
         tell(f"trying steps {training.rate}")
-        setting = Setting.of(model, batch, loss, precision, training, factory, steps=True)
+        setting = Setting.of(model, batch, loss, precision, training, factory, steps=True, search=search)
     start = setting
     if any(find(item.fix).shows_in_training for item in chosen):
         tell("trying steps from fresh weights")
-        start = setting.from_the_start(finding)
+        start = setting.from_the_start(finding, began, search)
     own_goals = finding is None
     settings = [_setting_of(item, setting, start, own_goals=own_goals) for item in chosen]
     shared = {(id(s.signals), s.goal): s for s in reversed(settings)}
@@ -201,6 +208,9 @@ class _Plan:
         goal, pairs = self.setting.goal, self._pairs(results)
         if self.after_training and _repeats(pairs):
             self.seeds, self.repeats = self.seeds[:1], True
+        if isinstance(self.setting.factory, AsBegan) and self.fresh and _measure_alike(pairs):
+            self.seeds = self.trained_seeds = self.seeds[:1]
+            self.repeats = True
         if goal is None or not self.fresh or len(pairs.after) < FIRST or any(r.error for r in pairs.after):
             return
         if not judging.fires_before(pairs, goal):
@@ -259,6 +269,9 @@ class _Plan:
         if errors:
             return replace(base, reason=f"the fix cannot be applied here: {errors[0]}")
         losses = screened if self.after_training else trained
+        if self.setting.loss is None and _seen_in_steps(goal):
+            why = f"steps of the optimizer on a copy take a loss; {NO_LOSS}"
+            return replace(base, verdict="inconclusive", reason=why, arms=self._arms())
         verdict, reason = judging.by_signal(screened, goal) or judging.by_training(losses)
         if verdict == "confirmed" and screened.unmasked:
             reason += f"; {', '.join(screened.unmasked)}, which stood behind it, is seen now"
@@ -292,7 +305,7 @@ class _Plan:
             step_time=None if self.fix.costs_no_time else _ratio(losses),
             arms=self._arms(),
             objective=self._objective(losses),
-            rate=self.setting.training.rate_with(verdict.change)
+            rate=self.setting.training.rate_with(training_changes(self.setting, (self.item,)))
             if any(r.final is not None for r in losses.after)
             else "",
         )
@@ -321,7 +334,7 @@ class _Plan:
         training = self.setting.training
         if not stated:
             return "Not trained: the signal decided"
-        return f"Trained {training.steps} steps of Adam(lr={training.lr:g}, eps={training.eps:g}) on {stated}"
+        return f"Trained {training.steps} steps of {training.words} on {stated}"
 
 
 def _seen_in_settings(setting: Setting) -> bool:
@@ -329,10 +342,20 @@ def _seen_in_settings(setting: Setting) -> bool:
     return setting.goal is not None and setting.goal.signal.startswith("optimizer.")
 
 
+def _seen_in_steps(goal: Goal) -> bool:
+    """True of a number that steps of the optimizer alone show."""
+    return goal.signal in (OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE)
+
+
 def _repeats(pairs: Pairs) -> bool:
     """True when the trainings of the first seeds end in the very same numbers, so that more seeds would tell nothing new."""
     ends = [{(r.start, r.final, r.unseen) for r in arm[:FIRST]} for arm in (pairs.before, pairs.after)]
     return len(pairs.after) >= FIRST and all(len(end) == 1 for end in ends)
+
+
+def _measure_alike(pairs: Pairs) -> bool:
+    """True when the first seeds give the very same numbers before any training: weights that are not drawn, and nothing drawn in a forward."""
+    return len(pairs.after) >= FIRST and all(len({r.value for r in arm}) == 1 for arm in (pairs.before, pairs.after))
 
 
 def _ratio(losses: Pairs) -> float | None:

@@ -33,7 +33,7 @@ def observe(
 ) -> Observation:
     """Forward and backward through the recorder, then signals and rules; the model is left as it was.
 
-    ``optimizing``: ``optimizer`` and ``try_steps`` as of `model_signals`.
+    ``optimizing``: ``optimizer``, ``try_steps`` and ``search`` as of `model_signals`.
     """
     return judged(model_signals(model, batch, loss=loss, precision=precision, **optimizing))
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +19,7 @@ from gnnstab.probe.replaying.replica import Autocast
 from gnnstab.randomness import seed_torch
 from gnnstab.verification._fresh_copies import seeded
 from gnnstab.verification._objective import UserLoss, objective_for
+from gnnstab.verification.own_optimizer import OwnOptimizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,12 @@ class TrainingSettings:
     eps: float = 1e-8
     own_rate: bool = True
     """False where the caller's own rate is not known."""
+
+    own: OwnOptimizer | None = None
+    """The optimizer of the user's run; Adam where it is not known."""
+
+    ask: str = "pass lr="
+    """How the caller's own rate is told, in the words of the face that asks for it."""
 
     clip: float = 10.0
     """Limit of the gradient's norm."""
@@ -47,12 +53,41 @@ class TrainingSettings:
     @property
     def rate(self) -> str:
         """The rate in words, for beside a verdict: it holds for this rate."""
-        return f"at learning rate {self.lr:g}" + ("" if self.own_rate else "; yours is not known: pass lr=")
+        return f"at learning rate {self.lr:g}" + ("" if self.own_rate else f"; yours is not known: {self.ask}")
 
-    def rate_with(self, change: str) -> str:
-        """`rate`, and the one that ``change`` sets in its place: ``at learning rate 0.01 in place of 1``."""
-        own = re.search(r"\blr=([\d.e+-]+)\)", change)
-        return self.rate.replace("rate ", f"rate {own[1]} in place of ", 1) if own else self.rate
+    def rate_with(self, changed: Mapping[str, Any]) -> str:
+        """`rate`, and the one that a fix sets in its place, among the fields that it ``changed``: ``at learning rate 0.01 in place of 1``."""
+        return self.rate.replace("rate ", f"rate {changed['lr']:.3g} in place of ", 1) if "lr" in changed else self.rate
+
+    @property
+    def words(self) -> str:
+        """``Adam(lr=0.001, eps=1e-08)``."""
+        return f"Adam(lr={self.lr:g}, eps={self.eps:g})" if self.own is None else self.own.words(self.lr, self.eps)
+
+    def optimizer(self, model: nn.Module, more: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+        """That of the user's run, else Adam, as new, for ``model`` and ``more``."""
+        if self.own is not None:
+            return self.own.made(model, self.lr, self.eps, more)
+        parameters = [*model.parameters(), *more]
+        return torch.optim.Adam([p for p in parameters if p.requires_grad], lr=self.lr, eps=self.eps)
+
+
+def settings_of(
+    optimizer: torch.optim.Optimizer | None,
+    model: nn.Module,
+    *,
+    steps: int,
+    lr: float | None = None,
+    eps: float | None = None,
+    ask: str = "pass lr=",
+) -> TrainingSettings:
+    """The settings of a training with the optimizer of ``model``, where one like it can be made, at its rate and eps unless others are given."""
+    own = None if optimizer is None else OwnOptimizer.of(optimizer, model)
+    first = {} if optimizer is None else optimizer.param_groups[0]
+    known = {"lr": first.get("lr"), "eps": first.get("eps")} if own is None else {"lr": own.lr, "eps": own.eps}
+    said = {"lr": known.get("lr") if lr is None else lr, "eps": known.get("eps") if eps is None else eps}
+    given = {key: float(value) for key, value in said.items() if value is not None}
+    return TrainingSettings(steps=steps, **given, own_rate="lr" in given, own=own, ask=ask)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +137,7 @@ def micro_train(
     seed: int,
     precision: str = "fp32",
 ) -> Run:
-    """Train ``model`` itself (a copy of the user's) with Adam, in train mode, reproducibly from ``seed``.
+    """Train ``model`` itself (a copy of the user's) with the optimizer of the settings, in train mode, reproducibly from ``seed``.
 
     The synthetic task and its read-out depend on the seed alone, so that arms with the same seed are paired.
     Raises `UsageError` for a loss that depends on no parameter.
@@ -111,7 +146,7 @@ def micro_train(
     with seeded(seed):
         objective = objective_for(model, calls, batches, loss, seed)
         parameters = [*model.parameters(), *(objective.head.parameters() if objective.head else ())]
-        optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=settings.lr, eps=settings.eps)
+        optimizer = settings.optimizer(model, objective.head.parameters() if objective.head else ())
         seed_torch(seed + 1)
         losses: list[float] = []
         norms: list[float] = []

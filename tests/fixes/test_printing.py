@@ -230,15 +230,19 @@ def test_the_learning_rate_goes_down_to_what_was_tried():
     detail = {"optimizer": "AdamW", "lr": 0.3, "calm_lr": 0.1 / 3}
     signals = Signals("model", (), values=(Signal("optimizer.loss_rise", 5.0, detail=detail),))
     assert fix.training_options(current=0.3, signals=signals)["lr"] == pytest.approx(0.1 / 3)
-    assert fix.change([], signals) == "torch.optim.AdamW(model.parameters(), lr=0.0333)"
+    loop = "for group in optimizer.param_groups:  # right after it is made\n    group"
+    assert fix.change([], signals) == f'{loop}["lr"] = 0.0333  # in place of 0.3', "momentum, decay and betas stay"
+    apart = Signals("model", (), values=(Signal("optimizer.loss_rise", 5.0, detail={**detail, "apart": True}),))
+    assert fix.change([], apart) == f'{loop}["lr"] *= 0.11', "each group keeps its share"
+    assert fixes.change("adam-eps", []) == f'{loop}["eps"] = 1e-08'
     detail = {"optimizer": "Adam", "lr": 0.3, "calm_lr": float("nan")}
     none_calm = Signals("model", (), values=(Signal("optimizer.loss_rise", 5.0, detail=detail),))
     ratio = Signals("model", (), values=(Signal("optimizer.lr_to_rms", 0.6, "conv"),))
     own = Signals("trace", (), context={"optimizer": "SGD"})
-    rungs = ("lr=0.1)\n# else 0.0333, 0.0111", "lr=lr / 3)\n# else lr / 9, lr / 27")
-    for not_tried, kind, said in ((none_calm, "Adam", 0), (ratio, "Adam", 1), (None, "Adam", 1), (own, "SGD", 1)):
+    rungs = ("= 0.1\n# else = 0.0333, = 0.0111", "/= 3\n# else /= 9, /= 27")
+    for not_tried, said in ((none_calm, 0), (ratio, 1), (None, 1), (own, 1)):
         assert fix.training_options(current=0.3, signals=not_tried)["lr"] == pytest.approx(0.1)
-        assert fix.change([], not_tried).startswith(f"torch.optim.{kind}(model.parameters(), {rungs[said]}, …")
+        assert fix.change([], not_tried).startswith(f'{loop}["lr"] {rungs[said]}, …')
     assert fix.training_options(lr=1e-4, signals=signals)["lr"] == 1e-4
 
 

@@ -21,7 +21,8 @@ from effort import work
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer.optimizer_steps import Bench, optimizer_signals
-from gnnstab.probe.optimizer.rate import calm_rate
+from gnnstab.probe.optimizer._trial import Trial
+from gnnstab.probe.optimizer.rate import _learning_rate, calm_rate
 from gnnstab.probe.optimizer.sizes import change_over_spread
 
 
@@ -75,9 +76,25 @@ def test_a_rate_that_is_too_high_rises_and_the_advised_one_is_calm(kind: Any) ->
     assert rise.detail["above"] >= 3
     calm = rise.detail["calm_lr"]
     assert 0 < calm <= high / 3
+    assert rise.detail["reached"] < rise.detail["first"], "it is one at which the loss comes down"
     again = found(model, kind(model.parameters(), lr=calm))["loss_rise"]
     assert again.value <= 1.25
     assert "calm_lr" not in again.detail
+
+
+def test_a_calm_rate_that_swings_about_the_first_loss_is_not_the_one_that_is_advised() -> None:
+    """Of a quadratic loss, on which momentum at a calm rate may go round and round; a third of it comes down."""
+
+    class Trials:
+        def trial(self, steps: int | None = None, *, factor: float = 1.0, until: Any = None, edit: Any = None) -> Trial:
+            ends = {1 / 3: 1.0, 1 / 9: 0.2, 1 / 27: 0.6}
+            rises = {1 / 3: 1.3, 1: 2.0}.get(factor, 1.0) if steps else {1: 2.0}.get(factor, 1.0)
+            end = next((end for at, end in ends.items() if math.isclose(at, factor)), 0.9)
+            return Trial((1.0, *[rises] * (rises > 1.25), *[end] * (steps or 6)), 1.0)
+
+    trials: Any = Trials()
+    assert calm_rate(trials, 0.9) == pytest.approx(0.3)
+    assert _learning_rate(trials, 0.9, 0.3) == (pytest.approx(0.1), 0.2), "more steps at 0.3 rise, and 0.03 comes down less far"
 
 
 def test_a_usual_rate_is_calm() -> None:

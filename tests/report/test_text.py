@@ -333,15 +333,13 @@ def test_what_was_tried_in_steps_is_not_called_untried(how: str, said: str) -> N
     assert said in render(replace(diagnosis, causes=(cause,)), "text")
 
 
-@pytest.mark.parametrize(
-    ("change", "said"), [("torch.optim.Adam(model.parameters(), lr=0.01)", "0.01 in place of 1"), ("", "1")]
-)
-def test_a_changed_rate_is_named_beside_the_one_that_it_replaces(change: str, said: str) -> None:
+@pytest.mark.parametrize(("changed", "said"), [({"lr": 0.01}, "0.01 in place of 1"), ({}, "1")])
+def test_a_changed_rate_is_named_beside_the_one_that_it_replaces(changed: dict[str, float], said: str) -> None:
     from gnnstab.verification.training import TrainingSettings
 
     diagnosis = examples.one_finding()
-    note = f"the loss is lower ({TrainingSettings(lr=1.0).rate_with(change)})"
-    advice = FixAdvice("lower-lr", change, "confirmed", note=note, signal="loss", before=2.0, after=1.0)
+    note = f"the loss is lower ({TrainingSettings(lr=1.0).rate_with(changed)})"
+    advice = FixAdvice("lower-lr", "", "confirmed", note=note, signal="loss", before=2.0, after=1.0)
     cause = replace(diagnosis.root_causes()[0], fixes=(advice,))
     shown = " ".join(render(replace(diagnosis, causes=(cause,)), "text").split())
     assert f"lower-lr (confirmed at learning rate {said}: loss 2 → 1)" in shown
@@ -370,3 +368,25 @@ def test_what_was_worse_during_a_run_stands_behind_the_causes_unless_it_came_bac
     assert all(n > next(m for m, row in enumerate(rows) if row.startswith("change ")) for n in places)
     calm = lines(replace(examples.clean(), signals=went))
     assert any(row.startswith("run ") for row in calm), "without a cause it is told all the same"
+
+
+@pytest.mark.parametrize(("worst", "told"), [(0.34, False), (0.6, True)])
+def test_a_share_that_was_never_near_its_limit_is_none_of_a_runs_story(worst: float, told: bool) -> None:
+    """One of three channels that nothing opened in the first step; the limit of GS701 is 0.9."""
+    detail = {"worst": worst, "worst_step": 0, "last": 0.0, "last_step": 59}
+    went = (Signal("channels.dead_share", 0.0, "a0", detail=detail),)
+    assert any(row.startswith("run ") for row in lines(replace(examples.clean(), signals=went))) == told
+
+
+def test_what_contributes_is_called_so_in_the_short_report_the_long_one_and_the_last_line() -> None:
+    from gnnstab.report.topic_pages import topic_page
+
+    base = examples.one_finding()
+    cause = replace(base.root_causes()[0], status="contributing", how="undone")
+    diagnosis = replace(base, causes=(cause,))
+    rows = lines(diagnosis)
+    assert any(row.startswith(f"cause    contributing {cause.cause}") for row in rows), rows
+    assert f"contributing {cause.cause}" in rows[-1], rows
+    assert "contributing" in render(diagnosis, "text", verbose=True)
+    for word in ("cause", "contributing", "suspect", "cause not established", "root cause"):
+        assert topic_page(word)

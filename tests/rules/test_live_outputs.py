@@ -50,5 +50,5 @@ def test_a_rate_that_was_measured_to_be_calm_is_the_one_that_later_warnings_name
         found += engine.update(step, [key], np.array([rms]), loss=loss, lr=lr)
     later = [f.message for f in found if f.code == "GS601"][1:]
     assert len(later) == 2
-    assert all(("to 0.004, the largest tried at which trial steps were calm" in text) == named for text in later), later
+    assert all(("to 0.004, at which trial steps went best" in text) == named for text in later), later
     assert all(("by 3" in text) != named for text in later), later

@@ -88,7 +88,7 @@ def test_the_rate_is_that_of_the_optimizer_and_a_loss_is_asked_for(deep):
     (verdict,) = gnnstab.verify(
         deep, "pre-norm-residual", batch=random_batch(16, 5, 8), seeds=1, steps=2, optimizer=optimizer
     )
-    assert "2 steps of Adam(lr=0.005" in verdict.objective
+    assert "2 steps of SGD(lr=0.005)" in verdict.objective
     assert verdict.rate == "at learning rate 0.005"
     assert "pass loss= to judge by yours" in verdict.reason
 

@@ -97,6 +97,8 @@ class FirstStep:
         self._model, self._optimizer = twins(model, optimizer, keep_mode=True)
         self._inputs = inputs
         self._waited = 0
+        self.tried: tuple[ForwardInputs, Loss] | None = None
+        """The forward and its loss, once they are known."""
 
     @property
     def over(self) -> bool:
@@ -115,6 +117,7 @@ class FirstStep:
             loss = recovered_loss(answer.output, answer.gradient, answer.loss, given.values())
         if loss is None:
             return None
+        self.tried = self._inputs, loss
         try:
             bench = bench_of(self._model, self._optimizer, self._inputs, loss)
             rate = [] if math.isnan(self._norm) else rises(bench, self._norm)

@@ -201,6 +201,8 @@ class UpdateWatch:
         self._first: FirstStep | None = None
         self.rise: Signal | None = None
         """How far the loss rose in trial steps before the first update of the run; None where none were taken."""
+        self.raised: tuple[ForwardInputs, Loss] | None = None
+        """The forward and the loss of steps that raised it, with which a lower rate can be proven when the run is lost."""
         self.began: Beginning | None = None
         """What the run began with, where it is small enough to be kept."""
         self.standing = Standing(model, optimizers)
@@ -269,7 +271,7 @@ class UpdateWatch:
             return
         found = self._first.signals(self._given)
         if found is not None:
-            self._tell(rows_of(found, "train", step), step)
+            self._tell(rows_of(found, "train", step), step, self._first.tried)
         if found is not None or self._first.over:
             self._first = None
 
@@ -282,10 +284,12 @@ class UpdateWatch:
             rows = run_trial(self._model, optimizer, inputs, loss, step)
         except UsageError:
             return  # A loss of more than one forward, as of a rollout, cannot be asked about one of them.
-        self._tell(rows, step)
+        self._tell(rows, step, (inputs, loss))
 
-    def _tell(self, rows: list[Measure], step: int) -> None:
+    def _tell(self, rows: list[Measure], step: int, tried: tuple[ForwardInputs, Loss] | None) -> None:
         self._writer.measures(rows)
         rises = (r for r in rows if r.name == OPTIMIZER_LOSS_RISE)
         told = (Signal(r.name, r.value, None, None, step, "training", json.loads(r.detail)) for r in rises)
         self.rise = next(told, self.rise)
+        if self.rise is not None and "calm_lr" in self.rise.detail:
+            self.raised = tried

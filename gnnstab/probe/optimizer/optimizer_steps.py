@@ -267,10 +267,12 @@ def optimizer_signals(
     clip: float | None = None,
     sharp: Sequence[str] = (),
     alone: bool = False,
+    search: bool = True,
 ) -> tuple[list[Signal], dict[str, str]]:
     """What trial steps say of the rate and the eps of an optimizer, and why they say nothing (signal name → reason).
 
-    Of the layers ``sharp``, whose attention is, they say whether it is of use. With ``alone`` rate and eps are all that is asked about.
+    Of the layers ``sharp``, whose attention is, they say whether it is of use. With ``alone`` rate and eps are all that is asked about, and with ``search`` a lower rate than
+    one that is too high.
     ``batch`` is what the user calls one, see `gnnstab.probe.batches.arguments.as_arguments`; of several the first four count.
     Nothing of the user's changes: model, gradients, optimizer, batches and the generators of torch, NumPy and ``random``.
     """
@@ -279,7 +281,7 @@ def optimizer_signals(
         bench = bench_for(model, batch, loss, optimizer, precision, clip)
         # First what needs all steps as they are, which the rest then looks at.
         whole = [] if alone else list(softer_signals(bench, sharp))
-        return [*lost, *_judged(bench, alone), *whole], {}
+        return [*lost, *_judged(bench, alone, search), *whole], {}
     except UsageError as error:
         why = str(error)
     except Exception as error:
@@ -299,12 +301,13 @@ def with_trial_steps(
     precision: str = "fp32",
     clip: float | None = None,
     alone: bool = False,
+    search: bool = True,
 ) -> Signals:
-    """``signals`` with those of trial steps and the operation that ended them, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`, ``alone`` as of `optimizer_signals`."""
+    """``signals`` with those of trial steps and the operation that ended them, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`, ``alone`` and ``search`` as of `optimizer_signals`."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     sharp = sharp_layers(signals.values)
     values, missing = optimizer_signals(
-        model, batch, loss, optimizer, precision=dtype, clip=clip, sharp=sharp, alone=alone
+        model, batch, loss, optimizer, precision=dtype, clip=clip, sharp=sharp, alone=alone, search=search
     )
     own = [Event(s.detail["steps"], "non-finite", **s.detail["event"]) for s in values if "event" in s.detail]
     events = signals.events if any(e.kind == "non-finite" for e in signals.events) else (*signals.events, *own)
@@ -363,9 +366,9 @@ def bench_for(
     return Bench(model, optimizer, calls, batches, loss, precision, clip)
 
 
-def _judged(bench: Bench, alone: bool) -> Iterator[Signal]:
+def _judged(bench: Bench, alone: bool, search: bool) -> Iterator[Signal]:
     trial = bench.trial()
-    yield from rate_signals(bench, trial)
+    yield from rate_signals(bench, trial, search)
     yield from damping_signals(bench, trial)
     yield from unguarded_signals(bench)
     if alone:

@@ -272,10 +272,9 @@ def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling], alone: b
     if not shares:
         return _without_trial(cause, found, rules, alone)
     share, tried, i = max(shares, key=lambda one: one[0])
-    words = (
-        f"{_capital(tried.trial.words)} on a copy: {_quantity(found.symptoms[i])} {_moved(found.before[i], tried, i)}"
-    )
-    reason = f"{_capital(tried.trial.suspect)}. {words} of the way back"
+    went = f"{_quantity(found.symptoms[i])} {found.before[i]:.2g} → {tried.after[i]:.2g}"
+    words = f"{_capital(tried.trial.words)} on a copy: {went}, {100 * max(0.0, share):.0f} % of the way back"
+    reason = f"{_capital(tried.trial.suspect)}. {words}"
     if share >= CONTRIBUTES:
         return replace(cause, status="contributing", how="undone", share=share, reason=f"{reason}.")
     if cause.status in ("root-cause", "contributing") and alone:
