@@ -309,6 +309,8 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_ZERO_WEIGHTS := "place.zero_weights"): SignalKind("parameters", "weights that are all 0 and keep their gradients, or that of every matrix, at 0"),
     (PLACE_IDLE := "place.idle"): SignalKind("parameters", "parameters of a part that its layer was asked to leave out, or that no output depends on"),
     (PLACE_NOT_OWNED := "place.not_owned"): SignalKind("parameters", "weights that the loss depends on and model.parameters() does not hold"),
+    (PLACE_UNREAD_RESULT := "place.unread_result"): SignalKind("entries", "entries of what a line of the model's own code computes and nothing reads"),
+    (PLACE_UNIFORM_WEIGHTS := "place.uniform_weights"): SignalKind("targets", "targets whose attention weights are equal whatever the parameters are that their scores are made of"),
     (PLACE_NOT_HELD := "place.not_held"): SignalKind("parameters", "trainable parameters of the model that no optimizer holds"),
     # Weights alone.
     (LOGIT_SPECTRAL_QK := "logit.spectral_qk"): SignalKind("logit per unit²",
