@@ -390,13 +390,21 @@ def test_weights_that_no_score_moves_are_named(
     )
 
 
+def one_hot(scores: Tensor, target: Tensor) -> Tensor:
+    return softmax(1e5 * scores, target)
+
+
 def test_weights_over_edges_that_no_score_moves_are_named() -> None:
     found = gnnstab.diagnose(Heads(by_target), batch=shops(), loss=loss)
     (told,) = [f for f in found.findings if f.code == "GS305"]
     assert "uniform" in told.message and "score" in told.message
-    same = shops()
-    same.x = same.x[:1].expand_as(same.x).contiguous()
-    alike = gnnstab.diagnose(Heads(softmax), batch=same, loss=loss)
-    assert not [f for f in alike.findings if f.code == "GS305"], (
-        "neighbours that are all alike have equal weights by right"
-    )
+
+
+@pytest.mark.parametrize(("weigh", "spread"), [(softmax, 0.0), (softmax, 1e-3), (one_hot, 1.0)])
+def test_weights_that_are_equal_by_right(weigh: Weigh, spread: float) -> None:
+    """Of neighbours that are alike, or nearly so, and of edges that stand there twice."""
+    twice = shops()
+    twice.x = twice.x[:1] + spread * (twice.x - twice.x[:1])
+    twice.edge_index = twice.edge_index.repeat(1, 2)
+    found = gnnstab.diagnose(Heads(weigh), batch=twice, loss=loss)
+    assert not [f for f in found.findings if "uniform at" in f.message]

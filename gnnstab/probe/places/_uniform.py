@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ALIKE = 1e-5
 """Difference between the weights of a target, over the largest, up to which they are equal: a hundred times float32's precision."""
 
+APART = 0.05
+"""Difference between the values of neighbours, over the largest of all, from which on there is something to choose from."""
+
 _FEWEST = 4
 """Targets with several neighbours from which on equal weights are no chance."""
 
@@ -71,27 +74,33 @@ def _all(nodes: Sequence[Any]) -> list[tuple[Any, retaken.Taken]]:
 
 
 def _equal(taken: retaken.Taken) -> int:
-    """How many targets, of each head, have two open neighbours and more, where the weights of each are equal; 0 where some are not."""
+    """How many targets, of each head, have two open neighbours and more, where the weights of each are equal; 0 where some are not.
+
+    Of a softmax over one axis a weight of 0 is a mask, unless most rows have but one other; over edges it is the end of its format.
+    """
     weights, over = taken.weights, taken.over
     if not bool(weights.isfinite().all()):
         return 0
     if isinstance(over, Tensor):
+        if not bool((weights > 0).all()):
+            return 0
         low, high, count = _by_group(weights, over)
     else:
         opened = weights > 0
         low, high, count = weights.masked_fill(~opened, torch.inf).amin(over), weights.amax(over), opened.sum(over)
     several = count > 1
+    if not isinstance(over, Tensor) and 2 * int(several.sum()) < several.numel():
+        return 0
     return int(several.sum()) if bool((high - low <= ALIKE * high)[several].all()) else 0
 
 
 def _by_group(weights: Tensor, over: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Smallest and largest weight above 0 of each group, and how many there are."""
+    """Smallest and largest weight of each group, and how many there are."""
     groups = over.view(-1, *(1,) * (weights.dim() - 1)).expand_as(weights)
     empty = weights.new_zeros(int(over.max()) + 1, *weights.shape[1:])
-    opened = weights > 0
-    low = torch.full_like(empty, torch.inf).scatter_reduce(0, groups, weights.masked_fill(~opened, torch.inf), "amin")
+    low = torch.full_like(empty, torch.inf).scatter_reduce(0, groups, weights, "amin")
     high = empty.scatter_reduce(0, groups, weights, "amax")
-    return low, high, torch.zeros_like(empty).scatter_add(0, groups, opened.to(weights))
+    return low, high, torch.zeros_like(empty).scatter_add(0, groups, torch.ones_like(weights))
 
 
 def _differ(node: Any, taken: retaken.Taken, users: Mapping[Any, list[Any]]) -> bool:
@@ -109,7 +118,7 @@ def _differ(node: Any, taken: retaken.Taken, users: Mapping[Any, list[Any]]) -> 
             high = torch.full_like(empty, -torch.inf).scatter_reduce(0, groups, flat, "amax")
             low = torch.full_like(empty, torch.inf).scatter_reduce(0, groups, flat, "amin")
             several = torch.bincount(taken.over, minlength=len(empty)) > 1
-            apart = ((high - low)[several] > ALIKE * flat.abs().max()).any(1)
+            apart = ((high - low)[several] > APART * flat.abs().max()).any(1)
             return bool(apart.float().mean() > 0.5)
         if (
             not isinstance(taken.over, Tensor)
@@ -120,7 +129,7 @@ def _differ(node: Any, taken: retaken.Taken, users: Mapping[Any, list[Any]]) -> 
             if values is None or taken.over != taken.weights.dim() - 1:
                 continue
             values = values.detach()
-            return bool((values.amax(-2) - values.amin(-2) > ALIKE * values.abs().max()).any())
+            return bool((values.amax(-2) - values.amin(-2) > APART * values.abs().max()).any())
     return False
 
 
