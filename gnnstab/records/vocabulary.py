@@ -292,6 +292,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_PLAIN_SCORES := "place.plain_scores"): SignalKind("entries", "entries of a plain tensor of a module that a softmax or a gate is taken of"),
     (PLACE_UNREACHED_TARGETS := "place.unreached_targets"): SignalKind("share of the variance", "variance of the targets beyond what the last operation of the output, a ReLU, sigmoid or tanh, can give"),
     (PLACE_TARGETS_LEFT := "place.targets_left"): SignalKind("share of the variance", "variance of the targets that the output leaves, of an error that compares them as they are"),
+    (PLACE_BROADCAST_TARGETS := "place.broadcast_targets"): SignalKind("rows", "rows of the output that a loss compares with every target, in place of its own"),
     (PLACE_PASS_DIFFERENCE := "place.pass_difference"): SignalKind("", "RMS change of the output between two passes in evaluation mode, over its RMS"),
     (PLACE_SHARED_ANSWERS := "place.shared_answers"): SignalKind("share of the spread", "spread of the targets among nodes that get the same output"),
     (PLACE_PADDED_SPREAD := "place.padded_spread"): SignalKind("share of the spread", "spread of the real rows that a BatchNorm is given, over that of padded ones and real ones"),

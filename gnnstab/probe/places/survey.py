@@ -19,6 +19,7 @@ from gnnstab.left_out import left_out
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors, written
 from gnnstab.probe.batches.roles import is_target
+from gnnstab.probe.places import _all_pairs as all_pairs
 from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _constant_rows as constant_rows
@@ -242,6 +243,7 @@ def _survey(
         raw = {n for n, t in named.items() if is_target(n) and is_squared_error_of(t, answer, asked, value)}
         found = [p._replace(detail={**p.detail, "compared": True}) if p.name in raw else p for p in found]
         found += [Place(*row) for row in left.rows(seen, answer, asked, value)]
+        found += [Place(*row) for row in all_pairs.rows(seen, answer, asked, value)]
     found += [Place(*row) for row in floors.rows(seen, end, asked, value, returned)]
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     with torch.no_grad():
