@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 
 import gnnstab
 from gnnstab.records import Diagnosis
-from test_places import WIDTH, Net, data, loud, seeded
+from test_places import WIDTH, Net, data, look, loud, seeded
 from test_places_gradient import one
 from test_places_norms import FACES
 from trained import take_step, trained
@@ -176,3 +176,45 @@ def test_targets_out_of_the_range_of_the_last_operation(
     found = [f.message for f in loud(diagnosis, "GS406")]
     assert ["out of its range" in message for message in found] == [True] * told
     assert [c.cause for c in diagnosis.root_causes()] == ["feature-scale"] * told
+
+
+class Column(Net):
+    """Gives a column, (N, 1)."""
+
+    def forward(self, batch: Data) -> Tensor:
+        return super().forward(batch)[:, None]
+
+
+Error = Callable[[Tensor, Tensor], Tensor]
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize(
+    ("error", "part"),
+    [
+        (F.mse_loss, slice(None)),
+        (F.l1_loss, slice(None)),
+        (F.smooth_l1_loss, slice(None)),
+        (F.mse_loss, slice(0, 40)),
+        (F.smooth_l1_loss, slice(0, 40)),
+    ],
+)
+def test_a_loss_of_all_pairs_of_outputs_and_targets(error: Error, part: slice) -> None:
+    def spread(output: Tensor, batch: Data) -> Tensor:
+        return error(output[part], batch.y[part])
+
+    def own(output: Tensor, batch: Data) -> Tensor:
+        return error(output.squeeze(-1)[part], batch.y[part])
+
+    (told,) = loud(look(Column(), data(), loss=spread))
+    assert told.code == "GS408" and "squeeze(-1)" in told.message and told.layer == "y"
+    assert loud(look(Column(), data(), loss=own)) == []
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.usefixtures("brief")
+def test_a_run_whose_loss_is_of_all_pairs() -> None:
+    def spread(output: Tensor, batch: Data) -> Tensor:
+        return F.mse_loss(output, batch.y)
+
+    assert [f.code for f in loud(trained(Column(), data(), spread, steps=20))] == ["GS408"]

@@ -30,6 +30,7 @@ from gnnstab.records.vocabulary import (
     PLACE_RMS,
     PLACE_SIGNED_DIVISOR,
     PLACE_SIZE_RESPONSE,
+    PLACE_UNIFORM_WEIGHTS,
     PLACE_WEIGHT_SUM,
     POOL_SUM_SIZE,
     SUM_BY_HAND_SIZE,
@@ -262,6 +263,8 @@ def _norm_of_something_else(signals: Signals) -> str:
     if retaken := signals.find(PLACE_RETAKEN_SOFTMAX):
         once = "softmax(scores, index)" if retaken[0].detail.get("messages") else "scores.softmax(-1)"
         return f"weights = {once}  # once, of the scores"
+    if signals.find(PLACE_UNIFORM_WEIGHTS):
+        return "weights = torch_geometric.utils.softmax(scores, index)  # or scores.softmax(-1): of the scores themselves, one for each neighbour"
     if any(s.value > SoftmaxMisused.near_zero for s in signals.find(PLACE_SIGNED_DIVISOR)):
         return "phi = F.elu(x) + 1  # above 0: weights, and the sum that divides by them, are then positive"
     if any(str(s.detail.get("words")).startswith("keeping the lengths") for s in signals.find(OPTIMIZER_UNSEEN)):

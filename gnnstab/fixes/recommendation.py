@@ -171,6 +171,8 @@ def _for_lone_nodes(seen: Seen) -> list[Choice]:
 
 def _for_alike_nodes(seen: Seen) -> list[Choice]:
     """First what the layers were asked to leave out, where their kind offers it; an identity path tells nothing apart that comes alike."""
+    if "GS705" in seen.codes and "GS704" not in seen.codes:
+        return [("keep-result", {}, "")]
     same_queries = any("queries" in s.detail for s in seen.signals.find(PLACE_SHARED_ANSWERS))
     if "GS609" in seen.codes or same_queries or ("GS504" in seen.codes and "GS704" not in seen.codes):
         return []

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.errors import FixError, hint
 from gnnstab.fixes._bounded_scores import Fp32Attention, QKNorm, ScoreCap
 from gnnstab.fixes._initialisation import DepthInit, ReinitGate, ReinitLayers, ReinitQK, UnitGainInit
+from gnnstab.fixes._kept import KeepResult
 from gnnstab.fixes._layer_settings import Beta, Dropout, RootWeight
 from gnnstab.fixes._loop import CorrectSettings, FloatWeights, ScalerStep
 from gnnstab.fixes._norms_and_clamps import (
@@ -85,6 +86,7 @@ FIXES: dict[str, Fix] = {
         UndoNormalisation(),
         Fp32Operation(),
         Reconnect(),
+        KeepResult(),
     )
 }
 """Every fix by name."""

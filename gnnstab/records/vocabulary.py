@@ -292,6 +292,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_PLAIN_SCORES := "place.plain_scores"): SignalKind("entries", "entries of a plain tensor of a module that a softmax or a gate is taken of"),
     (PLACE_UNREACHED_TARGETS := "place.unreached_targets"): SignalKind("share of the variance", "variance of the targets beyond what the last operation of the output, a ReLU, sigmoid or tanh, can give"),
     (PLACE_TARGETS_LEFT := "place.targets_left"): SignalKind("share of the variance", "variance of the targets that the output leaves, of an error that compares them as they are"),
+    (PLACE_BROADCAST_TARGETS := "place.broadcast_targets"): SignalKind("rows", "rows of the output that a loss compares with every target, in place of its own"),
     (PLACE_PASS_DIFFERENCE := "place.pass_difference"): SignalKind("", "RMS change of the output between two passes in evaluation mode, over its RMS"),
     (PLACE_SHARED_ANSWERS := "place.shared_answers"): SignalKind("share of the spread", "spread of the targets among nodes that get the same output"),
     (PLACE_PADDED_SPREAD := "place.padded_spread"): SignalKind("share of the spread", "spread of the real rows that a BatchNorm is given, over that of padded ones and real ones"),
@@ -309,6 +310,8 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_ZERO_WEIGHTS := "place.zero_weights"): SignalKind("parameters", "weights that are all 0 and keep their gradients, or that of every matrix, at 0"),
     (PLACE_IDLE := "place.idle"): SignalKind("parameters", "parameters of a part that its layer was asked to leave out, or that no output depends on"),
     (PLACE_NOT_OWNED := "place.not_owned"): SignalKind("parameters", "weights that the loss depends on and model.parameters() does not hold"),
+    (PLACE_UNREAD_RESULT := "place.unread_result"): SignalKind("entries", "entries of what a line of the model's own code computes and nothing reads"),
+    (PLACE_UNIFORM_WEIGHTS := "place.uniform_weights"): SignalKind("targets", "targets whose attention weights are equal whatever the parameters are that their scores are made of"),
     (PLACE_NOT_HELD := "place.not_held"): SignalKind("parameters", "trainable parameters of the model that no optimizer holds"),
     # Weights alone.
     (LOGIT_SPECTRAL_QK := "logit.spectral_qk"): SignalKind("logit per unit²",

@@ -202,6 +202,7 @@ OBSERVED = frozenset(
         "GS701",
         "GS703",
         "GS704",
+        "GS705",
     }
 )
 """Rules that see the cause itself, such as NaN in the data or a parameter that never got a gradient; what others say about

@@ -11,6 +11,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_INPUT_SHARE,
     OPTIMIZER_LOST_SHARE,
     OPTIMIZER_UNDONE,
+    PLACE_BROADCAST_TARGETS,
     PLACE_CLOSED_CONTENT,
     PLACE_OVERFLOW,
     PLACE_ZERO_WEIGHTS,
@@ -84,6 +85,8 @@ LINKS = tuple(
         ("GS305", on.wrong_there, "GS604"),
         # Of what reads nothing but padding no graph differs from another, whatever the norms before it do.
         ("GS305", on.told_by(PLACE_CLOSED_CONTENT), "GS108 GS604 GS703"),
+        # Asked for one number in all rows, a model unlearns what tells them apart.
+        ("GS408", on.told_by(PLACE_BROADCAST_TARGETS), "GS301 GS302 GS304 GS601 GS608 GS701 GS703 GS704 GS406"),
         ("GS408", on.heard_beside_norms, "GS108"),
         ("GS108", on.heard_through_norms, "GS408"),
         # Updates of all gradients so far: like those of a rate that grows.
@@ -115,7 +118,7 @@ LINKS = tuple(
         # A gradient that was cut off is not damped, it is absent.
         ("GS604", on.always, "GS602"),
         # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
-        *((seen, on.always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS605")),
+        *((seen, on.always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS605", "GS705")),
         ("GS502", on.of_a_known_cause, "GS609"),
         # The steps on copies that overflow are undone by a lower rate.
         ("GS601", on.beyond_every_number, "GS502"),

@@ -8,9 +8,15 @@ from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import PLACE_RETAKEN_SOFTMAX, PLACE_SIGNED_DIVISOR, PLACE_TORN_ROWS
+from gnnstab.records.vocabulary import (
+    PLACE_RETAKEN_SOFTMAX,
+    PLACE_SIGNED_DIVISOR,
+    PLACE_TORN_ROWS,
+    PLACE_UNIFORM_WEIGHTS,
+)
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import first_loss, measured, percent
+from gnnstab.rules.learned import has_learned
+from gnnstab.rules.queries import first_loss, measured, names, percent
 
 _TWICE = re.compile(
     r"(log_softmax|softmax) ← (softmax|sigmoid|tanh)\b|(binary_cross_entropy_with_logits|sigmoid) ← sigmoid"
@@ -57,6 +63,7 @@ class SoftmaxMisused(Rule):
     - weight that a mask takes away behind the softmax where nothing divides by the rest; weights of a target that do
       not sum up to 1, since the softmax runs over another axis or end than the sum with the values, or one number
       shrinks them;
+    - weights that are equal for all neighbours of every target, with other numbers in all parameters too, while the values differ;
     - rows divided by a sum of their own weights, as in linear attention, that takes both signs and comes near 0;
     - a softmax or sigmoid directly behind another one, or a log_softmax of a tanh, in front of the loss; attention
       weights that a second softmax is taken of, over the same keys, before they weigh the values;
@@ -132,6 +139,7 @@ class SoftmaxMisused(Rule):
                 signal=signal,
             )
         yield from self._retaken(signals)
+        yield from self._uniform(signals)
         if twice := taken_twice(signals):
             second, first = twice
             yield self.finding(
@@ -175,6 +183,22 @@ class SoftmaxMisused(Rule):
                 f"the scores behind {signal.layer} go through two softmaxes: the second one is given weights between 0 and 1, and so no neighbour "
                 f"gets more than e times the weight of another (here {signal.value:.2g} times at most), however far apart the scores lie. Take one softmax.",
                 severity="warning",
+                limit=1.0,
+                signal=signal,
+                cause="normalization-misuse",
+            )
+
+    def _uniform(self, signals: Signals) -> Iterator[Finding]:
+        """Softmaxes whose weights no parameter moves."""
+        # Of masked entries that win the open ones say nothing.
+        masked = {s.layer for s in signals.find("place.masked_weight") if s.value > self.weight}
+        for signal in [s for s in measured(signals.find(PLACE_UNIFORM_WEIGHTS)) if s.layer not in masked]:
+            makers = names([str(name) for name in signal.detail.get("makers", ())], 4)
+            yield self.finding(
+                f"the attention weights of the softmax behind {signal.layer} are uniform at all {signal.value:.0f} targets with several neighbours, "
+                f"and stay so with other numbers in every parameter: they are a mean, and {makers}, of which the scores are made, decide nothing. "
+                "Look at what exp is given (score - maximum, not the maximum), at scores of the target alone, and at what rounds or replaces them.",
+                severity="info" if has_learned(signals) else "warning",
                 limit=1.0,
                 signal=signal,
                 cause="normalization-misuse",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_FILLED, PLACE_FILLED_DIFFERENCE
+from gnnstab.records.vocabulary import OPTIMIZER_FILLED, PLACE_BROADCAST_TARGETS, PLACE_FILLED_DIFFERENCE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import measured, percent
 
@@ -38,6 +38,9 @@ class BatchDependence(Rule):
     batch, or zeros up to one common size): a warning where the output moves and, with optimizer and loss, as many trial
     steps without them (from 16 graphs on steps for half of these) bring the loss e times lower.
 
+    A squared, absolute or Huber's error whose gradient and value are those of all pairs of outputs and targets of the batch, which
+    an output of shape (N, 1) and targets of shape (N,) are spread to, is a warning.
+
     ## When it is silent
     Graphs may be meant to see each other, as in retrieval within a batch. Sets that are padded to one fixed width with
     one constant, and models that draw random numbers on purpose, are information.
@@ -60,7 +63,7 @@ class BatchDependence(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for a graph that ran alone, or one for two passes that differ."""
-        yield from (filled := [*self._filled(signals)])
+        yield from (filled := [*self._filled(signals), *self._broadcast(signals)])
         found = measured([*signals.find("place.alone_difference"), *signals.find("place.pass_difference")])
         if not found and not filled:
             if signals.kind == "checkpoint":
@@ -96,6 +99,19 @@ class BatchDependence(Rule):
                     limit=self.moves,
                     signal=signal,
                 )
+
+    def _broadcast(self, signals: Signals) -> Iterator[Finding]:
+        """A loss that takes the difference of each row and each target."""
+        for signal in measured(signals.find(PLACE_BROADCAST_TARGETS)):
+            yield self.finding(
+                f"the loss compares every row of the output with all {signal.value:.0f} targets of `{signal.layer}`, and not with its own: its gradient and its value "
+                "are those of all pairs, so that the best answer is one and the same number for all rows. An output of shape (N, 1) and targets of shape (N,) are "
+                f"spread to (N, N): write loss(output.squeeze(-1), {signal.layer}).",
+                severity="warning",
+                limit=1.0,
+                signal=signal,
+                cause="",
+            )
 
     def _alone(self, signal: Signal) -> Finding:
         detail = signal.detail

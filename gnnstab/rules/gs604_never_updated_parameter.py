@@ -8,12 +8,9 @@ from functools import partial
 
 from gnnstab.characters import counted
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import (
-    OPTIMIZER_UNDONE,
-    PLACE_PLAIN_SCORES,
-)
+from gnnstab.records.vocabulary import GRADIENT_NORM, OPTIMIZER_UNDONE, PLACE_PLAIN_SCORES
 from gnnstab.rules._silent_by_design import NO_WAY, cancelled, given_zeros, idle, unread_relation, without_part
-from gnnstab.rules._standing import gradient_since, never_stepped, standing_still, strange_tensors
+from gnnstab.rules._standing import ended_flat, gradient_since, never_stepped, standing_still, strange_tensors
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, names, never_finite, stops
 
@@ -35,7 +32,8 @@ class NeverUpdatedParameter(Rule):
     - Run: trainable parameters whose gradient was None or exactly 0 in every step that was measured parameter by
       parameter, and at the run's end (their own, or what the optimizer keeps of it).
       Or no weight has moved from some step to the end, and none has a gradient when the optimizer steps; or no optimizer
-      has ever stepped, and all weights are as they were.
+      has ever stepped, and all weights are as they were. Or gradients came, and all are exactly 0 from some step to the
+      end, while the loss has been lower than it is there.
     - Model and batch: a loss that depends on no parameter; parameters without a gradient after a backward, and why (the
       module was not called, no path leads to it, or it stands in a reentrant checkpoint none of whose inputs has a
       gradient); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list;
@@ -90,6 +88,10 @@ class NeverUpdatedParameter(Rule):
         if standing := [s for s in standing_still(signals, self.updates) if s.detail.get("given") is None]:
             yield from map(partial(self._standing, signals), standing)
             return
+        if flat := ended_flat(signals, self.updates):
+            yield self.finding(
+                flat.words, severity="warning", limit=self.updates, name=GRADIENT_NORM, value=0.0, step=flat.since
+            )
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):
             return
         yield from self._over_a_run(signals)

@@ -174,3 +174,35 @@ def test_a_gradient_that_comes_between_two_measurements_is_a_gradient(opened: bo
                 optimizer.zero_grad()
     silent = [f for f in monitor.diagnose().findings if f.code == "GS604" and f.severity != "info"]
     assert bool(silent) is not opened
+
+
+def told_at_the_end(loss: Callable[[Tensor, int], Tensor], steps: int = 40) -> list[str]:
+    """What a run is told for gradients that are all 0 at its end; ``loss`` is given the logits of two choices, and the step."""
+    torch.manual_seed(0)
+    model, (x, edges) = GATConv(6, 2), graph()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for step in range(steps):
+            optimizer.zero_grad()
+            value = loss(model(x, edges), step)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    return [f.message for f in monitor.diagnose().findings if f.code == "GS604" and f.severity != "info"]
+
+
+def rewarded(logits: Tensor, step: int) -> Tensor:
+    """A policy that becomes one-hot in step 20; rewards come and go."""
+    sharper = logits + torch.tensor([1e4, 0.0]) * (step >= 20)
+    return 2 - (sharper.log_softmax(-1)[:, 0] * (-1) ** step).mean() - sharper.softmax(-1)[:, 1].mean()
+
+
+def kept_apart(logits: Tensor, step: int) -> Tensor:
+    """A margin that is kept from step 20 on."""
+    return (1 - logits[:, 0] - 1e4 * (step >= 20)).clamp(min=0).mean()
+
+
+def test_gradients_that_end_at_zero_while_the_loss_has_been_lower() -> None:
+    (told,) = told_at_the_end(rewarded)
+    assert "from step 20 to the end (20 steps)" in told and "one-hot" in told
+    assert told_at_the_end(kept_apart) == []

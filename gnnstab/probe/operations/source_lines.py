@@ -13,7 +13,7 @@ from torch import nn
 
 from gnnstab.probe.own_operations import ENGINE
 
-_LIBRARIES = ("torch", "torch_geometric", "gnnstab", "contextlib", "functools")
+LIBRARIES = ("torch", "torch_geometric", "gnnstab", "contextlib", "functools")
 """Frames of these packages are not the user's; PyG's generated code carries the name of its package."""
 
 _DEMONSTRATION = "gnnstab.demo"
@@ -95,7 +95,7 @@ def caller_place(modules: Modules, part: str) -> tuple[Place, FrameType | None, 
         root, _, rest = name.partition(".")
         if root == "gnnstab" and rest.partition(".")[0] in _DRIVERS:
             break
-        if root not in _LIBRARIES or name == _DEMONSTRATION:
+        if root not in LIBRARIES or name == _DEMONSTRATION:
             user = user or frame
         elif name == "torch.utils.checkpoint":
             recomputing = True

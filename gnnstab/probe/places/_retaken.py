@@ -23,7 +23,7 @@ MOST = 7.4
 """Largest over smallest weight, e², up to which nothing but weights was given: dropout of one half doubles them."""
 
 
-class _Taken(NamedTuple):
+class Taken(NamedTuple):
     """A softmax."""
 
     weights: Tensor
@@ -39,7 +39,7 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     nodes = list(autograd.walk(seen.outputs))
     users = masks.users_of(nodes)
     for node in nodes:
-        later = _taken(node)
+        later = taken(node)
         if later is None or not masks.weighs(node, users):
             continue
         earlier = _first(later.above)
@@ -51,26 +51,38 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
             yield PLACE_RETAKEN_SOFTMAX, place, ratio, {"messages": True} if isinstance(later.over, Tensor) else {}
 
 
-def _taken(node: Any) -> _Taken | None:
+def taken(node: Any) -> Taken | None:
     """The softmax that ends at a node; None for any other operation."""
     if type(node).__name__.startswith(masks.SOFTMAX[:2]):
         weights, axis = masks.weights_of(node)
-        return None if weights is None else _Taken(weights, node.next_functions[0][0], axis)
+        return None if weights is None else Taken(weights, node.next_functions[0][0], axis)
     if not type(node).__name__.startswith("DivBackward"):
         return None
-    shares = weight_sums.shares(node)
+    shares = weight_sums.shares(node) or _written_out(node)
     if shares is None:
         return None
     scores = node.next_functions[0][0].next_functions[0][0]
     if type(scores).__name__.startswith("SubBackward"):  # The largest of a group is taken off.
         scores = scores.next_functions[0][0]
-    return _Taken(shares[0], scores, shares[1])
+    return Taken(shares[0], scores, shares[1])
 
 
-def _first(node: Any) -> _Taken | None:
+def _written_out(node: Any) -> tuple[Tensor, int] | None:
+    """Weights and axis of exponentials over their sum along one axis; None for any other quotient."""
+    exponentials, total = node.next_functions[0][0], weight_sums.without_eps(node.next_functions[1][0])
+    result, whole = autograd.saved(exponentials, "_saved_result"), autograd.saved(node, "_saved_other")
+    if not type(exponentials).__name__.startswith("ExpBackward") or not type(total).__name__.startswith("SumBackward1"):
+        return None
+    if result is None or whole is None or total.next_functions[0][0] is not exponentials:
+        return None
+    over = [number - (1 << 64) if number >= 1 << 63 else number for number in getattr(total, "_saved_dim", ())]
+    return (result.detach() / whole.detach(), over[0] % result.dim()) if len(over) == 1 else None
+
+
+def _first(node: Any) -> Taken | None:
     """The softmax whose weights arrive at a node as they are, masked or thinned out."""
     while node is not None:
-        if (found := _taken(node)) is not None:
+        if (found := taken(node)) is not None:
             return found
         kind = type(node).__name__
         added = kind.startswith("AddBackward") and [above for above, _ in node.next_functions].count(None) == 1
@@ -87,7 +99,7 @@ def _alike(one: int | Tensor, other: int | Tensor) -> bool:
     return isinstance(one, int) and one == other
 
 
-def _ratio(taken: _Taken) -> float:
+def _ratio(taken: Taken) -> float:
     """Largest over smallest weight above 0, in the row where they differ most."""
     weights, over = taken.weights, taken.over
     axis = 0 if isinstance(over, Tensor) else over

@@ -24,7 +24,7 @@ def dense(node: Any, weights: Tensor, axis: int, users: Mapping[Any, list[Any]])
     last = weights.dim() - 1
     if axis == last or (axis == last - 1 and weights.shape[axis] != weights.shape[last]):
         return None
-    for user, above in _uses(node, users):
+    for user, above in uses(node, users):
         left = type(user).__name__.startswith(("BmmBackward", "MmBackward")) and user.next_functions[0][0] is above
         read = autograd.saved(user, "_saved_self") if left else None
         if read is not None and read.shape[-2:] == weights.shape[-2:]:
@@ -37,7 +37,7 @@ def plain(node: Any, weights: Tensor, users: Mapping[Any, list[Any]]) -> float |
 
     None where a weight has one channel to weigh, as a gate has, and where there is but one target.
     """
-    for user, above in _uses(node, users, values=True):
+    for user, above in uses(node, users, values=True):
         index = _index(user) if type(user).__name__.startswith(_SUMS) else None
         if index is None or len(index) != len(weights) or above not in [one for one, _ in user.next_functions]:
             continue
@@ -71,12 +71,12 @@ def shrunk(node: Any, weights: Tensor, users: Mapping[Any, list[Any]], edges: bo
     waiting = [(node, 1.0)]
     while waiting:
         above, before = waiting.pop()
-        for user, _ in _uses(above, users):
+        for user, _ in uses(above, users):
             factor = before * (_number(user) or 0.0)
             if not factor:
                 continue
             waiting.append((user, factor))
-            read = any(type(below).__name__.startswith(ends) for below, _ in _uses(user, users, values=edges))
+            read = any(type(below).__name__.startswith(ends) for below, _ in uses(user, users, values=edges))
             if read and not any(abs(factor * n - 1) < 1e-3 for n in heads):
                 return factor
     return None
@@ -113,7 +113,7 @@ def over_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
         weights, groups = found
         sums = [
             index
-            for user, above in _uses(node, users, values=True)
+            for user, above in uses(node, users, values=True)
             if type(user).__name__.startswith(_SUMS) and above in [one for one, _ in user.next_functions]
             if (index := _index(user)) is not None and index.shape == groups.shape
         ]
@@ -123,7 +123,7 @@ def over_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
             yield node, float(added.index_add_(0, sums[0], weights).max())
 
 
-def _uses(node: Any, users: Mapping[Any, list[Any]], *, values: bool = False) -> Iterator[tuple[Any, Any]]:
+def uses(node: Any, users: Mapping[Any, list[Any]], *, values: bool = False) -> Iterator[tuple[Any, Any]]:
     """What reads weights that at most dropout has changed, with what hands them over; ``values``: or their products with values."""
     waiting = [(user, node) for user in users.get(node, ())]
     for _ in range(50):
@@ -149,7 +149,7 @@ def thins(node: Any) -> bool:
 def shares(node: Any) -> tuple[Tensor, Tensor] | None:
     """Weights (edges, …) and groups (edges,) of exponentials over the sums of their groups; None for any other quotient."""
     exponentials, picked = (above for above, _ in node.next_functions)
-    whole = autograd.saved(node, "_saved_other")
+    whole, picked = autograd.saved(node, "_saved_other"), without_eps(picked)
     if whole is None or not type(exponentials).__name__.startswith("ExpBackward"):
         return None
     if not type(picked).__name__.startswith(("IndexSelectBackward", "IndexBackward", "GatherBackward")):
@@ -162,6 +162,16 @@ def shares(node: Any) -> tuple[Tensor, Tensor] | None:
     if not summed or result is None or groups is None or len(result) != len(groups) or result.shape != whole.shape:
         return None
     return result.detach() / whole.detach(), groups
+
+
+def without_eps(node: Any) -> Any:
+    """What stands in front of a number that is added, or of a lower limit."""
+    while type(node).__name__.startswith(("AddBackward", "ClampBackward", "ClampMinBackward")):
+        above = [one for one, _ in node.next_functions if one is not None]
+        if len(above) != 1:
+            break
+        node = above[0]
+    return node
 
 
 def _index(node: Any) -> Tensor | None:

@@ -19,6 +19,7 @@ from gnnstab.left_out import left_out
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors, written
 from gnnstab.probe.batches.roles import is_target
+from gnnstab.probe.places import _all_pairs as all_pairs
 from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _constant_rows as constant_rows
@@ -38,12 +39,14 @@ from gnnstab.probe.places import _shared_answers as shared_answers
 from gnnstab.probe.places import _slots as slots
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places import _torn as torn
+from gnnstab.probe.places import _uniform as uniform
 from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._overflows import Overflows
 from gnnstab.probe.places._reach import Reach
+from gnnstab.probe.places._unread import Unread
 from gnnstab.probe.places._untold import untold
 from gnnstab.probe.places.plain_tensors import PlainScores
 from gnnstab.probe.replaying.recovered_loss import is_squared_error_of
@@ -179,14 +182,15 @@ def _survey(
 
     reach = Reach(twin, again)
     # The fused attention keeps no weights; the plain one computes the same and shows them.
-    plain, casts, overflows, scores = (
+    plain, casts, overflows, scores, unread = (
         sdpa_kernel(SDPBackend.MATH),
         Casts(named, twin),
         Overflows(twin),
         PlainScores(twin),
+        Unread(twin),
     )
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
-        with _told("forward"), casts, overflows, scores:
+        with _told("forward"), casts, overflows, scores, unread:
             output = eager(twin)(*args, **kwargs)
         outputs = [t for _, t in tensors_in([output]) if is_dense(t)]
         made = parameters.made(model, twin)
@@ -194,9 +198,11 @@ def _survey(
         calls.name_beginnings(twin, named)
         graphs = _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
         seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs, written(args, kwargs, model))
-        found = [Place(*row) for row in (*_before_backward(seen, given), *overflows.rows(), *scores.rows())]
+        found = [
+            Place(*row) for row in (*_before_backward(seen, given), *overflows.rows(), *scores.rows(), *unread.rows())
+        ]
         found += [Place(*row) for row in made]
-        end = floors.end_of(outputs)
+        end, even = floors.end_of(outputs), uniform.found(seen)
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
@@ -223,6 +229,7 @@ def _survey(
             found += [Place(*row) for row in recomputed.rows(model, untracked, seen, objective, rng, cast)]
         with torch.no_grad():
             found += [Place(*row) for row in shared_answers.rows(twin, again, seen)]
+    found += [Place(*row) for row in uniform.rows(twin, again, even)]
     lined_up = untold(twin, args, kwargs, named) if seen.graphs is None else None
     if lined_up is None:
         found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
@@ -236,6 +243,7 @@ def _survey(
         raw = {n for n, t in named.items() if is_target(n) and is_squared_error_of(t, answer, asked, value)}
         found = [p._replace(detail={**p.detail, "compared": True}) if p.name in raw else p for p in found]
         found += [Place(*row) for row in left.rows(seen, answer, asked, value)]
+        found += [Place(*row) for row in all_pairs.rows(seen, answer, asked, value)]
     found += [Place(*row) for row in floors.rows(seen, end, asked, value, returned)]
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     with torch.no_grad():
