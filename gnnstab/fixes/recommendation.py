@@ -90,7 +90,9 @@ def _for_sums(seen: Seen, said: str = "") -> list[Choice]:
     """The reduction of a layer where one sums; a division where a pooling or the model's own code does."""
     own = any(seen.signals.find(name) for name in (SUM_BY_HAND_SIZE, POOL_SUM_SIZE))
     in_layers = any(not f.attention and f.aggregation in ("add", "sum") for f in seen.signals.layers)
-    names = ("divide-sum",) * own + ("mean-aggregation-root", "norm-after-sum") * (in_layers or not own)
+    beside = find("weigh-messages").helps(seen.signals)
+    names = ("weigh-messages",) * beside + ("divide-sum",) * own
+    names += ("mean-aggregation-root", "norm-after-sum") * (in_layers or not names)
     return [(name, {}, said) for name in names]
 
 

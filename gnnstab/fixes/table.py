@@ -19,6 +19,7 @@ from gnnstab.fixes._norms_and_clamps import (
 )
 from gnnstab.fixes._training import AdamEps, GradientClipping, LowerLearningRate
 from gnnstab.fixes._unmoved import Reconnect
+from gnnstab.fixes._weighing import WeighMessages
 from gnnstab.fixes.aggregation import Aggregation, MeanAggregationRoot, NormAfterSum
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.by_hand import (
@@ -76,6 +77,7 @@ FIXES: dict[str, Fix] = {
         StandardiseTargets(),
         SafeOperation(),
         DivideSum(),
+        WeighMessages(),
         ClearGradients(),
         LowerDecay(),
         CorrectSettings(),

@@ -292,8 +292,8 @@ class _Watched:
         if name in self._edit.score_factors:
             src = src * self._edit.score_factors[name].to(src)
         result: Tensor = softmax(src, index, *args, **kwargs)
-        if name and isinstance(index, Tensor) and src.dim() == 2:
-            self._saw(name, src.detach(), result.detach(), index)
+        if name and isinstance(index, Tensor) and src.dim() in (1, 2):  # One head may come without an axis.
+            self._saw(name, *(t.detach().reshape(len(t), -1) for t in (src, result)), index)
         return result
 
     def _recorded(
