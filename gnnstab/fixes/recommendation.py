@@ -201,6 +201,13 @@ def _for_rate(seen: Seen) -> list[Choice]:
 _OTHER_THAN_RATE = ("lower-decay", "correct-settings", "scaler-step")
 
 
+def _alone(name: str, cause: str, seen: Seen) -> list[Choice]:
+    """One fix where it helps; else all others of the cause."""
+    if find(name).helps(seen.signals):
+        return [(name, {}, "")]
+    return [choice for choice in _addressing(cause)(seen) if choice[0] != name]
+
+
 def _beside_identity(cause: str, seen: Seen) -> list[Choice]:
     """No identity path is offered where one leads around every layer already."""
     layers = seen.signals.attention_layers
@@ -218,6 +225,7 @@ COMPETING: Mapping[str, Callable[[Seen], list[Choice]]] = {
     "isolated-nodes": _for_lone_nodes,
     "indistinguishable-nodes": _for_alike_nodes,
     "normalization-misuse": _for_norms,
+    "oversmoothing": lambda seen: _alone("mix-first-state", "oversmoothing", seen),
     "saturated-gate": lambda seen: _beside_identity("saturated-gate", seen),
 }
 """Causes whose fixes exclude or outrank each other by what was seen; of the others each fix knows its own case."""

@@ -17,6 +17,7 @@ from gnnstab.fixes._norms_and_clamps import (
     LayerNormInstead,
     RemoveClamp,
 )
+from gnnstab.fixes._rounds import MixFirstState
 from gnnstab.fixes._training import AdamEps, GradientClipping, LowerLearningRate
 from gnnstab.fixes._unmoved import Reconnect
 from gnnstab.fixes._weighing import WeighMessages
@@ -78,6 +79,7 @@ FIXES: dict[str, Fix] = {
         SafeOperation(),
         DivideSum(),
         WeighMessages(),
+        MixFirstState(),
         ClearGradients(),
         LowerDecay(),
         CorrectSettings(),

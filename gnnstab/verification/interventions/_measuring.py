@@ -293,7 +293,7 @@ class _Watched:
             src = src * self._edit.score_factors[name].to(src)
         result: Tensor = softmax(src, index, *args, **kwargs)
         if name and isinstance(index, Tensor) and src.dim() in (1, 2):  # One head may come without an axis.
-            self._saw(name, *(t.detach().reshape(len(t), -1) for t in (src, result)), index)
+            self._saw(name, src.detach().reshape(len(src), -1), result.detach().reshape(len(src), -1), index)
         return result
 
     def _recorded(
