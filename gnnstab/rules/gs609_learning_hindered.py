@@ -32,6 +32,7 @@ _ADVICE = {
     "never-updated-parameter": "Wrap what is to be learned in nn.Parameter, in __init__ and before the optimizer is made; register_buffer says of the rest that it stays.",
     "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
     "learning-rate": "Lower the rate to that, or warm up to it over some hundred steps.",
+    "saturated-gate": "Let the bias of the gate begin where it is open, at 1 or 2.",
     "oversmoothing": "Mix the first state into each round (h = 0.8 * conv(h) + 0.2 * first), or take fewer rounds.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
     "masking": "Look whether the layer takes the mask, and which way round: turn it with ~, or swap what is kept and what is left out.",

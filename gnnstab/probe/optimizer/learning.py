@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._clamped import clamps
+from gnnstab.probe.optimizer._gates import shut_gates
 from gnnstab.probe.optimizer._large_inputs import large_inputs
+from gnnstab.probe.optimizer._outsized import outsized
 from gnnstab.probe.optimizer._plain_tensors import plain
 from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._slow import far_above_usual
@@ -94,7 +96,12 @@ def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
         detail, deep = {"learns": True, "names": names[:40], **detail}, []
     hindered = None
     if own < LEARNS_WELL:
-        others = [*seen(bench, suspects, 1), *seen(bench, alike_kinds)]
+        others = [
+            *seen(bench, suspects, 1),
+            *seen(bench, alike_kinds),
+            *seen(bench, shut_gates),
+            *seen(bench, outsized),
+        ]
         cut = seen(bench, clamps)
         least = max(0.0, own) + MARGIN
         freed, lifted = (list(_undone(bench, found, first, least)) for found in (others, cut))
