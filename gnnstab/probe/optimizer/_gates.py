@@ -66,7 +66,9 @@ def shut_gates(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect
             name, mean = made[above]
             found[name] = min(found.get(name, (size, mean)), (size, mean))
     if found:
-        names, least = tuple(found), min(size for size, _ in found.values())
+        # In the order in which the forward comes to them.
+        names = tuple(dict.fromkeys(name for name, _ in made.values() if name in found))
+        least = min(size for size, _ in found.values())
         by = {name: OPENED - mean for name, (_, mean) in found.items()}
         yield Suspect(
             "saturated-gate", names, f"opening the gates behind {listed(names)}",

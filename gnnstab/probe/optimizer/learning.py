@@ -252,8 +252,8 @@ def _hindered(
 
 
 def _in_time(bench: Bench, as_is: Sequence[float], first: float) -> Signal | None:
-    """What is no parameter and would be learned if it were one: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
-    for suspect in seen(bench, plain):
+    """What is no parameter and would be learned if it were one, or a gate that is shut: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
+    for suspect in (*seen(bench, plain), *seen(bench, shut_gates)):
         rates = [bench.trial(MORE_STEPS, factor=factor).losses for factor in AROUND]
         own = max(0.0, *(progress(first, losses) for losses in rates))
         for _, _, losses in _undone(bench, [suspect], first, max(LEARNS, own + MARGIN), MORE_STEPS):
