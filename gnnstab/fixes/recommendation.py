@@ -90,7 +90,9 @@ def _for_sums(seen: Seen, said: str = "") -> list[Choice]:
     """The reduction of a layer where one sums; a division where a pooling or the model's own code does."""
     own = any(seen.signals.find(name) for name in (SUM_BY_HAND_SIZE, POOL_SUM_SIZE))
     in_layers = any(not f.attention and f.aggregation in ("add", "sum") for f in seen.signals.layers)
-    names = ("divide-sum",) * own + ("mean-aggregation-root", "norm-after-sum") * (in_layers or not own)
+    beside = find("weigh-messages").helps(seen.signals)
+    names = ("weigh-messages",) * beside + ("divide-sum",) * own
+    names += ("mean-aggregation-root", "norm-after-sum") * (in_layers or not names)
     return [(name, {}, said) for name in names]
 
 
@@ -201,6 +203,13 @@ def _for_rate(seen: Seen) -> list[Choice]:
 _OTHER_THAN_RATE = ("lower-decay", "correct-settings", "scaler-step")
 
 
+def _alone(name: str, cause: str, seen: Seen) -> list[Choice]:
+    """One fix where it helps; else all others of the cause."""
+    if find(name).helps(seen.signals):
+        return [(name, {}, "")]
+    return [choice for choice in _addressing(cause)(seen) if choice[0] != name]
+
+
 def _beside_identity(cause: str, seen: Seen) -> list[Choice]:
     """No identity path is offered where one leads around every layer already."""
     layers = seen.signals.attention_layers
@@ -218,6 +227,7 @@ COMPETING: Mapping[str, Callable[[Seen], list[Choice]]] = {
     "isolated-nodes": _for_lone_nodes,
     "indistinguishable-nodes": _for_alike_nodes,
     "normalization-misuse": _for_norms,
+    "oversmoothing": lambda seen: _alone("mix-first-state", "oversmoothing", seen),
     "saturated-gate": lambda seen: _beside_identity("saturated-gate", seen),
 }
 """Causes whose fixes exclude or outrank each other by what was seen; of the others each fix knows its own case."""

@@ -18,8 +18,10 @@ from gnnstab.fixes._norms_and_clamps import (
     LayerNormInstead,
     RemoveClamp,
 )
+from gnnstab.fixes._rounds import MixFirstState
 from gnnstab.fixes._training import AdamEps, GradientClipping, LowerLearningRate
 from gnnstab.fixes._unmoved import Reconnect
+from gnnstab.fixes._weighing import WeighMessages
 from gnnstab.fixes.aggregation import Aggregation, MeanAggregationRoot, NormAfterSum
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.by_hand import (
@@ -77,6 +79,8 @@ FIXES: dict[str, Fix] = {
         StandardiseTargets(),
         SafeOperation(),
         DivideSum(),
+        WeighMessages(),
+        MixFirstState(),
         ClearGradients(),
         LowerDecay(),
         CorrectSettings(),

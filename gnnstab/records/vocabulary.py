@@ -280,6 +280,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_FILLED_OUTPUT := "place.filled_output"): SignalKind("", "how far a mask's constant lies above every other entry of the output"),
     (PLACE_PADDING_WEIGHT := "place.padding_weight"): SignalKind("share of the weight", "softmax weight of real queries on keys that are padding"),
     (PLACE_WEIGHT_SUM := "place.weight_sum"): SignalKind("", "sum, farthest from 1, of the weights of a target whose softmax runs over something else than its sum"),
+    (PLACE_ATTENTION_SUM := "place.attention_sum"): SignalKind("", "RMS of what an attention layer adds up, where that grows with the in-degree as no mean does"),
     (PLACE_RETAKEN_SOFTMAX := "place.retaken_softmax"): SignalKind("largest over smallest", "weights of a row, of a softmax that is given the weights of another one"),
     (PLACE_NORM_OVER_NODES := "place.norm_over_nodes"): SignalKind("nodes", "nodes of a set that a LayerNorm is taken over"),
     (PLACE_TORN_ROWS := "place.torn_rows"): SignalKind("nodes", "nodes of a set whose numbers a view hands to other rows"),

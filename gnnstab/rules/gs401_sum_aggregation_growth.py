@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable, NotEvaluable
@@ -10,6 +11,7 @@ from gnnstab.records.rises import LASTING
 from gnnstab.records.vocabulary import (
     LOSS_OVER_ZERO,
     OPTIMIZER_LOSS_RISE,
+    PLACE_ATTENTION_SUM,
     PLACE_SIGNED_DIVISOR,
     POOL_SUM_SIZE,
     SUM_BY_HAND_SIZE,
@@ -40,6 +42,10 @@ class SumAggregationGrowth(Rule):
     For every sum whose weights no softmax and no in-degree normalises: the exponent p in RMS(output) ∝ in-degree^p,
     from all edges and from half of them, less what the messages lose over nodes of larger in-degree, and the RMS of its
     output. Both large, and attention behind it sharpened by that: a warning.
+
+    Attention counts where something is added to its messages outside of the weights: what a layer of the model's own
+    code adds up grows with the in-degree from target to target (the slope of ln(norm), less what chance can make),
+    where normalised weights give a mean.
 
     Such sums, poolings by a sum, and sums in the model's own code, by an index or a matrix that is sparse or holds
     counts, also count where the loss of a fresh network is far above that of an output of zeros, on the batch or in one
@@ -102,24 +108,59 @@ class SumAggregationGrowth(Rule):
             yield self._steep(rise)
             return
         found = measured(signals.find("aggregation.exponent"))
-        if not found and (signals.find(POOL_SUM_SIZE) or signals.find(SUM_BY_HAND_SIZE)):
+        beside = self.of_attention(signals)
+        if not found and not beside and (signals.find(POOL_SUM_SIZE) or signals.find(SUM_BY_HAND_SIZE)):
             yield from self._pooled(signals)
             return
         others = [layer for layer in signals.layers if not layer.attention and layer.aggregation in ("add", "sum")]
-        if not found and signals.kind != "checkpoint" and not others:
+        if not found and not beside and signals.kind != "checkpoint" and not others:
             raise NotApplicable(
                 "no sum over neighbours other than attention was found, in layers that name their aggregation or in calls of scatter, index_add "
                 "and products with sparse matrices or with counts; what PyG's layers add up by a sparse adjacency (adj_t) themselves is not seen"
             )
-        if not found:
+        if not found and not beside:
             raise NotEvaluable(signals.why_missing("aggregation.exponent"))
         far = self._far_off(signals)
         for growth in self._growing(signals, found, self.rms if far is None else self.far_rms):
             symptoms = self._saturated_behind(signals, growth.layer)
             yield self._finding(signals, growth, symptoms, far)
             far = None
+        for total in beside:
+            if total.value > (self.rms if far is None else self.far_rms):
+                yield self._beside_weights(signals, total, self._saturated_behind(signals, total.layer), far)
+                far = None
         if far is not None:
             yield from self._pooled(signals)
+
+    def of_attention(self, signals: Signals) -> list[Signal]:
+        """What attention layers add up that grows with the in-degree, in the order of the layers: a mean, as weights from a softmax give, does not."""
+        order = {layer.name: layer.position for layer in signals.attention_layers}
+        found = [s for s in measured(signals.find(PLACE_ATTENTION_SUM)) if s.layer in order]
+        grown = [s for s in found if float(s.detail.get("exponent", 0.0)) > self.exponent]
+        return sorted(grown, key=lambda s: order[s.layer or ""])
+
+    def _beside_weights(
+        self, signals: Signals, total: Signal, symptoms: list[Attention], far: Signal | None
+    ) -> Finding:
+        exponent, degree = (float(total.detail.get(key, math.nan)) for key in ("exponent", "degree"))
+        what = (
+            f"{total.layer}: what it adds up grows like in-degree^{exponent:.2g} and has reached RMS {total.value:.2g} at in-degrees of up to "
+            f"{degree:.0f}, where weights that a softmax has normalised give a mean: something is added to its messages outside of the weights"
+        )
+        cure = "Multiply it by the weights as well: att * (v + e) in place of att * v + e."
+        if symptoms:
+            severe = any(state.entropy.value < self.error_entropy for state in symptoms)
+            behind = f", and saturates {names(s.layer for s in symptoms)}"
+            return self.finding(
+                f"{what}{behind}. {cure}", severity="error" if severe else "warning", limit=self.rms, signal=total
+            )
+        if far is not None:
+            over = f", and the loss of the output is {far.value:.3g} times that of an output of zeros"
+            return self.finding(
+                f"{what}{over}. {cure}", severity="warning", limit=self.far_off, signal=far, confidence="medium"
+            )
+        still = "No attention behind it is saturated by that on this data; denser graphs will change it."
+        return self.finding(f"{what}. {still}", severity="info", limit=self.rms, signal=total)
 
     def _steep(self, rise: Signal) -> Finding:
         """Steps of the optimizer raise the loss, and do not with means in the place of the sums."""

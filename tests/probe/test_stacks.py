@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.nn import TransformerConv
+from torch_geometric.nn import MessagePassing, TransformerConv
+from torch_geometric.utils import softmax
 
 import gnnstab
 from trained import take_step
@@ -69,6 +70,33 @@ class Convs(nn.Module):
         return out
 
 
+class Rumour(MessagePassing):
+    """What everybody hears: the mean of all who are near, weighted by how alike people were when they began."""
+
+    def forward(self, began: Tensor, edge_index: Tensor, *, state: Tensor) -> Tensor:
+        out: Tensor = self.propagate(edge_index, began=began, state=state)
+        return out
+
+    def message(self, began_i: Tensor, began_j: Tensor, state_j: Tensor, index: Tensor) -> Tensor:
+        return softmax((began_i * began_j).mean(-1, keepdim=True), index) * state_j
+
+
+class Village(nn.Module):
+    """Many rounds of talk, in each of which people keep a part of what they began with, or nothing."""
+
+    def __init__(self, kept: float) -> None:
+        super().__init__()
+        self.kept, self.talk = kept, Rumour()
+        self.inp, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, data: Data) -> Tensor:
+        h = first = torch.tanh(self.inp(data.x))
+        for _ in range(16):
+            h = (1 - self.kept) * self.talk(first, data.edge_index, state=h) + self.kept * first
+        out: Tensor = self.out(h)
+        return out
+
+
 def batch() -> Data:
     g = torch.Generator().manual_seed(3)
     x = torch.randn(NODES, 6, generator=g)
@@ -109,6 +137,20 @@ def test_a_stack_that_keeps_the_model_from_learning_is_the_root(kind: str, depth
     assert (root.cause, root.how) == (cause, "undone")
     assert root.share is not None
     assert root.share > 0.65
+
+
+@pytest.mark.parametrize(("kept", "named"), [(0.0, True), (0.3, False)])
+def test_rounds_of_one_layer_that_leave_the_mean_alone_are_oversmoothing(kept: float, named: bool) -> None:
+    torch.manual_seed(2)
+    model, data = Village(kept), batch()
+    data.edge_index = torch.cat([torch.randint(0, NODES, (2, 8 * NODES)), torch.arange(NODES).expand(2, -1)], 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
+    found = gnnstab.diagnose(model, batch=data, loss=loss, optimizer=optimizer)
+    assert [cause.cause for cause in found.root_causes()] == ["oversmoothing"] * named
+    for root in found.root_causes():
+        assert root.how == "undone" and "16 rounds of talk" in root.reason
+        assert [fix.fix for fix in root.fixes] == ["mix-first-state"]
+        assert "0.8 * self.talk(h" in root.fixes[0].change
 
 
 @pytest.mark.parametrize(("depth", "rate"), [(12, 0.1), (40, 5e-2)])

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCNConv, MessagePassing, TransformerConv, global_add_pool, global_mean_pool
 from torch_geometric.nn.pool import glob
-from torch_geometric.utils import scatter, spmm
+from torch_geometric.utils import scatter, softmax, spmm
 
 import gnnstab
 from gnnstab.probe.pooling import sums_watched
@@ -79,6 +79,40 @@ class Markets(nn.Module):
         return self.out(h + self.conv(h, data.edge_index)).squeeze(-1)
 
 
+class Toll(MessagePassing):
+    """Attention over roads in; the toll of a road is added to what comes over it, weighted as that is or as it stands."""
+
+    def __init__(self, weighted: bool) -> None:
+        super().__init__(aggr="add", node_dim=0)
+        self.weighted = weighted
+        self.ask, self.say, self.value, self.own = (nn.Linear(16, 16) for _ in range(4))
+        self.fee = nn.Linear(2, 16)
+
+    def forward(self, x: Tensor, edge_index: Tensor, toll: Tensor) -> Tensor:
+        ask, say, value = (lin(x).view(-1, 2, 8) for lin in (self.ask, self.say, self.value))
+        fee = self.fee(toll).view(-1, 2, 8)
+        return self.own(x) + self.propagate(edge_index, ask=ask, say=say, value=value, fee=fee).flatten(1)
+
+    def message(self, ask_i: Tensor, say_j: Tensor, value_j: Tensor, fee: Tensor, index: Tensor) -> Tensor:
+        share = softmax((ask_i * say_j).sum(-1) / 8**0.5, index).unsqueeze(-1)
+        return share * (value_j + fee) if self.weighted else share * value_j + fee
+
+
+class Roads(nn.Module):
+    """A number for each town, two roads away."""
+
+    def __init__(self, weighted: bool) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, 16), nn.Linear(16, 1)
+        self.tolls = nn.ModuleList([Toll(weighted) for _ in range(2)])
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.inp(data.x)
+        for layer in self.tolls:
+            h = torch.relu(layer(h, data.edge_index, data.toll))
+        return self.out(h).squeeze(-1)
+
+
 class Pedestrians(nn.Module):
     """Attention behind what everybody around says, added up in one of the ways that torch has."""
 
@@ -142,6 +176,15 @@ def markets() -> Data:
     return Data(x=x, edge_index=torch.stack([torch.randint(0, 60, (1800,)), target]), y=x.mean(1))
 
 
+def roads(most: int = 250) -> Data:
+    torch.manual_seed(4)
+    degree = torch.linspace(1, most**0.5, 60).square().long() if most > 8 else torch.full((60,), most)
+    target = torch.arange(60).repeat_interleave(degree)
+    edges = torch.stack([torch.randint(0, 60, (len(target),)), target])
+    x = torch.randn(60, 4)
+    return Data(x=x, edge_index=edges, toll=torch.rand(len(target), 2) + 1, y=x.mean(1))
+
+
 def towns() -> Batch:
     torch.manual_seed(5)
     sizes = (30, 400, 900)
@@ -179,6 +222,24 @@ def test_a_sum_whose_undoing_brings_the_loss_back_is_the_root(model_of, batch_of
     good = gnnstab.diagnose(model_of(repaired), batch=batch, loss=squared)
     assert not good.root_causes()
     assert not [finding for finding in good.findings if finding.code == "GS401"]
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_attention_adds_to_its_messages_beside_the_weights_is_a_sum(weighted: bool) -> None:
+    torch.manual_seed(6)
+    said = gnnstab.diagnose(Roads(weighted), batch=roads(), loss=squared)
+    assert [cause.cause for cause in said.root_causes()] == ["sum-aggregation"] * (not weighted)
+    named = [f.layer for f in said.findings if f.code == "GS401"]
+    assert named[:1] == ["tolls.0"] * (not weighted)
+    for root in said.root_causes():
+        assert root.how == "undone" and "tolls.0, tolls.1" in root.reason
+        assert [fix.fix for fix in root.fixes] == ["weigh-messages"]
+
+
+def test_at_constant_in_degree_such_a_sum_is_a_mean_with_another_weight() -> None:
+    torch.manual_seed(6)
+    said = gnnstab.diagnose(Roads(False), batch=roads(6), loss=squared)
+    assert not said.root_causes() and not [f for f in said.findings if f.code == "GS401"]
 
 
 @pytest.mark.parametrize(("model_of", "batch_of"), [(Towns, towns), (Markets, markets)], ids=["pooling", "own code"])

@@ -1,4 +1,4 @@
-"""Deep stacks that one forward shows: layers in a row without an identity path, normalisations behind residual sums; and both undone."""
+"""Deep stacks that one forward shows: layers in a row without an identity path, rounds that smooth, normalisations behind residual sums; each undone."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.attaching.identity_path import leads_to, ways
 from gnnstab.probe.optimizer._suspects import Suspect, listed
 from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.probe.statistics.smoothness import relative_difference
 
 LAYERS = 4
 """Layers in a row from which on a stack counts as deep: in shallower ones no identity path made a measurable difference."""
@@ -41,6 +43,17 @@ _BESIDE = (
 )
 """Operations that hand on what they were given, entry by entry."""
 
+_OVER_ROWS = ("Scatter", "Index", "Gather", "Softmax", "Segment", "Sparse", "Attention")
+"""Those of them that give a row something of others."""
+
+SMOOTH = 0.05
+"""‖X − mean‖/‖X‖ behind rounds from which on they have smoothed everything, where it is a tenth of that before them or less, as for GS704."""
+
+GONE = 0.1
+
+KEPT = 0.2
+"""Share of the first state that is mixed into each round of a trial, as the teleport of a diffusion does."""
+
 _NODES = 4000
 """Autograd nodes that are looked at between two tensors."""
 
@@ -48,16 +61,32 @@ _NODES = 4000
 class _Call(NamedTuple):
     name: str
     module: nn.Module
-    entering: Tensor
+    given: tuple[tuple[int | str, Tensor], ...]
+    """What the module was given, with the place or the name of each argument."""
+
     leaving: Tensor
     node: Any
     """What made ``leaving``, taken when the module returned."""
+
+    chosen: int = 0
+    """Which of what was given goes on from call to call."""
+
+    @property
+    def entering(self) -> Tensor:
+        return self.given[self.chosen][1]
+
+    @property
+    def key(self) -> int | str:
+        """Place or name of the argument that goes on from call to call."""
+        return self.given[self.chosen][0]
 
 
 def stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Suspect]:
     """The stacks that ``forward``, which calls ``model`` with gradients, runs through."""
     calls: list[_Call] = []
-    handles = [m.register_forward_hook(partial(_keep, calls, name)) for name, m in hookable(model) if name]
+    handles = [
+        m.register_forward_hook(partial(_keep, calls, name), with_kwargs=True) for name, m in hookable(model) if name
+    ]
     try:
         output = forward()
     finally:
@@ -67,11 +96,12 @@ def stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Suspect]:
     return [*_without_identity(model, calls, ends), *_behind_sums(calls, _users(ends))]
 
 
-def _keep(calls: list[_Call], name: str, module: nn.Module, args: Any, output: Any) -> None:
-    entering = next((t for _, t in tensors_in([*args]) if t.is_floating_point()), None)
+def _keep(calls: list[_Call], name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    own = [*enumerate(args), *kwargs.items()]
+    given = tuple((key, t) for key, one in own for _, t in tensors_in([one]) if t.is_floating_point())
     leaving = next((t for _, t in tensors_in([output]) if t.is_floating_point()), None)
-    if entering is not None and leaving is not None and leaving.grad_fn is not None:
-        calls.append(_Call(name, module, entering, leaving, leaving.grad_fn))
+    if given and leaving is not None and leaving.grad_fn is not None:
+        calls.append(_Call(name, module, given, leaving, leaving.grad_fn))
 
 
 def _normalises(module: nn.Module) -> bool:
@@ -89,12 +119,13 @@ def _containers(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _iterated(calls: Sequence[_Call]) -> Iterator[list[str]]:
-    """The name of every module with weights that is called at least `LAYERS` times, and is no part of another one."""
+    """The name of every module with weights, or that passes messages, that is called at least `LAYERS` times, and is no part of another one."""
     often = [name for name, n in Counter(call.name for call in calls).items() if n >= LAYERS]
     own = {call.name: call.module for call in calls}
     for name in often:
         inside = any(name.startswith(f"{other}.") for other in often)
-        if not inside and not _normalises(own[name]) and next(own[name].parameters(), None) is not None:
+        computes = isinstance(own[name], MessagePassing) or next(own[name].parameters(), None) is not None
+        if not inside and not _normalises(own[name]) and computes:
             yield [name]
 
 
@@ -109,9 +140,17 @@ def _without_identity(model: nn.Module, calls: Sequence[_Call], ends: Sequence[T
         around = ways([*((c.name, c.entering, c.node) for c in row), ("", ends[0] if ends else None, None)]).around
         if any(around.get(call.name) for call in row) or any(_carries(call) for call in row):
             continue
+        if len(told) == 1 and _smooths(row):
+            before, after = (100 * difference for difference in _differences(row))
+            yield Suspect(
+                "oversmoothing", told, f"mixing a fifth of the first state into each round of {listed(told)}",
+                f"{len(row)} rounds of {listed(told)} bring the differences between the rows that it is given from {before:.3g} to {after:.2g} % of their size",
+                partial(_mix_first_in, told[0], len(row), row[-1].key),
+            )  # fmt: skip
+            continue
         yield Suspect(
             "no-residual", told, f"laying an identity path around {listed(told)}",
-            f"no identity path leads around {listed(told)}", partial(_add_identities, told, len(row)),
+            f"no identity path leads around {listed(told)}", partial(_add_identities, told, len(row), row[-1].key),
         )  # fmt: skip
 
 
@@ -119,12 +158,46 @@ def _in_a_row(calls: Sequence[_Call]) -> list[_Call]:
     """The first calls of modules of which each is given what was made from what the one before returned, in the same shape."""
     row: list[_Call] = []
     for call in calls:
-        if row and call.entering.shape != row[-1].entering.shape:
-            return row
-        if row and not _reaches(call.entering.grad_fn, row[-1].node):
-            return row
+        if row:
+            onward = [
+                place
+                for place, (_, t) in enumerate(call.given)
+                if t.shape == row[-1].entering.shape and _reaches(t.grad_fn, row[-1].node)
+            ]
+            if not onward:
+                return row
+            call = call._replace(chosen=onward[0])
         row.append(call)
     return row
+
+
+def _differences(row: Sequence[_Call]) -> tuple[float, float]:
+    """‖X − mean‖/‖X‖ of the rows that the first call is given and of those that the last one returns."""
+    before, after = (float(relative_difference(t.detach().flatten(1))) for t in (row[0].entering, row[-1].leaving))
+    return before, after
+
+
+def _smooths(row: Sequence[_Call]) -> bool:
+    """True for calls that mix rows with each other until next to nothing tells them apart."""
+    alike = row[0].entering.dim() > 1 and row[0].entering.shape == row[-1].leaving.shape
+    if not alike or not _over_rows(row[-1]):
+        return False
+    before, after = _differences(row)
+    return after < SMOOTH and after < GONE * before
+
+
+def _over_rows(call: _Call) -> bool:
+    """True where an operation inside the call gives a row something of others."""
+    ends = {t.grad_fn for _, t in call.given if t.grad_fn is not None}
+    waiting, seen = [call.node], {call.node, *ends}
+    while waiting and len(seen) < _NODES:
+        one = waiting.pop()
+        if any(kind in type(one).__name__ for kind in _OVER_ROWS):
+            return True
+        new = [other for other in leads_to(one) if other not in seen]
+        seen.update(new)
+        waiting += new
+    return False
 
 
 def _carries(call: _Call) -> bool:
@@ -148,7 +221,32 @@ def _reaches(node: Any, above: Any, without: Sequence[str] = ()) -> bool:
     return False
 
 
-def _add_identities(names: Sequence[str], calls: int, model: nn.Module) -> None:
+def _mix_first_in(name: str, calls: int, key: int | str, model: nn.Module) -> None:
+    """Each of the ``calls`` of a module returns a fifth of what the first of them was given beside what it computes."""
+    first: list[Tensor] = []
+    count: list[None] = []
+
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> None:
+        if len(count) % calls == 0:
+            first[:] = [_argument(args, kwargs, key)]
+        count.append(None)
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        return (1 - KEPT) * output + KEPT * first[0] if isinstance(output, Tensor) else None
+
+    def forget(module: nn.Module, args: Any) -> None:
+        count.clear()
+
+    model.register_forward_pre_hook(forget)
+    model.get_submodule(name).register_forward_pre_hook(enter, with_kwargs=True)
+    model.get_submodule(name).register_forward_hook(leave)
+
+
+def _argument(args: Any, kwargs: Any, key: int | str) -> Any:
+    return kwargs[key] if isinstance(key, str) else args[key]
+
+
+def _add_identities(names: Sequence[str], calls: int, key: int | str, model: nn.Module) -> None:
     """Each of the ``calls`` in a row is given what the one before was given plus what was made from that, over √calls; the last hands its own on.
 
     Behind averages that leave the mean and nothing else, a sum with weights of 1 would double the mean at each call.
@@ -156,12 +254,14 @@ def _add_identities(names: Sequence[str], calls: int, model: nn.Module) -> None:
     before: list[Tensor] = []
     weight = calls**-0.5
 
-    def enter(module: nn.Module, args: Any) -> Any:
-        x = args[0]
+    def enter(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        x = _argument(args, kwargs, key)
         if before and before[-1].shape == x.shape:
             x = before[-1] + weight * x
         before.append(x)
-        return (x, *args[1:])
+        if isinstance(key, str):
+            return args, {**kwargs, key: x}
+        return (*args[:key], x, *args[key + 1 :]), kwargs
 
     def leave(module: nn.Module, args: Any, output: Any) -> Any:
         # Nothing comes behind it that could be given both.
@@ -173,7 +273,7 @@ def _add_identities(names: Sequence[str], calls: int, model: nn.Module) -> None:
 
     model.register_forward_pre_hook(forget)
     for name in names:
-        model.get_submodule(name).register_forward_pre_hook(enter)
+        model.get_submodule(name).register_forward_pre_hook(enter, with_kwargs=True)
         model.get_submodule(name).register_forward_hook(leave)
 
 

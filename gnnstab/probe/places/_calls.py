@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch_geometric.nn import LayerNorm as GraphLayerNorm
@@ -28,6 +29,8 @@ class Call:
     module: nn.Module
     entering: list[Tensor]
     leaving: list[Tensor]
+    groups: Tensor | None = None
+    """(rows,) where an aggregation puts each row that it is given; None for any other module."""
 
     @property
     def computes(self) -> bool:
@@ -99,7 +102,8 @@ def watched(model: nn.Module) -> Iterator[Calls]:
                 return
             entering = [t for _, t in tensors_in([*args, *kwargs.values()]) if is_dense(t)]
             leaving = [t for _, t in tensors_in([output]) if is_dense(t)]
-            calls.all.append(Call(name, module, entering, leaving))
+            groups = _groups(args, kwargs) if isinstance(module, Aggregation) else None
+            calls.all.append(Call(name, module, entering, leaving, groups))
             for tensor in leaving:
                 if tensor.grad_fn is not None:
                     calls.maker.setdefault(tensor.grad_fn, name)
@@ -114,3 +118,8 @@ def watched(model: nn.Module) -> Iterator[Calls]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _groups(args: Any, kwargs: Any) -> Tensor | None:
+    index = args[1] if len(args) > 1 else kwargs.get("index")
+    return index if isinstance(index, Tensor) and index.dtype == torch.long and index.dim() == 1 else None

@@ -21,6 +21,7 @@ from gnnstab.probe.batches.named_tensors import named_tensors, written
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _all_pairs as all_pairs
 from gnnstab.probe.places import _alone as alone
+from gnnstab.probe.places import _attention_sums as attention_sums
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _constant_rows as constant_rows
 from gnnstab.probe.places import _floors as floors
@@ -267,6 +268,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from padding.rows(seen)
         yield from graph_level.rows(seen)
         yield from torn.rows(seen)
+        yield from attention_sums.rows(seen)
 
 
 def _nodes(named: Mapping[str, Tensor], calls: Calls) -> frozenset[int]:

@@ -19,6 +19,7 @@ from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.probe.replaying.replica import replica
 from gnnstab.records.vocabulary import (
+    PLACE_ATTENTION_SUM,
     PLACE_COLUMN_RATIO,
     PLACE_COPIED_UNITS,
     PLACE_GAIN,
@@ -34,8 +35,15 @@ from gnnstab.stored import bytes_of, is_finite
 if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 
-_LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_MASKED_WEIGHT, PLACE_UNREACHED_TARGETS)
-"""Numbers of the data and the weight behind a mask: the largest of the run counts. Of everything else the latest does."""
+_LARGEST = (
+    PLACE_RMS,
+    PLACE_COLUMN_RATIO,
+    PLACE_NON_FINITE,
+    PLACE_MASKED_WEIGHT,
+    PLACE_UNREACHED_TARGETS,
+    PLACE_ATTENTION_SUM,
+)
+"""Numbers of the data, the weight behind a mask and sums that grow: the largest of the run counts. Of everything else the latest does."""
 
 _FIRST = (PLACE_OUTPUT, PLACE_GAIN, PLACE_ZERO_WEIGHTS, PLACE_COPIED_UNITS)
 """What was so before training."""

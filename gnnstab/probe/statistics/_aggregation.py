@@ -41,11 +41,26 @@ def aggregation_measures(messages: Tensor, index: Tensor, size: int) -> dict[str
     }
 
 
+@quiet
+def growth_over_degree(total: Tensor, degree: Tensor) -> Tensor:
+    """The power of the in-degree with which rows of ``total`` (N, D) grow, what chance can make taken off; 0-d, 0 at least.
+
+    ``degree`` (N,) edges of every row. The slope of ln(norm of a row) against ln(in-degree) over the rows with an edge, less what its
+    standard error leaves open (97.5 %). Weights that a softmax has normalised give 0 and less: a mean of more rows is no larger.
+    """
+    return _certain(square_sum(wide(total), dim=1), degree, 1.0)
+
+
 def _decay(single: Tensor, degree: Tensor) -> Tensor:
     """The power of the in-degree by which messages are smaller at their target, what chance can make taken off; 0 at least."""
-    seen = (degree > 0) & (single > 0)
+    return _certain(single / degree.clamp(min=1), degree, -1.0)
+
+
+def _certain(square: Tensor, degree: Tensor, sign: float) -> Tensor:
+    """Slope of ln(√square) against ln(degree), times ``sign``, less its standard error at 97.5 %; 0 at least, and where all degrees are alike."""
+    seen = (degree > 0) & (square > 0)
     x = torch.where(seen, degree.clamp(min=1).log(), 0.0)
-    y = torch.where(seen, (single / degree.clamp(min=1)).log() / 2, 0.0)
+    y = torch.where(seen, square.log() / 2, 0.0)
     count = seen.sum()
     x = torch.where(seen, x - x.sum() / count, 0.0)
     y = torch.where(seen, y - y.sum() / count, 0.0)
@@ -54,7 +69,7 @@ def _decay(single: Tensor, degree: Tensor) -> Tensor:
     freedom = count - 2
     error = ((y - slope * x).square().sum() / freedom / spread).sqrt()
     # 2 + 10/n² is near the 97.5 % quantile of Student's t at any n, and needs no table.
-    certain = (-slope - (2 + 10 / freedom.square()) * error).clamp(min=0)
+    certain = (sign * slope - (2 + 10 / freedom.square()) * error).clamp(min=0)
     return torch.where((count > 2) & (spread > 1e-9), certain, torch.zeros_like(certain))
 
 

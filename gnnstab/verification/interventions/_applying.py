@@ -66,12 +66,22 @@ def _most(tried: Tried) -> float:
     return max((share for share in tried.shares if not math.isnan(share)), default=0.0)
 
 
+_OF_SUMS = {
+    "divide-sums": "",
+    "divide-attention-sums": "weigh-messages",
+    "divide-sums-by-hand": "divide-sum",
+    "divide-pooled": "divide-sum",
+}
+"""What was undone of a sum → the one fix that fits it; empty for those that fit no other."""
+
+
 def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvice, ...]:
     if tried is not None and tried.trial.name == "post-norms":
         return tuple(fix for fix in fixes if fix.fix != "layer-norm")
     if tried is not None and tried.trial.cause == "sum-aggregation":
-        of_a_layer = tried.trial.name == "divide-sums"
-        return tuple(fix for fix in fixes if (fix.fix == "divide-sum") is not of_a_layer)
+        alone = _OF_SUMS.get(tried.trial.name, "divide-sum")
+        own = [fix for fix in fixes if fix.fix == alone or (not alone and fix.fix not in _OF_SUMS.values())]
+        return tuple(own)
     if tried is None or tried.trial.name != "standardise-input":
         return fixes
     name = tried.trial.place.rpartition(".")[2]

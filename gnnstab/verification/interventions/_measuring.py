@@ -292,8 +292,8 @@ class _Watched:
         if name in self._edit.score_factors:
             src = src * self._edit.score_factors[name].to(src)
         result: Tensor = softmax(src, index, *args, **kwargs)
-        if name and isinstance(index, Tensor) and src.dim() == 2:
-            self._saw(name, src.detach(), result.detach(), index)
+        if name and isinstance(index, Tensor) and src.dim() in (1, 2):  # One head may come without an axis.
+            self._saw(name, src.detach().reshape(len(src), -1), result.detach().reshape(len(src), -1), index)
         return result
 
     def _recorded(

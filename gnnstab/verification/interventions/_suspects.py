@@ -32,6 +32,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.rules.gs201_unstable_init_gain import UnstableInitGain
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.queries import factor_on_scores, fresh, large_gain, measured, per_head
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
@@ -70,14 +71,39 @@ def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
             f"{{}} adds up the features of up to {max(summed):.0f} rows", Edit(hand_mean=True),
             deviates=case.suffers(LOSS_OVER_ZERO),
         )  # fmt: skip
+    attending = SumAggregationGrowth().of_attention(case.signals)
+    if attending:
+        # Layers of one class do the same, whether it shows in each of them or not.
+        kinds = {layer.kind for layer in case.signals.attention_layers if layer.name in {s.layer for s in attending}}
+        same = [layer.name for layer in case.signals.attention_layers if layer.kind in kinds]
+        yield _trial(
+            "divide-attention-sums", "sum-aggregation", same, "dividing what {} adds up by the in-degree",
+            f"what {{}} adds up beside its weights follows the in-degree and reaches RMS {max(s.value for s in attending):.2g}",
+            Edit(model=_as_means(same)),
+        )  # fmt: skip
+    attention = {layer.name for layer in case.signals.attention_layers}
     try:
-        names = [name for name, _ in sum_aggregators(case.model)]
+        names = [name for name, _ in sum_aggregators(case.model) if name not in attention]
     except FixError:
         return
+    if not names:
+        return
+    grown = [s.value for s in case.signals.find(AGGREGATION_RMS) if math.isfinite(s.value)]
+    size = f" and reaches RMS {max(grown):.2g}" if grown else ""
+    yield _trial(
+        "divide-sums", "sum-aggregation", names, "dividing the sum of {} by the in-degree",
+        f"the sum over neighbours in {{}} follows the in-degree{size}", Edit(model=_as_means(names)),
+        deviates=bool(grown) and max(grown) > 2.0,
+    )  # fmt: skip
+
+
+def _as_means(names: Sequence[str]) -> Callable[[nn.Module], AbstractContextManager[nn.Module]]:
+    """An edit with which layers of a model take the mean, and that gives them their sums back."""
 
     @contextmanager
     def edited(model: nn.Module) -> Iterator[nn.Module]:
-        sums = [module for _, module in sum_aggregators(model)]
+        # A model that is itself a layer is recorded under the name of its class.
+        sums: list[Any] = [model if name == type(model).__name__ else model.get_submodule(name) for name in names]
         before = [(module.aggr, module.aggr_module) for module in sums]
         try:
             for module in sums:
@@ -87,13 +113,7 @@ def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
             for module, (name, reduction) in zip(sums, before, strict=True):
                 module.aggr, module.aggr_module = name, reduction
 
-    grown = [s.value for s in case.signals.find(AGGREGATION_RMS) if math.isfinite(s.value)]
-    size = f" and reaches RMS {max(grown):.2g}" if grown else ""
-    yield _trial(
-        "divide-sums", "sum-aggregation", names, "dividing the sum of {} by the in-degree",
-        f"the sum over neighbours in {{}} follows the in-degree{size}", Edit(model=edited),
-        deviates=bool(grown) and max(grown) > 2.0,
-    )  # fmt: skip
+    return edited
 
 
 def unit_gains(case: Case, base: Look) -> Iterator[Trial]:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from gnnstab.probe.statistics import aggregation_measures
+from gnnstab.probe.statistics import aggregation_measures, growth_over_degree
 from models.informarl import load_actor, reference
 
 
@@ -158,3 +158,15 @@ def test_the_real_embedding_grows_with_the_degree() -> None:
     assert found["aggregation.rms"] == pytest.approx(float(output[connected].square().mean().sqrt()), rel=1e-5)
     assert 0.4 < found["aggregation.exponent"] <= 1
     assert found["aggregation.rms"] > 4
+
+
+def test_what_grows_with_the_degree_is_told_from_means_and_from_chance() -> None:
+    torch.manual_seed(0)
+    degree = torch.randint(1, 200, (80,))
+    rows, size = torch.randn(80, 8), degree.double()[:, None]
+    assert 0.7 < float(growth_over_degree(size * rows, degree)) < 1.1
+    assert float(growth_over_degree(size**0.5 * rows, degree)) < 0.5
+    assert float(growth_over_degree(rows, degree)) < 0.1
+    assert float(growth_over_degree(rows / size**0.5, degree)) == 0
+    for alike in (torch.full((80,), 7), torch.zeros(80, dtype=torch.long)):
+        assert float(growth_over_degree(size * rows, alike)) == 0
