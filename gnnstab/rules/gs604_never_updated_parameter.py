@@ -334,7 +334,6 @@ _UNFED = (
 )
 """Why parameters that are needed have no gradient, and what to look for."""
 
-
 _DRAWS = ("normal", "bernoulli", "poisson")
 _STOPS = {
     "clamp": (

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.hook_code import LIBRARIES, computes
-from gnnstab.probe.replaying.reach import SHARED, own_function, shared_with
+from gnnstab.probe.replaying.reach import FLAGS, SHARED, own_function, shared_with
 from gnnstab.randomness import deep_copy
+
+Hooked = tuple[dict[Any, Any], Any, Any]
+"""A table of hooks of a copy, a key in it, and the hook of the model."""
 
 
 def computing_hooks(module: nn.Module) -> dict[Any, Callable[..., Any]]:
@@ -26,20 +30,32 @@ def changes_input(module: nn.Module) -> bool:
     return any(key in module._forward_pre_hooks for key in computing_hooks(module))
 
 
-def foreign(hook: Any) -> bool:
-    """True for a hook of the user's own code."""
+def foreign(hook: Any, table: str) -> bool:
+    """True for a hook of the user's own code, in a table of those of a forward."""
     while isinstance(hook, functools.partial):
         hook = hook.func
-    own = isinstance(hook, (types.FunctionType, types.MethodType))
+    own = isinstance(hook, (types.FunctionType, types.MethodType)) and "_forward" in table and table.endswith("_hooks")
     return own and str(hook.__module__).partition(".")[0] not in LIBRARIES
 
 
-def owners(hook: Any) -> list[Any]:
+def keep_notes(hooks: Iterable[Hooked], memo: dict[int, Any], model: nn.Module) -> Iterator[Hooked]:
+    """Give the copy those of the hooks that write into what the model holds, and may read: a feature extractor, a tap.
+
+    What they have in common with the run otherwise, they do not write into from here: such a hook is left out.
+    """
+    for own, key, hook in hooks:
+        if any(id(owner) in memo for owner in _owners(hook) if type(owner) not in FLAGS):
+            with suppress(UsageError):
+                own[key] = own_hook(hook, memo, model)
+                yield own, key, hook
+
+
+def _owners(hook: Any) -> list[Any]:
     """What a hook can write into: the object whose method it is, what hangs in its closure, what it was given beforehand."""
     if isinstance(hook, functools.partial):
-        return [*owners(hook.func), *hook.args, *hook.keywords.values()]
+        return [*_owners(hook.func), *hook.args, *hook.keywords.values()]
     if isinstance(hook, types.MethodType):
-        return [hook.__self__, *owners(hook.__func__)]
+        return [hook.__self__, *_owners(hook.__func__)]
     return [value for cell in getattr(hook, "__closure__", None) or () for value in _content(cell)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.left_out import left_out
 from gnnstab.own_draws import generator_of
 from gnnstab.probe.replaying._own_state import Guard
-from gnnstab.probe.replaying.computing_hooks import computing_hooks, foreign, own_hook, owners
+from gnnstab.probe.replaying.computing_hooks import Hooked, computing_hooks, foreign, keep_notes, own_hook
 from gnnstab.probe.replaying.known import Known, known_of
 from gnnstab.probe.replaying.outside import keep_around
 from gnnstab.probe.replaying.reach import (
@@ -100,8 +100,8 @@ def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
     """A deep copy without the hooks that only look on, and without ``message`` overrides on instances.
 
     Those never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
-    that are part of what the model computes: those that return something, those of torch's ``weight_norm``, ``spectral_norm`` and pruning, and
-    those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch. ``known``: what earlier copies have shown.
+    that are part of what the model computes: those that return something, or write into what the model holds, those of torch's ``weight_norm``,
+    ``spectral_norm`` and pruning, and those of a fix, or of `evaluating`. ``known``: what earlier copies have shown.
 
     Raises:
         UsageError: The model holds something that cannot be copied, or a copy would wait for other processes.
@@ -111,8 +111,7 @@ def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
         known.learn(shared)
     known = shared if known is None else known
     memo: dict[int, Any] = {}
-    hooks: list[tuple[dict[Any, Any], Any, Any]] = []
-    notes: list[tuple[dict[Any, Any], Any, Any]] = []
+    hooks, notes = list[Hooked](), list[Hooked]()
     for module in model.modules():
         kept = computing_hooks(module)
         # Most of a module is names, flags and empty tables, for each of which `copy.deepcopy` would take a call or several.
@@ -126,8 +125,7 @@ def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
                 memo[id(value)] = own = type(value)()
                 # The tables with flags (`_with_kwargs`) share the keys of the tables that hold the hooks.
                 hooks += [(own, k, v) for k, v in value.items() if k in kept]
-                if "_forward" in name and name.endswith("_hooks"):
-                    notes += [(own, k, v) for k, v in value.items() if k not in kept and foreign(v)]
+                notes += [(own, k, v) for k, v in value.items() if k not in kept and foreign(v, name)]
             elif name == "message":
                 memo[id(value)] = None
             elif isinstance(value, Inspector):
@@ -138,12 +136,7 @@ def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
         twin = deep_copy(model, memo, again=known is not None and known.copied)
         for own, key, hook in hooks:  # They may hang on the model.
             own[key] = own_hook(hook, memo, model)
-        for own, key, hook in notes:
-            # What it keeps the model may read: a feature extractor, a tap.
-            if any(id(owner) in memo for owner in owners(hook) if type(owner) not in FLAGS):
-                with suppress(UsageError):  # What it shares with the run it does not write into from here.
-                    own[key] = own_hook(hook, memo, model)
-                    hooks.append((own, key, hook))
+        hooks += keep_notes(notes, memo, model)
     except Exception as error:
         let_through(error)
         raise left_out(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
