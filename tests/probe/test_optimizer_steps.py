@@ -94,7 +94,9 @@ def test_a_calm_rate_that_swings_about_the_first_loss_is_not_the_one_that_is_adv
 
     trials: Any = Trials()
     assert calm_rate(trials, 0.9) == pytest.approx(0.3)
-    assert _learning_rate(trials, 0.9, 0.3) == (pytest.approx(0.1), 0.2), "more steps at 0.3 rise, and 0.03 comes down less far"
+    assert _learning_rate(trials, 0.9, 0.3) == (pytest.approx(0.1), 0.2), (
+        "more steps at 0.3 rise, and 0.03 comes down less far"
+    )
 
 
 def test_a_usual_rate_is_calm() -> None:
