@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from . import case, completion, gate, options, output
+
+if TYPE_CHECKING:
+    from gnnstab.verification import Verdict
 
 
 @click.command()
@@ -39,7 +43,6 @@ def command(
     """
     from gnnstab.errors import UsageError
     from gnnstab.verification import verify
-    from gnnstab.verification.wording import verdicts_text
 
     if export is not None and os.path.lexists(export):
         raise UsageError(f"{export} exists; give a new file, gnnstab overwrites no checkpoint")
@@ -52,12 +55,20 @@ def command(
             asked.model, named, batch=asked.batch, loss=asked.loss, eps=asked.training.get("eps"), factory=asked.factory,
             progress=tell, **given,
         )  # fmt: skip
-    case.show(found, verdicts_text, format, verbose)
+    case.show(found, _text, format, verbose)
     if export is not None and found[-1].verdict in ("no-effect", "made-worse"):
         output.complain(f"{export} was not written: {found[-1].fix} was measured to fail ({found[-1].verdict})")
     elif export is not None:
         _export(asked, named[-1], export)
     return 0 if all(verdict.verdict == "confirmed" for verdict in found) else 1
+
+
+def _text(found: Sequence[Verdict], **how: Any) -> str:
+    """The verdicts in the words of the command line, which may be longer, before they are broken into lines."""
+    from gnnstab.report.faces import speak
+    from gnnstab.verification.wording import verdicts_text
+
+    return verdicts_text([replace(verdict, reason=speak(verdict.reason, "cli")) for verdict in found], **how)
 
 
 def _recommended(
