@@ -206,6 +206,9 @@ def test_a_loss_of_all_pairs_of_outputs_and_targets(error: Error, part: slice) -
     def own(output: Tensor, batch: Data) -> Tensor:
         return error(output.squeeze(-1)[part], batch.y[part])
 
+    far = data()
+    far.y = far.y + 100
+    assert not loud(look(Column(), far, loss=own), "GS408"), "all targets lie on one side of what a fresh model answers"
     (told,) = loud(look(Column(), data(), loss=spread))
     assert told.code == "GS408" and "squeeze(-1)" in told.message and told.layer == "y"
     assert loud(look(Column(), data(), loss=own)) == []

@@ -40,6 +40,11 @@ class Flat(NamedTuple):
     """The lowest loss of the run, below ``loss``, the median of those since then."""
 
     @property
+    def signal(self) -> Signal:
+        """The size of all gradients from there on."""
+        return Signal(GRADIENT_NORM, 0.0, None, None, self.since, "training")
+
+    @property
     def words(self) -> str:
         """What to say of it, and where to look."""
         return (

@@ -8,7 +8,7 @@ from functools import partial
 
 from gnnstab.characters import counted
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import GRADIENT_NORM, OPTIMIZER_UNDONE, PLACE_PLAIN_SCORES
+from gnnstab.records.vocabulary import OPTIMIZER_UNDONE, PLACE_PLAIN_SCORES
 from gnnstab.rules._silent_by_design import NO_WAY, cancelled, given_zeros, idle, unread_relation, without_part
 from gnnstab.rules._standing import ended_flat, gradient_since, never_stepped, standing_still, strange_tensors
 from gnnstab.rules.base import Rule, rule, threshold
@@ -89,9 +89,7 @@ class NeverUpdatedParameter(Rule):
             yield from map(partial(self._standing, signals), standing)
             return
         if flat := ended_flat(signals, self.updates):
-            yield self.finding(
-                flat.words, severity="warning", limit=self.updates, name=GRADIENT_NORM, value=0.0, step=flat.since
-            )
+            yield self.finding(flat.words, limit=self.updates, signal=flat.signal, severity="warning", cause="")
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):
             return
         yield from self._over_a_run(signals)

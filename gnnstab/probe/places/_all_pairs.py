@@ -60,8 +60,9 @@ def rows(seen: ForwardView, answer: Tensor, gradient: Tensor, loss: float) -> It
 
 
 def _of_own(output: Tensor, target: Tensor, gradient: Tensor) -> bool:
-    """True where each row is asked for its own target, as by a squared error."""
-    return _along(gradient, output - target) is not None
+    """True where the gradient may be that of each row's own target: of an absolute error whose targets all lie on one side it is that of all pairs, too."""
+    apart = output - target
+    return any(_along(gradient, made) is not None for made in (apart, *(slope(apart) for _, slope in _ERRORS)))
 
 
 def _of_all(output: Tensor, target: Tensor, gradient: Tensor, loss: float) -> bool:

@@ -132,11 +132,12 @@ def _loads(step: _Step, number: int) -> bool:
 def codes(model: nn.Module) -> Iterator[CodeType]:
     """Code of the methods of the model's own classes, of functions that its modules hold, and of those that these name."""
     waiting: list[FunctionType] = []
-    for kind in dict.fromkeys(part for module in model.modules() for part in type(module).__mro__):
+    modules = list(model.modules())
+    for kind in dict.fromkeys(part for one in dict.fromkeys(map(type, modules)) for part in one.__mro__):
         if kind.__module__.partition(".")[0] not in (*LIBRARIES, "builtins"):
             methods = {name: getattr(value, "__func__", value) for name, value in vars(kind).items()}
             waiting += [one for name, one in methods.items() if isinstance(one, FunctionType) and name not in _BEFORE]
-    waiting += [one for module in model.modules() for one in vars(module).values() if isinstance(one, FunctionType)]
+    waiting += [one for module in modules for one in vars(module).values() if isinstance(one, FunctionType)]
     known: set[int] = set()
     while waiting and len(known) < _MOST:
         function = inspect.unwrap(waiting.pop())

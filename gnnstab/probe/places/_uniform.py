@@ -44,12 +44,15 @@ class Even(NamedTuple):
 def found(seen: ForwardView) -> list[Even]:
     """In front of the backward: each softmax over neighbours that differ, whose weights are equal and depend on parameters."""
     nodes = list(autograd.walk(seen.outputs))
-    users = masks.users_of(nodes)
-    even = []
     softmaxes = _all(nodes)
+    users: dict[Any, list[Any]] = {}
+    even = []
     for number, (node, taken) in enumerate(softmaxes, -len(softmaxes)):
         targets = _equal(taken)
-        if targets < _FEWEST or not _differ(node, taken, users):
+        if targets < _FEWEST:
+            continue
+        users = users or masks.users_of(nodes)
+        if not _differ(node, taken, users):
             continue
         if makers := _makers(taken.above, seen):
             place = autograd.made_by(taken.above, seen.calls.maker) or "output"
