@@ -172,7 +172,8 @@ def _for_lone_nodes(seen: Seen) -> list[Choice]:
 def _for_alike_nodes(seen: Seen) -> list[Choice]:
     """First what the layers were asked to leave out, where their kind offers it; an identity path tells nothing apart that comes alike."""
     same_queries = any("queries" in s.detail for s in seen.signals.find(PLACE_SHARED_ANSWERS))
-    if "GS609" in seen.codes or same_queries or ("GS504" in seen.codes and "GS704" not in seen.codes):
+    looked_up = seen.codes & {"GS504", "GS408"} and "GS704" not in seen.codes
+    if "GS609" in seen.codes or same_queries or looked_up:
         return []
     if any(layer.get("root_weight") is False for layer in seen.signals.attention_layers):
         said = "the layers were asked to leave the node's own features out"
