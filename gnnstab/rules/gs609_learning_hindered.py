@@ -31,6 +31,7 @@ _ADVICE = {
     "active-clamp": "Widen its limits, or take it away.",
     "never-updated-parameter": "Wrap what is to be learned in nn.Parameter, in __init__ and before the optimizer is made; register_buffer says of the rest that it stays.",
     "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
+    "batch_first": "Make it with batch_first=True for (rows, tokens, width), and without it for (tokens, rows, width); a TransformerEncoderLayer takes it too.",
     "learning-rate": "Lower the rate to that, or warm up to it over some hundred steps.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
     "masking": "Look whether the layer takes the mask, and which way round: turn it with ~, or swap what is kept and what is left out.",
@@ -61,7 +62,9 @@ class LearningHindered(Rule):
       keys of torch's own attention count as scores);
     - ReLUs with channels that are closed on all rows let a part of what is negative through; sums are divided by the
       number of their terms; scores that spread by more than 1 within a target are softened; nodes of a kind that all
-      come with one vector get one each; plain tensors of modules, neither parameter nor buffer, become parameters;
+      come with one vector get one each; in 100 steps, at the rate as it is, three and a third of it: plain tensors of
+      modules, neither parameter nor buffer, become parameters, and torch's own attention whose softmax runs over as many
+      rows as the batch or the output holds, beside another axis, runs over that one (`batch_first`);
     - clamps with an upper limit let everything through (e further than at any rate); weights do not decay, where the
       loss falls by less than e;
     - where there is none of these, a third or a tenth of the rate, or of the rates of the first steps where a schedule changes it and comes to its largest within 30; of ten times Adam's
@@ -108,7 +111,8 @@ class LearningHindered(Rule):
             as_in_run = constant or decays or signal.detail.get("scheduled")
             if cause == "learning-rate" and not as_in_run:
                 continue
-            if cause and cause not in _ELSEWHERE and signal.value > self.taken:
+            elsewhere = cause in _ELSEWHERE and not signal.detail.get("setting")
+            if cause and not elsewhere and signal.value > self.taken:
                 yield self._told(cause, said(signal), signal)
         for signal in unseen:
             if signal.value > self.taken:

@@ -18,6 +18,7 @@ from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._slow import far_above_usual
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects, unchanged
+from gnnstab.probe.optimizer._turned_axes import turned_axes
 from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.probe.optimizer.softening import MORE_STEPS as MORE_STEPS
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
@@ -245,14 +246,14 @@ def _hindered(
 
 
 def _in_time(bench: Bench, as_is: Sequence[float], first: float) -> Signal | None:
-    """What is no parameter and would be learned if it were one: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
-    for suspect in seen(bench, plain):
-        rates = [bench.trial(MORE_STEPS, factor=factor).losses for factor in AROUND]
-        own = max(0.0, *(progress(first, losses) for losses in rates))
-        for _, _, losses in _undone(bench, [suspect], first, max(LEARNS, own + MARGIN), MORE_STEPS):
-            share = 1 - own / progress(first, losses)
-            reached = first * math.exp(-own)
-            return _hindered(suspect, share, as_is, losses, first, at_any_rate=reached, rates="one, three and a third")
+    """What is no parameter and would be learned if it were one, or attention over the wrong axis: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
+    found = [*seen(bench, plain), *seen(bench, turned_axes)]
+    rates = [bench.trial(MORE_STEPS, factor=factor).losses for factor in AROUND] if found else []
+    own = max(0.0, *(progress(first, losses) for losses in rates), 0.0)
+    reached = first * math.exp(-own)
+    for _, suspect, losses in _undone(bench, found, first, max(LEARNS, own + MARGIN), MORE_STEPS):
+        share = 1 - own / progress(first, losses)
+        return _hindered(suspect, share, as_is, losses, first, at_any_rate=reached, rates="one, three and a third")
     return None
 
 
