@@ -363,7 +363,11 @@ class Fp32Operation(ByHand):
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
         lost = signals.find(PLACE_LOST_DIGITS)
-        if not operation and lost:
+        undone = [s.detail for s in signals.find(OPTIMIZER_UNDONE) if s.detail.get("cause") == "precision"]
+        if not operation and undone:
+            module = variable(str((undone[0].get("names") or ["module"])[0]).rpartition(".")[2])
+            change = f"with torch.autocast(x.device.type, enabled=False):\n    y = self.{module}(x.float())"
+        elif not operation and lost:
             name = variable(str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2])
             change = (
                 f"{name} = {name} - {name}.max()  # any reference, in the format that {name} is held in; then cast it"

@@ -153,6 +153,8 @@ def _for_precision(seen: Seen) -> list[Choice]:
     if not seen.codes & {"GS501", "GS502"} and seen.codes & {"GS503", "GS504"}:
         lost = [s for s in seen.signals.find(PLACE_LOST_DIGITS) if s.detail.get("how") not in ("spaced", "scaled")]
         return by_hand if "GS504" in seen.codes and lost else []
+    if "GS609" in seen.codes and not seen.codes & {"GS501", "GS502"}:
+        return by_hand
     operation = operation_behind(seen.signals)
     inside = {layer.name for layer in seen.signals.attention_layers}
     if not operation or (operation.get("place") == "model" and str(operation.get("module")) in inside):

@@ -32,6 +32,7 @@ _ADVICE = {
     "never-updated-parameter": "Wrap what is to be learned in nn.Parameter, in __init__ and before the optimizer is made; register_buffer says of the rest that it stays.",
     "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
     "batch_first": "Make it with batch_first=True for (rows, tokens, width), and without it for (tokens, rows, width); a TransformerEncoderLayer takes it too.",
+    "precision": "Compute what 16 bits cannot hold under torch.autocast(device_type, enabled=False), or write it so that no small difference from 1 is taken.",
     "learning-rate": "Lower the rate to that, or warm up to it over some hundred steps.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
     "masking": "Look whether the layer takes the mask, and which way round: turn it with ~, or swap what is kept and what is left out.",
@@ -64,7 +65,8 @@ class LearningHindered(Rule):
       number of their terms; scores that spread by more than 1 within a target are softened; nodes of a kind that all
       come with one vector get one each; in 100 steps, at the rate as it is, three and a third of it: plain tensors of
       modules, neither parameter nor buffer, become parameters, and torch's own attention whose softmax runs over as many
-      rows as the batch or the output holds, beside another axis, runs over that one (`batch_first`);
+      rows as the batch or the output holds, beside another axis, runs over that one (`batch_first`), and what runs under
+      autocast in 16 bits is computed in float32;
     - clamps with an upper limit let everything through (e further than at any rate); weights do not decay, where the
       loss falls by less than e;
     - where there is none of these, a third or a tenth of the rate, or of the rates of the first steps where a schedule changes it and comes to its largest within 30; of ten times Adam's
