@@ -251,7 +251,7 @@ class SetMask(ByHand):
 
 
 def _norm_of_something_else(signals: Signals) -> str:
-    """The change where weights of a target do not sum up to 1, and where a norm's statistics are of padding, of one number, or of the graph whose size is asked for; empty elsewhere."""
+    """The change where weights of a target do not sum up to 1, and where attention runs over the batch, and where a norm's statistics are of padding, of one number, or of the graph whose size is asked for; empty elsewhere."""
     if sums := [s for s in signals.find(PLACE_WEIGHT_SUM) if s.value > SoftmaxMisused.no_mean]:
         if sums[0].detail.get("messages"):
             return "weights = torch_geometric.utils.softmax(scores, index)  # index: that by which propagate sums the messages up"
@@ -260,6 +260,10 @@ def _norm_of_something_else(signals: Signals) -> str:
                 "weights = softmax(scores, edge_index[1])  # grouped by the target, by which the messages are summed up"
             )
         return "weights = scores.softmax(-1)  # over the keys, which the product with the values sums up"
+    if turned := [s.detail for s in signals.find(OPTIMIZER_UNDONE) if s.detail.get("setting") == "batch_first"]:
+        first = "batch_first=True" in str(turned[0].get("words"))
+        given = "(rows, tokens, width)" if first else "(tokens, rows, width)"
+        return f"attend = nn.MultiheadAttention(width, heads, batch_first={first})  # or nn.TransformerEncoderLayer(width, heads, batch_first={first}): it is given {given}"
     if retaken := signals.find(PLACE_RETAKEN_SOFTMAX):
         once = "softmax(scores, index)" if retaken[0].detail.get("messages") else "scores.softmax(-1)"
         return f"weights = {once}  # once, of the scores"
@@ -366,7 +370,11 @@ class Fp32Operation(ByHand):
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
         lost = signals.find(PLACE_LOST_DIGITS)
-        if not operation and lost:
+        undone = [s.detail for s in signals.find(OPTIMIZER_UNDONE) if s.detail.get("cause") == "precision"]
+        if not operation and undone:
+            module = variable(str((undone[0].get("names") or ["module"])[0]).rpartition(".")[2])
+            change = f"with torch.autocast(x.device.type, enabled=False):\n    y = self.{module}(x.float())"
+        elif not operation and lost:
             name = variable(str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2])
             change = (
                 f"{name} = {name} - {name}.max()  # any reference, in the format that {name} is held in; then cast it"

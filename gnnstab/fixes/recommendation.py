@@ -155,6 +155,8 @@ def _for_precision(seen: Seen) -> list[Choice]:
     if not seen.codes & {"GS501", "GS502"} and seen.codes & {"GS503", "GS504"}:
         lost = [s for s in seen.signals.find(PLACE_LOST_DIGITS) if s.detail.get("how") not in ("spaced", "scaled")]
         return by_hand if "GS504" in seen.codes and lost else []
+    if "GS609" in seen.codes and not seen.codes & {"GS501", "GS502"}:
+        return by_hand
     operation = operation_behind(seen.signals)
     inside = {layer.name for layer in seen.signals.attention_layers}
     if not operation or (operation.get("place") == "model" and str(operation.get("module")) in inside):
@@ -176,7 +178,8 @@ def _for_alike_nodes(seen: Seen) -> list[Choice]:
     if "GS705" in seen.codes and "GS704" not in seen.codes:
         return [("keep-result", {}, "")]
     same_queries = any("queries" in s.detail for s in seen.signals.find(PLACE_SHARED_ANSWERS))
-    if "GS609" in seen.codes or same_queries or ("GS504" in seen.codes and "GS704" not in seen.codes):
+    looked_up = seen.codes & {"GS504", "GS408"} and "GS704" not in seen.codes
+    if "GS609" in seen.codes or same_queries or looked_up:
         return []
     if any(layer.get("root_weight") is False for layer in seen.signals.attention_layers):
         said = "the layers were asked to leave the node's own features out"

@@ -287,6 +287,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_LOST_WEIGHT := "place.lost_weight"): SignalKind("share of the weight", "softmax weight that a mask takes away behind the softmax, and nothing divides by the rest"),
     (PLACE_CLOSED_CONTENT := "place.closed_content"): SignalKind("share of sets", "sets whose mask closes the keys that differ and leaves open those that are all the same"),
     (PLACE_ALONE_DIFFERENCE := "place.alone_difference"): SignalKind("", "RMS change of a graph's output when it runs alone in place of in its batch, over its RMS"),
+    (PLACE_ORDER_DIFFERENCE := "place.order_difference"): SignalKind("", "RMS change of the output when the graphs of the batch stand in the reverse order, over its RMS"),
     (PLACE_FILLED_DIFFERENCE := "place.filled_difference"): SignalKind("", "RMS change of the output when rows that fill graphs up are taken out of the batch, over its RMS"),
     (PLACE_CONSTANT_ROWS := "place.constant_rows"): SignalKind("share of nodes", "nodes without incoming edges that get one and the same output whatever the batch holds"),
     (PLACE_OVERFLOW := "place.overflow"): SignalKind("entries", "entries that an operation gives as Inf in fp16 although its operands are finite"),

@@ -228,7 +228,7 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "saturated-gate": ("GS104",),
     "undefined-operation": ("GS502",),
     "masking": ("GS305", "GS408", "GS502"),
-    "indistinguishable-nodes": ("GS704",),
+    "indistinguishable-nodes": ("GS704", "GS408"),
     "stale-gradients": ("GS610",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

@@ -10,9 +10,10 @@ from gnnstab.rules.base import Rule
 
 
 def hindered(rule: Rule, signals: Signals, limit: float, advice: str) -> Iterator[Finding]:
-    """One finding per stack of the rule's cause that takes more than ``limit`` of the progress away."""
+    """One finding per stack of the rule's cause that takes more than ``limit`` of the progress away; a setting is none."""
     for signal in signals.find(OPTIMIZER_UNDONE):
-        if signal.detail.get("cause") == rule.cause and signal.value > limit:
+        told = signal.detail
+        if told.get("cause") == rule.cause and not told.get("setting") and signal.value > limit:
             names = signal.detail.get("names") or [""]
             yield rule.finding(
                 f"{said(signal)} {advice}", severity="warning", limit=limit, signal=signal, layer=str(names[0])

@@ -123,7 +123,7 @@ LINKS = tuple(
         # The steps on copies that overflow are undone by a lower rate.
         ("GS601", on.beyond_every_number, "GS502"),
         ("GS601", on.made_by_the_rate, "GS609"),
-        *((same, on.same_cause, "GS609") for same in ("GS201", "GS703")),
+        *((same, on.same_cause, "GS609") for same in ("GS201", "GS501", "GS503", "GS504", "GS703")),
         ("GS104", on.of_gates, "GS609"),
         ("GS609", on.unless(on.made_by_the_rate), "GS601 GS603"),
         ("GS609", on.always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),

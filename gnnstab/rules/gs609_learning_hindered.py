@@ -31,6 +31,8 @@ _ADVICE = {
     "active-clamp": "Widen its limits, or take it away.",
     "never-updated-parameter": "Wrap what is to be learned in nn.Parameter, in __init__ and before the optimizer is made; register_buffer says of the rest that it stays.",
     "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
+    "batch_first": "Make it with batch_first=True for (rows, tokens, width), and without it for (tokens, rows, width); a TransformerEncoderLayer takes it too.",
+    "precision": "Compute what 16 bits cannot hold under torch.autocast(device_type, enabled=False), or write it so that no small difference from 1 is taken.",
     "learning-rate": "Lower the rate to that, or warm up to it over some hundred steps.",
     "saturated-gate": "Let the bias of the gate begin where it is open, at 1 or 2.",
     "oversmoothing": "Mix the first state into each round (h = 0.8 * conv(h) + 0.2 * first), or take fewer rounds.",
@@ -63,9 +65,13 @@ class LearningHindered(Rule):
       keys of torch's own attention count as scores);
     - ReLUs with channels that are closed on all rows let a part of what is negative through; sums are divided by the
       number of their terms; scores that spread by more than 1 within a target are softened; nodes of a kind that all
-      come with one vector get one each; plain tensors of modules, neither parameter nor buffer, become parameters;
-    - sigmoids and tanhs that multiply and are below 0.1 in the mean get a mean of 1.5 to work on; modules whose own
-      matrices make what they are given more than twice as large, and 30 times in all, are scaled to a gain of 1;
+      come with one vector get one each; in 100 steps, at the rate as it is, three and a third of it: plain tensors of
+      modules, neither parameter nor buffer, become parameters, sigmoids and tanhs that multiply and are below 0.1 in the
+      mean get a mean of 1.5 to work on, torch's own attention whose softmax runs over as many rows as the batch or the
+      output holds, beside another axis, runs over that one (`batch_first`), and what runs under autocast in 16 bits is
+      computed in float32;
+    - modules whose own matrices make what they are given more than twice as large, and 30 times in all, are scaled to a
+      gain of 1;
     - rounds of one layer that bring the differences between nodes below a tenth of what they were, and 5 % of their
       size, get a fifth of the first state each, where the loss falls by less than e;
     - clamps with an upper limit let everything through (e further than at any rate); weights do not decay, where the
@@ -114,7 +120,8 @@ class LearningHindered(Rule):
             as_in_run = constant or decays or signal.detail.get("scheduled")
             if cause == "learning-rate" and not as_in_run:
                 continue
-            if cause and cause not in _ELSEWHERE and signal.value > self.taken:
+            elsewhere = cause in _ELSEWHERE and not signal.detail.get("setting")
+            if cause and not elsewhere and signal.value > self.taken:
                 yield self._told(cause, said(signal), signal)
         for signal in unseen:
             if signal.value > self.taken:

@@ -297,3 +297,50 @@ def test_a_block_that_was_not_given_the_graphs_is_more_than_its_norms() -> None:
     diagnosis = asked(Untold(GPSConv(5, GATConv(5, 5), heads=1, norm="graph_norm")), data)
     assert {f.explained_by for f in found(diagnosis, "GS108")} == {"GS408"}
     assert [cause.cause for cause in diagnosis.root_causes()] == ["masking"]
+
+
+class Placed(nn.Module):
+    """Rows of a learned table are added to the nodes of every graph: by ``number`` (graphs, most nodes) → rows."""
+
+    def __init__(self, number: Callable[[Tensor], Tensor], rooted: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.enter, self.places, self.leave = nn.Linear(5, WIDTH), nn.Embedding(80, WIDTH), nn.Linear(WIDTH, 1)
+        self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.number, self.rooted = number, rooted
+
+    def forward(self, x: Tensor, batch: Tensor, root_index: Tensor) -> Tensor:
+        dense, real = to_dense_batch(self.enter(x), batch)
+        dense = dense + self.places(self.number(real))
+        h = (dense + self.attend(dense, dense, dense, key_padding_mask=~real, need_weights=False)[0])[real]
+        return self.leave(h[root_index] if self.rooted else global_mean_pool(h, batch)).squeeze(-1)
+
+
+@pytest.mark.parametrize(
+    ("number", "tells"),
+    [
+        (lambda real: torch.arange(len(real))[:, None].expand_as(real), True),
+        (
+            lambda real: torch.zeros_like(real, dtype=torch.long).masked_scatter(real, torch.arange(int(real.sum()))),
+            True,
+        ),
+        (lambda real: torch.arange(real.shape[1]).expand_as(real), False),
+    ],
+    ids=["of the graph", "of the node in the batch", "of the node in its graph"],
+)
+@pytest.mark.parametrize("smallest", [0, 5])
+def test_a_place_is_the_number_of_a_node_in_its_graph(number: Any, tells: bool, smallest: int) -> None:
+    sizes = [7] * 6
+    sizes[smallest] = 4
+    data = Batch.from_data_list([ring(nodes, seed) for seed, nodes in enumerate(sizes)])
+    batch = {"x": data.x, "batch": data.batch, "root_index": data.ptr[:-1] + 1, "y": data.y}
+
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        return F.mse_loss(output, batch["y"])
+
+    for rooted in (False, True):
+        diagnosis = gnnstab.diagnose(Placed(number, rooted), batch=batch, loss=loss)
+        findings = found(diagnosis, "GS408")
+        assert [f.severity for f in findings] == ["warning"] * tells
+        assert all("first in what `places` gives" in f.message or "place in the batch" in f.message for f in findings)
+        assert [c.cause for c in diagnosis.root_causes()] == ["indistinguishable-nodes"] * tells

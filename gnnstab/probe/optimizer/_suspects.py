@@ -54,7 +54,7 @@ class Suspect(NamedTuple):
     """Stands around the trial."""
 
     setting: str = ""
-    """Name of the setting of the optimizer that is undone instead."""
+    """Name of the setting, of the optimizer or of a layer, that is undone."""
 
 
 def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:

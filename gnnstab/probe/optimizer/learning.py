@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,8 @@ from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._slow import far_above_usual
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects, unchanged
+from gnnstab.probe.optimizer._turned_axes import AXIS, turned_axes
+from gnnstab.probe.optimizer._wider import in_16_bits
 from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.probe.optimizer.softening import MORE_STEPS as MORE_STEPS
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
@@ -120,7 +124,9 @@ def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
             hindered = _in_time(bench, as_is, first)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
         compared = hindered and hindered.detail["cause"] == "learning-rate" and not hindered.detail["setting"]
-        if hindered and not compared and not lost:
+        # What comes down in 16 bits, or over the wrong axis, is one batch by heart: neither is a matter of pace.
+        sure = hindered and (hindered.detail["cause"] == "precision" or hindered.detail["setting"] == AXIS)
+        if hindered and not compared and not sure and not lost:
             # What undoing it takes away with the first step has to be made good for before anything is learned.
             made_far_off = hindered.detail["began"] < FAR_OFF * first < as_is[0]
             if on_its_way(bench, first, first if made_far_off else FAR_OFF * first):
@@ -252,13 +258,15 @@ def _hindered(
 
 
 def _in_time(bench: Bench, as_is: Sequence[float], first: float) -> Signal | None:
-    """What is no parameter and would be learned if it were one, or a gate that is shut: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
-    for suspect in (*seen(bench, plain), *seen(bench, shut_gates)):
-        rates = [bench.trial(MORE_STEPS, factor=factor).losses for factor in AROUND]
-        own = max(0.0, *(progress(first, losses) for losses in rates))
-        for _, _, losses in _undone(bench, [suspect], first, max(LEARNS, own + MARGIN), MORE_STEPS):
+    """What is no parameter and would be learned if it were one, a gate that is shut, attention over the wrong axis, or 16 bits: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
+    found = [(one, bench) for look in (plain, shut_gates, turned_axes) for one in seen(bench, look)]
+    found += [(one, replace(bench, dtype=None)) for one in seen(bench, partial(in_16_bits, bench.dtype))]
+    rates = [bench.trial(MORE_STEPS, factor=factor).losses for factor in AROUND] if found else []
+    own = max(0.0, *(progress(first, losses) for losses in rates), 0.0)
+    reached = first * math.exp(-own)
+    for suspected, other in found:
+        for _, suspect, losses in _undone(other, [suspected], first, max(LEARNS, own + MARGIN), MORE_STEPS):
             share = 1 - own / progress(first, losses)
-            reached = first * math.exp(-own)
             return _hindered(suspect, share, as_is, losses, first, at_any_rate=reached, rates="one, three and a third")
     return None
 

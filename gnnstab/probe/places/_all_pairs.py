@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnnstab.probe.batches.roles import is_target
-from gnnstab.probe.places._alone import Row
+from gnnstab.probe.places._passes import Row
 from gnnstab.probe.replaying.recovered_loss import CLOSE
 from gnnstab.records.vocabulary import PLACE_BROADCAST_TARGETS
 

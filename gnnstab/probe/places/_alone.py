@@ -12,19 +12,12 @@ from torch_geometric.data import Batch
 
 from gnnstab.errors import let_through
 from gnnstab.probe.attaching.norms import told_the_graphs
+from gnnstab.probe.places import _order as order
 from gnnstab.probe.places._padding import Filled, filled_rows, padding_mask, says_closed
+from gnnstab.probe.places._passes import ROUNDING, Passes, Row, moved
 from gnnstab.probe.replaying.evaluating import by_running_statistics
-from gnnstab.probe.replaying.replica import copied, eager, forked_rng, mapped, tensors_in
+from gnnstab.probe.replaying.replica import mapped
 from gnnstab.records.vocabulary import PLACE_FILLED_DIFFERENCE
-from gnnstab.stored import is_dense
-
-FILLED = 1e4
-"""Times the median size from which on an entry of an output is a constant that stands for −∞, and says nothing."""
-
-ROUNDING = 1e-6
-"""Relative difference of two passes that sums in another order leave."""
-
-Row = tuple[str, str, float, dict[str, Any]]
 
 
 class Company(NamedTuple):
@@ -35,6 +28,9 @@ class Company(NamedTuple):
 
     changed: Callable[[Tensor], Tensor]
     """The tensor with other numbers in the rows of all other graphs."""
+
+    turned: Callable[[Tensor, str], Tensor | None]
+    """(tensor, name) → the same graphs in the reverse order; None where nobody can say."""
 
     graph: int
     size: int
@@ -78,7 +74,7 @@ def rows(
     company = _of_vector(graphs, named) or _of_mask(named)
     if company is None:
         return
-    detail = {
+    detail: dict[str, Any] = {
         "graph": company.graph,
         "size": company.size,
         "most": company.most,
@@ -100,6 +96,9 @@ def rows(
                 detail["content_with_norms_apart"] = apart
     if math.isfinite(change):
         yield "place.alone_difference", "output", change, detail
+    # Where graphs hear each other their order may well count.
+    if not detail.get("content", 0.0) > ROUNDING:
+        yield from order.rows(run, one, args, kwargs, named, company)
 
 
 def heard(
@@ -152,47 +151,12 @@ def _without(run: Passes, one: list[Tensor], args: tuple[Any, ...], kwargs: Mapp
     )
 
 
-class Passes:
-    """Forwards of one copy in evaluation mode, each from the same buffers and generators."""
-
-    def __init__(self, model: nn.Module, rng: Any) -> None:
-        self._model, self._rng = model, rng
-        self._buffers = {b: b.detach().clone() for b in model.buffers()}
-
-    def __call__(self, args: Any, kwargs: Mapping[str, Any], *, shifted: bool = False) -> list[Tensor]:
-        with forked_rng(self._rng), torch.no_grad():
-            if shifted:
-                torch.rand(7)
-            for buffer, value in self._buffers.items():
-                buffer.copy_(value)
-            output = eager(self._model)(*copied(tuple(args)), **copied(dict(kwargs)))
-        return [t.detach() for _, t in tensors_in([output]) if is_dense(t)]
-
-
 def _heard(run: Passes, args: tuple[Any, ...], kwargs: Mapping[str, Any], company: Company) -> float:
     """How far the output of one graph moves with the numbers of all others."""
     one, others = run(args, kwargs), run(*mapped((args, dict(kwargs)), company.changed))
     pairs = [(company.alone(a, ""), company.alone(b, ""), a) for a, b in zip(one, others, strict=True)]
     own = [(a, b) for a, b, whole in pairs if a is not None and a is not whole and b is not None]
     return moved([a for a, _ in own], [b for _, b in own])
-
-
-def moved(before: list[Tensor], after: list[Tensor]) -> float:
-    """RMS of the difference over that of the tensors; entries that stand for −∞ are left out."""
-    pairs = [
-        (a.double().flatten(), b.double().flatten()) for a, b in zip(before, after, strict=True) if a.shape == b.shape
-    ]
-    if not pairs:
-        return math.nan
-    one, other = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])
-    finite = one.isfinite() & other.isfinite()
-    size = one[finite].abs()
-    if not size.numel():
-        return math.nan
-    kept = finite & ~((one == other) & (one.abs() > FILLED * size.median()))
-    one, other = one[kept], other[kept]
-    norm = float(one.norm())
-    return float((one - other).norm()) / norm if norm > 0 else 0.0
 
 
 def _taken(
@@ -230,16 +194,32 @@ def _of_vector(graphs: Tensor | None, named: Mapping[str, Tensor]) -> Company | 
         or (edges is not None and bool((graphs[edges[0]] != graphs[edges[1]]).any()))
     ):
         return None
-    graph = int(torch.where(sizes > 1, sizes, sizes.max() + 1).argmin())
+    graph = _last_smallest(torch.where(sizes > 1, sizes, sizes.max() + 1))
     own = graphs == graph
     inner = None if edges is None else own[edges[0]]
     place = own.cumsum(0) - 1
+    # Graphs the other way round, the nodes of each as they were; and where each node has gone.
+    order = torch.sort(-graphs, stable=True).indices
+    gone = torch.argsort(order)
+
+    def turned(tensor: Tensor, name: str) -> Tensor | None:
+        if tensor.layout != torch.strided:
+            return None
+        if tuple(tensor.shape) == (2, lines) and not tensor.is_floating_point():
+            return gone[tensor]
+        tensor = gone[tensor] if _of_nodes(tensor, graphs) else tensor
+        if tensor.dim() and len(tensor) == nodes and not (nodes == lines and "edge" in name):
+            return count - 1 - tensor[order] if torch.equal(tensor, graphs) else tensor[order]
+        if name == "ptr":
+            return torch.cat([tensor[:1], sizes.flip(0).cumsum(0).to(tensor.dtype)])
+        return tensor.flip(0) if tensor.dim() and len(tensor) == count else tensor
 
     def alone(tensor: Tensor, name: str) -> Tensor | None:
         if tensor.layout != torch.strided:
             return None
         if inner is not None and tuple(tensor.shape) == (2, lines) and not tensor.is_floating_point():
             return place[tensor[:, inner]]
+        tensor = place[tensor] if _of_nodes(tensor, graphs) else tensor
         if tensor.dim() and len(tensor) == nodes and not (nodes == lines and "edge" in name):
             # The vector itself counts from 0.
             return torch.zeros_like(tensor[own]) if torch.equal(tensor, graphs) else tensor[own]
@@ -254,7 +234,21 @@ def _of_vector(graphs: Tensor | None, named: Mapping[str, Tensor]) -> Company | 
             return tensor
         return torch.where(own.view(-1, *(1,) * (tensor.dim() - 1)), tensor, tensor.flip(-1) * 1.5 + 0.5)
 
-    return Company(alone, changed, graph, int(sizes[graph]), int(sizes.max()))
+    return Company(alone, changed, turned, graph, int(sizes[graph]), int(sizes.max()))
+
+
+def _of_nodes(tensor: Tensor, graphs: Tensor) -> bool:
+    """True for numbers of nodes in the whole batch: those of each graph, or of each of its nodes, lie among its own."""
+    if tensor.dtype != torch.long or tensor.dim() != 1 or not tensor.numel():
+        return False
+    own = graphs if len(tensor) == len(graphs) else torch.arange(len(tensor), device=tensor.device)
+    inside = int(tensor.min()) >= 0 and int(tensor.max()) < len(graphs)
+    return inside and len(own) in (len(graphs), int(graphs.max()) + 1) and torch.equal(graphs[tensor], own)
+
+
+def _last_smallest(sizes: Tensor) -> int:
+    """(graphs,) sizes → the last of the smallest: the first one stands alone where it stood in its batch."""
+    return len(sizes) - 1 - int(sizes.flip(0).argmin())
 
 
 def _of_mask(named: Mapping[str, Tensor]) -> Company | None:
@@ -265,7 +259,7 @@ def _of_mask(named: Mapping[str, Tensor]) -> Company | None:
     name, real = found
     sets, width = real.shape
     sizes = real.sum(1)
-    graph = int(sizes.argmin())
+    graph = _last_smallest(sizes)
     own = real[graph].nonzero().flatten()
 
     def alone(tensor: Tensor, name: str) -> Tensor | None:
@@ -283,7 +277,10 @@ def _of_mask(named: Mapping[str, Tensor]) -> Company | None:
         other = torch.arange(sets, device=tensor.device) != graph
         return torch.where(other.view(-1, *(1,) * (tensor.dim() - 1)), tensor.flip(-1) * 1.5 + 0.5, tensor)
 
+    def turned(tensor: Tensor, name: str) -> Tensor | None:
+        return tensor.flip(0) if tensor.dim() and len(tensor) == sets else tensor
+
     padded = [t[~real] for t in named.values() if t.is_floating_point() and t.dim() > 2 and t.shape[:2] == real.shape]
     return Company(
-        alone, changed, graph, len(own), int(sizes.max()), name, any(bool((t != t[:1]).any()) for t in padded)
+        alone, changed, turned, graph, len(own), int(sizes.max()), name, any(bool((t != t[:1]).any()) for t in padded)
     )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import let_through
-from gnnstab.probe.places._alone import Passes, Row
+from gnnstab.probe.places._passes import Passes, Row
 from gnnstab.probe.replaying.evaluating import by_running_statistics
 from gnnstab.probe.replaying.replica import mapped
 from gnnstab.records.vocabulary import PLACE_CONSTANT_ROWS

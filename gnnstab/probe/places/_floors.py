@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _autograd as autograd
-from gnnstab.probe.places._alone import Row
+from gnnstab.probe.places._passes import Row
 from gnnstab.probe.replaying.recovered_loss import is_absolute_error_of, squared_targets
 from gnnstab.records.vocabulary import PLACE_UNREACHED_TARGETS
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from gnnstab.errors import let_through
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _numbers as numbers
-from gnnstab.probe.places._alone import Passes, Row, moved
 from gnnstab.probe.places._calls import Call
 from gnnstab.probe.places._padding import padding_mask
+from gnnstab.probe.places._passes import Passes, Row, moved
 from gnnstab.probe.replaying.evaluating import by_running_statistics
 from gnnstab.probe.replaying.replica import mapped, tensors_in
 from gnnstab.records.vocabulary import PLACE_SIZE_RESPONSE

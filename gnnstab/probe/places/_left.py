@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnnstab.probe.batches.roles import columns, is_target
 from gnnstab.probe.places import _numbers as numbers
-from gnnstab.probe.places._alone import Row
+from gnnstab.probe.places._passes import Row
 from gnnstab.probe.replaying.recovered_loss import is_absolute_error_of, is_squared_error_of
 from gnnstab.records.vocabulary import PLACE_TARGETS_LEFT
 

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
 from gnnstab.probe.operations.source_lines import Modules, caller_place
-from gnnstab.probe.places._alone import Row
+from gnnstab.probe.places._passes import Row
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.records.vocabulary import PLACE_OVERFLOW
 from gnnstab.stored import is_dense

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.places import _autograd as autograd
-from gnnstab.probe.places._alone import Row
+from gnnstab.probe.places._passes import Row
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
 from gnnstab.records.vocabulary import PLACE_WITHOUT_GRADIENT
 

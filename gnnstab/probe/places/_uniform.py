@@ -12,7 +12,7 @@ from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _retaken as retaken
 from gnnstab.probe.places import _weight_sums as weight_sums
-from gnnstab.probe.places._alone import Row
+from gnnstab.probe.places._passes import Row
 from gnnstab.probe.places._zeros import moved
 from gnnstab.records.vocabulary import PLACE_UNIFORM_WEIGHTS
 

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 from gnnstab.errors import let_through
 from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.operations.source_lines import Modules, caller_place
-from gnnstab.probe.places._alone import Row
 from gnnstab.probe.places._dead_lines import RETURNED, codes, unread
+from gnnstab.probe.places._passes import Row
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.records.vocabulary import PLACE_UNREAD_RESULT
 from gnnstab.torch_private import without_torch_function

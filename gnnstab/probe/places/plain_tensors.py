@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gnnstab.probe.places._alone import Row
+from gnnstab.probe.places._passes import Row
 from gnnstab.records.vocabulary import PLACE_PLAIN_SCORES
 
 _WEIGHS = frozenset(
