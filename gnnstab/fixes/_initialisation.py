@@ -19,6 +19,7 @@ from gnnstab.records.vocabulary import (
     GATE_SATURATED_SHARE,
     GRADIENT_RATIO,
     LOGIT_FROBENIUS,
+    OPTIMIZER_UNDONE,
     WEIGHT_NON_FINITE,
     WEIGHT_RMS,
 )
@@ -163,6 +164,8 @@ class ReinitQK(_Reinitialise):
 class ReinitGate(_Reinitialise):
     """Initialises the map of the beta gate anew, so that it passes skip and message again, or that of each gate that is seen to be stuck; a parameter that is one becomes 0.
 
+    Gates that are all but shut, and whose opening lets a copy learn, get a bias that opens them.
+
     For a gate that its own weights saturate. One that a large input saturates needs a norm before the layer.
     Options: ``only`` (names of layers; all), ``signals`` (tell which gates are stuck), ``seed``.
     """
@@ -183,6 +186,8 @@ class ReinitGate(_Reinitialise):
                 else f"{written('model', name.split('.'))}.reset_parameters()"
                 for name, alone in stuck.items()
             )
+        if shut := _shut_gates(signals):
+            return "\n".join(f"nn.init.constant_({written('model', name.split('.'))}.bias, {OPEN:g})" for name in shut)
         return super()._lines([layer for layer in layers if layer.get("beta") is not False], signals, options)
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
@@ -195,10 +200,23 @@ class ReinitGate(_Reinitialise):
         resets += [
             partial(nn.init.zeros_, parameters[name]) for name, alone in stuck.items() if alone and name in parameters
         ]
+        shut = () if resets else _shut_gates(options.get("signals") or NOTHING_MEASURED)
+        biases = [parameters[bias] for name in shut if (bias := f"{name}.bias") in parameters]
+        resets += [partial(nn.init.constant_, bias, OPEN) for bias in biases]
         for reset in resets:
             reset()
         if not resets:
             super()._edit(copy, options)
+
+
+OPEN = 1.5
+"""Bias of a gate that begins open: a sigmoid gives .8 there, a tanh .9."""
+
+
+def _shut_gates(signals: Signals) -> list[str]:
+    """The modules that make gates whose opening lets a copy learn."""
+    told = (s.detail for s in signals.find(OPTIMIZER_UNDONE) if s.detail.get("cause") == "saturated-gate")
+    return [str(name) for one in told for name in one.get("names", ())]
 
 
 class ReinitLayers(Fix):

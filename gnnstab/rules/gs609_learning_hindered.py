@@ -32,6 +32,7 @@ _ADVICE = {
     "never-updated-parameter": "Wrap what is to be learned in nn.Parameter, in __init__ and before the optimizer is made; register_buffer says of the rest that it stays.",
     "weight_decay": "Lower the decay: 1e-2 is usual where it is decoupled, else 5e-4.",
     "learning-rate": "Lower the rate to that, or warm up to it over some hundred steps.",
+    "saturated-gate": "Let the bias of the gate begin where it is open, at 1 or 2.",
     "oversmoothing": "Mix the first state into each round (h = 0.8 * conv(h) + 0.2 * first), or take fewer rounds.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
     "masking": "Look whether the layer takes the mask, and which way round: turn it with ~, or swap what is kept and what is left out.",
@@ -63,7 +64,10 @@ class LearningHindered(Rule):
     - ReLUs with channels that are closed on all rows let a part of what is negative through; sums are divided by the
       number of their terms; scores that spread by more than 1 within a target are softened; nodes of a kind that all
       come with one vector get one each; plain tensors of modules, neither parameter nor buffer, become parameters;
-    - rounds of one layer that bring the differences between nodes below a tenth of what they were, and 5 % of their size, get a fifth of the first state each, where the loss falls by less than e;
+    - sigmoids and tanhs that multiply and are below 0.1 in the mean get a mean of 1.5 to work on; modules whose own
+      matrices make what they are given more than twice as large, and 30 times in all, are scaled to a gain of 1;
+    - rounds of one layer that bring the differences between nodes below a tenth of what they were, and 5 % of their
+      size, get a fifth of the first state each, where the loss falls by less than e;
     - clamps with an upper limit let everything through (e further than at any rate); weights do not decay, where the
       loss falls by less than e;
     - where there is none of these, a third or a tenth of the rate, or of the rates of the first steps where a schedule changes it and comes to its largest within 30; of ten times Adam's

@@ -14,7 +14,8 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import HGTConv, MessagePassing, TransformerConv
 
 import gnnstab
-from gnnstab.probe.optimizer.learning import FAR_OFF, on_its_way
+from gnnstab.probe.optimizer.learning import FAR_OFF, learning_signals, on_its_way
+from gnnstab.probe.optimizer.optimizer_steps import Bench
 from gnnstab.records import Signal
 from gnnstab.rules._stacks import said
 
@@ -197,6 +198,75 @@ def test_the_repaired_twin_is_stable() -> None:
     model, optimizer = model_of("")
     found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer)
     assert found.root_causes() == ()
+
+
+class Valves(nn.Module):
+    """What flows on from layer to layer passes a valve for each node and channel, which begins shut, or open."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 1)
+        self.convs = nn.ModuleList([TransformerConv(WIDTH, WIDTH) for _ in range(3)])
+        self.valves = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(3)])
+        for valve in self.valves:
+            nn.init.normal_(valve.weight, std=0.1)
+            nn.init.constant_(valve.bias, bias)
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.inp(data.x)
+        for conv, valve in zip(self.convs, self.valves, strict=True):
+            h = torch.sigmoid(valve(h)) * conv(h, data.edge_index).tanh()
+        out: Tensor = self.out(h).squeeze(-1)
+        return out
+
+
+class Shifts(nn.Module):
+    """A map of its own for each of eight neighbours in a ring, drawn for the entries of one of them, or of all."""
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(8, WIDTH, WIDTH) / (terms * WIDTH) ** 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x.roll(k, 0) @ own for k, own in enumerate(self.weight)]).sum(0)
+
+
+class Ring(nn.Module):
+    """Blocks of such maps, and an answer between -1 and 1."""
+
+    def __init__(self, terms: int) -> None:
+        super().__init__()
+        self.inp, self.conv, self.out = nn.Linear(6, WIDTH), TransformerConv(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.blocks = nn.ModuleList([Shifts(terms) for _ in range(5)])
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.inp(data.x)
+        h = h + self.conv(h, data.edge_index)
+        for block in self.blocks:
+            h = (h + block(h)).relu()
+        out: Tensor = torch.tanh(self.out(h).squeeze(-1))
+        return out
+
+
+@pytest.mark.parametrize(("made", "cause", "told"), [
+    (lambda fault: Valves(-4.0 if fault else 1.0), "saturated-gate", "valves.0, valves.1, valves.2 are all but shut"),
+    (lambda fault: Ring(1 if fault else 8), "unsuitable-init", "and 2 more make what they are given"),
+], ids=["gates", "growth"])  # fmt: skip
+@pytest.mark.parametrize("fault", [True, False])
+def test_shut_gates_and_weights_that_make_all_larger_are_undone(made: Any, cause: str, told: str, fault: bool) -> None:
+    data = batch()
+    data.y = torch.tanh(data.y / 3)
+    torch.manual_seed(1)
+    model = made(fault)
+    optimizer = (
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if cause == "saturated-gate"  # Adam makes up for small gradients.
+        else torch.optim.Adam(model.parameters(), lr=3e-3)
+    )
+    bench = Bench(model, optimizer, [((data,), {})], [data], loss)
+    (said,) = learning_signals(bench)
+    assert (said.detail.get("cause"), said.value > 0.5) == ((cause, True) if fault else (None, False))
+    assert (told in said.detail.get("suspect", "")) is fault
 
 
 SHELVES, BOOKS = 20, 50

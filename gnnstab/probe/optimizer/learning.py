@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._clamped import clamps
+from gnnstab.probe.optimizer._gates import shut_gates
 from gnnstab.probe.optimizer._large_inputs import large_inputs
+from gnnstab.probe.optimizer._outsized import outsized
 from gnnstab.probe.optimizer._plain_tensors import plain
 from gnnstab.probe.optimizer._settings import has_decay, without_decay
 from gnnstab.probe.optimizer._slow import far_above_usual
@@ -94,7 +96,12 @@ def learning_signals(bench: Bench, *, lost: bool = False) -> Iterator[Signal]:
         detail, deep = {"learns": True, "names": names[:40], **detail}, []
     hindered = None
     if own < LEARNS_WELL:
-        others = [*seen(bench, suspects, 1), *seen(bench, alike_kinds)]
+        others = [
+            *seen(bench, suspects, 1),
+            *seen(bench, alike_kinds),
+            *seen(bench, shut_gates),
+            *seen(bench, outsized),
+        ]
         cut = seen(bench, clamps)
         least = max(0.0, own) + MARGIN
         freed, lifted = (list(_undone(bench, found, first, least)) for found in (others, cut))
@@ -245,8 +252,8 @@ def _hindered(
 
 
 def _in_time(bench: Bench, as_is: Sequence[float], first: float) -> Signal | None:
-    """What is no parameter and would be learned if it were one: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
-    for suspect in seen(bench, plain):
+    """What is no parameter and would be learned if it were one, or a gate that is shut: it takes `MORE_STEPS` to show, at the rate as it is and at those around it."""
+    for suspect in (*seen(bench, plain), *seen(bench, shut_gates)):
         rates = [bench.trial(MORE_STEPS, factor=factor).losses for factor in AROUND]
         own = max(0.0, *(progress(first, losses) for losses in rates))
         for _, _, losses in _undone(bench, [suspect], first, max(LEARNS, own + MARGIN), MORE_STEPS):

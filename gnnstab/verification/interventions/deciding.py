@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SIGNALS, Cause, Finding
+from gnnstab.records.vocabulary import OPTIMIZER_UNDONE
 from gnnstab.rules import harmful
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import OPEN
@@ -165,8 +166,9 @@ def _heads(findings: Sequence[Finding], rules: Sequence[Ruling]) -> dict[str, Fi
 
 
 def _follows_from_what_was_seen(finding: Finding, findings: Sequence[Finding]) -> bool:
-    """True where a rule has tied the symptom to a fault that no edit undoes, such as edges that are missing."""
-    return any(f.code == finding.explained_by and is_warning(f) and f.cause not in TRIED for f in findings)
+    """True where a rule has tied the symptom to a fault that no edit undoes, such as edges that are missing, or that steps on a copy have undone."""
+    shown = [f for f in findings if is_warning(f) and (f.cause not in TRIED or f.signal == OPTIMIZER_UNDONE)]
+    return any(f.code == finding.explained_by for f in shown)
 
 
 def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: dict[str, Finding]) -> Finding:
