@@ -27,6 +27,7 @@ from gnnstab.fixes import find
 from gnnstab.fixes.own_lines import own_lines
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding
+from gnnstab.rules.queries import fresh
 from gnnstab.verification import _judging as judging
 from gnnstab.verification._arms import Arm, ArmResult, Setting, run_arm
 from gnnstab.verification._fresh_copies import Factory, how_initialised, not_drawn
@@ -41,6 +42,8 @@ from gnnstab.verification.training import TrainingSettings
 AS_IT_IS: tuple[FixSpec, ...] = ()
 
 NOTHING_FIRES = "no rule fires on this model and batch: there is nothing to cure, and nothing was run"
+
+_DRAWN = "; the weights are as they were drawn: what a run has made of them shows with those that it has saved"
 
 FIRST = 2
 """Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
@@ -253,7 +256,7 @@ class _Plan:
         base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
         goal = self.setting.goal
         if goal is None:
-            return replace(base, reason=NOTHING_FIRES)
+            return replace(base, reason=NOTHING_FIRES + (_DRAWN if fresh(self.setting.signals) else ""))
         screened, trained = self._pairs(results), self._pairs(results, train=True)
         errors = [r.error for r in (*screened.before, *screened.after) if r.error]
         if errors:
