@@ -115,14 +115,18 @@ _MACHINERY = ("gnnstab", "torch", "torch_geometric", "lightning", "pytorch_light
 
 
 def warn(message: str) -> None:
-    """A `GnnstabWarning` that points at the user's line: the innermost frame outside gnnstab and the training machinery."""
+    """A `GnnstabWarning` that points at the user's line: the innermost frame outside gnnstab and the training machinery.
+
+    Where the user turned warnings into errors it is shown all the same, and not raised: no training ends for it.
+    """
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _MACHINERY:
         level, frame = level + 1, frame.f_back
     try:
-        warnings.warn(message, GnnstabWarning, stacklevel=level)
-    except Warning:  # The user turned warnings into errors.
-        raise
+        try:
+            warnings.warn(message, GnnstabWarning, stacklevel=level)
+        except GnnstabWarning as refused:
+            warnings.showwarning(refused, GnnstabWarning, frame.f_code.co_filename, frame.f_lineno)
     except Exception as error:  # Nothing can be told: ``sys.stderr`` is closed, say.
         let_through(error)
 

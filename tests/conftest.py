@@ -3,7 +3,9 @@
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -42,6 +44,21 @@ def _one_thread() -> None:
     """Small tensors on two noisy cores run faster, and repeatably, on one thread; torch is not imported for this."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _no_warning_passes_by(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A warning of gnnstab's that the suite turns into an error is shown and not raised: it fails the test all the same."""
+    told: list[str] = []
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        own = type(message).__name__ == "GnnstabWarning"
+        told.append(str(message)) if own else show(message, *args, **kwargs)
+
+    monkeypatch.setattr(warnings, "showwarning", shown)
+    yield
+    assert not told
 
 
 @pytest.fixture(autouse=True)

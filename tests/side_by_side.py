@@ -106,7 +106,10 @@ def brief_trials(most: int = 2) -> Iterator[None]:
 @contextlib.contextmanager
 def without_trials() -> Iterator[None]:
     """Nothing is trained on copies when a run has ended: for runs of which only what was recorded is asked."""
-    with patch.object(Ending, "_try_steps", lambda *args: None):
+    with (
+        patch.object(Ending, "_try_steps", lambda *args: None),
+        patch.object(Ending, "_try_rates", lambda *args: False),
+    ):
         yield
 
 

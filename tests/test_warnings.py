@@ -42,6 +42,36 @@ def test_the_optimizer_of_another_model_is_told(model) -> None:
     assert told[0].filename == __file__
 
 
+@pytest.mark.parametrize("how", ["warn", "raise"])
+def test_warnings_that_are_errors_end_no_training(how: str, model) -> None:
+    """Nor does the run end where it begins, with an optimizer of another model; what is to be raised still is."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    foreign = torch.optim.SGD(Stack().parameters(), lr=0.1)
+    steps = []
+
+    def train() -> None:
+        with gnnstab.Monitor(model, optimizer=optimizer, on_finding=how):
+            for step in range(4):
+                optimizer.zero_grad()
+                (model(**random_batch()).sum() * (float("nan") if step == 1 else 1.0)).backward()
+                optimizer.step()
+                steps.append(step)
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("error")
+        with gnnstab.Monitor(model, optimizer=foreign):
+            pass
+        if how == "raise":
+            with pytest.raises(UnstableError):
+                train()
+        else:
+            train()
+    assert len(steps) == (4 if how == "warn" else 1)
+    texts = [str(one.message) for one in said]
+    assert "holds no parameter" in texts[0] and any("GS502" in text for text in texts) == (how == "warn")
+    assert {one.filename for one in said} == {__file__} and all(one.category is GnnstabWarning for one in said)
+
+
 def test_the_right_optimizer_is_not(model) -> None:
     with gnnstab.Monitor(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)):
         pass

@@ -21,6 +21,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_GROUP_RATE,
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_TO_RMS,
+    OPTIMIZER_MADE,
     OPTIMIZER_UNDONE,
 )
 
@@ -57,6 +58,9 @@ class LowerLearningRate(Fix):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         rate, calm, apart = _tried(signals)
+        several = [] if options else [one for one in signals.context.get("several_optimizers", []) if one["names"]]
+        if several:
+            return _of_several(max(several, key=lambda one: one["over"]))
         group = None if options else _group(signals)
         if group is not None:
             own = on_one_line(", ".join(str(name) for name in group.get("names", ())[:3]))
@@ -83,6 +87,17 @@ class LowerLearningRate(Fix):
         return {"lr": current * positive(options, "factor", factor)}
 
 
+def _of_several(told: Mapping[str, Any]) -> str:
+    """A third of the rate of the optimizer that lies furthest above a usual one, by what it moves."""
+    own = on_one_line(", ".join(told["names"][:3])) + (", …" if len(told["names"]) > 3 else "")
+    lower, *further = [f"{told['rate'] * LOWER**n:.3g}" for n in (1, 2, 3)]
+    return (
+        f"for group in optimizer.param_groups:  # of the {on_one_line(told['class'])} of {own}\n"
+        f'    group["lr"] = {lower}  # in place of {told["rate"]:.3g}\n'
+        f"# else {', '.join(further)}, …: the first at which the loss does not rise"
+    )
+
+
 def _group(signals: Signals) -> Mapping[str, Any] | None:
     """The parameter group whose rate alone makes the loss rise, or keeps the model from learning."""
     found = (s.detail for s in signals.find(OPTIMIZER_GROUP_RATE) if s.detail.get("calms") or harms(s.detail))
@@ -101,8 +116,8 @@ def _tried(signals: Signals) -> tuple[float | None, float | None, bool]:
     for rise in [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)][:1]:
         calm, rate = (n if isinstance(n, float) and n > 0 else None for n in map(rise.detail.get, ("calm_lr", "lr")))
         apart = rise.detail.get("apart") is True
-    for told in _hindering(signals):
-        rate, calm = (told.get(key) for key in ("rate", "lower"))
+    for told in (*_hindering(signals), *(made.detail for made in signals.find(OPTIMIZER_MADE))):
+        rate, calm = (n if isinstance(n := told.get(key), float) and n > 0 else None for key in ("rate", "lower"))
     return rate, calm if rate and calm and calm < rate else None, apart
 
 

@@ -122,6 +122,11 @@ class Fix:
     needs_fresh_weights: ClassVar[bool] = False
     """True when trained weights are useless after it: judged on paired fresh twins."""
 
+    @property
+    def on_fresh_weights(self) -> bool:
+        """True when it is judged on fresh twins, whatever the weights of the model have come to."""
+        return self.needs_fresh_weights or self.shows_in_training
+
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The exact change as code for these layers, with the user's own arguments."""
         lines = self._lines([_for_code(layer) for layer in layers], signals or NOTHING_MEASURED, options)

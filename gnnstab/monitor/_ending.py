@@ -25,12 +25,13 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.events.non_finite_detector import bad_tensors
 from gnnstab.probe.operations.repeat import as_batch as as_given
+from gnnstab.probe.optimizer import run_trial as trials
 from gnnstab.probe.optimizer.kept_settings import SETTINGS, kept_settings
 from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS, STEPS
 from gnnstab.probe.optimizer.marked import may_hold_marks
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.optimizer_steps import TimeIsUpError
-from gnnstab.probe.optimizer.run_trial import clipped_trial, slow_trial, softer_trial, undone_trial
+from gnnstab.probe.optimizer.run_trial import bench_of, rows_of
 from gnnstab.probe.optimizer.schedules import Rates, rates_of_run
 from gnnstab.probe.places import ungiven
 from gnnstab.probe.recorder import Recorder
@@ -51,6 +52,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
+    PLACE_DEAD_SHARE,
     SCORE_GROWTH,
     TRIALS_ENDED,
     UNGIVEN,
@@ -65,7 +67,7 @@ from gnnstab.stored import is_finite, stored
 from gnnstab.torch_private import tree_leaves
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
-from gnnstab.verification.interventions import as_batch, investigated, kept
+from gnnstab.verification.interventions import STATES, as_batch, by_its_rate, investigated, kept
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -80,7 +82,6 @@ HARDLY = 1e-3
 
 LEAST_KEPT = AdamEpsilonDominates.least_kept
 """Share of an update that eps leaves of it, below which steps with and without it are tried, as for GS602."""
-
 
 PARTLY = math.exp(-LearningRateTooLow.partly)
 """Best loss of a run over its first, below which it has learned, whatever its rate has come to."""
@@ -224,8 +225,13 @@ class Ending:
         except TraceError:  # It could not be written either, which the user has been told.
             return
         self._tell_failed(diagnosis)
+        until = time.monotonic() + LONGEST
         try:
-            if self._try_steps(diagnosis, inputs):  # What they show of the rate says what has made the weights so.
+            if self._try_steps(
+                diagnosis, inputs, until
+            ):  # What they show of the rate says what has made the weights so.
+                diagnosis = self._so_far()
+            if self._try_rates(diagnosis, inputs, until):
                 diagnosis = self._so_far()
             found = investigated(
                 diagnosis,
@@ -301,7 +307,24 @@ class Ending:
             return {"optimizer": optimizer} | ({"began": began} if began is not self._recorder.model else {})
         return {"optimizer": self._optimizers[0]}
 
-    def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> bool:
+    def _try_rates(self, diagnosis: Diagnosis, inputs: ForwardInputs, until: float) -> bool:
+        """Has the run's own rate made states of its weights that are warned of? True where it was shown to."""
+        row, loss, began = self._recorder.row, loss_of(inputs, self._loss), self._updates.began
+        if not any(f.signal in STATES for f in diagnosis.findings) or began is None or loss is None or row is None:
+            return False
+        diagnosis = self._so_far()  # With what steps with softer scores have shown.
+        rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
+        start = self._start(float(rates.get("largest", 0.0)))
+        bench = replace(bench_of(*start, inputs, loss, until), rates=self._rates(start[1]))
+        try:
+            found = by_its_rate(diagnosis, bench, as_batch(self._recorder.model, inputs.args, inputs.kwargs))
+        except TimeIsUpError:
+            self._writer.meta(TRIALS_ENDED, f"{LONGEST:.0f}")
+            return False
+        self._writer.measures(rows_of(found, inputs.mode, row.step))
+        return bool(found)
+
+    def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs, until: float) -> bool:
         """Would the loss fall without what deep stacks put in the way, where it has hardly done, or with softer attention, where that is sharp?
 
         True where steps were tried that may say so.
@@ -313,7 +336,6 @@ class Ending:
         hindered = False
         rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
         largest = float(rates.get("largest", 0.0))
-        until = time.monotonic() + LONGEST
         try:
             # To come down from a far-off first output is nothing learned.
             zeros = (float(s.detail["zeros"]) for s in diagnosis.signals if s.name == LOSS_OVER_ZERO)
@@ -324,7 +346,7 @@ class Ending:
             if slow or scaled or marked:
                 start = self._start(largest)
                 lost = float(losses["best"]) > FAR_OFF * first and int(losses["steps"]) >= MORE_STEPS
-                trial = undone_trial(
+                trial = trials.undone_trial(
                     *start, inputs, loss, row.step, hindered=hindered, slow=slow, lost=lost, scaled=scaled, until=until,
                     rates=self._rates(start[1]),
                 )  # fmt: skip
@@ -338,17 +360,19 @@ class Ending:
                     # What a schedule has not come down from, or never came up to, is judged by the most that it had.
                     as_is = spent or any(rates.get(how) for how in ("constant", "rising"))
                     start = (model, self._optimizers[0]) if as_is else self._start(largest)
-                    self._writer.measures(slow_trial(*start, inputs, loss, row.step, largest, until))
+                    self._writer.measures(trials.slow_trial(*start, inputs, loss, row.step, largest, until))
             if hindered:
                 norms = (float(s.detail.get("worst", 0.0)) for s in diagnosis.signals if s.name == GRADIENT_NORM)
                 start = self._start(largest)
                 most = max(norms, default=0.0)
-                self._writer.measures(clipped_trial(*start, inputs, loss, row.step, most, until))
+                self._writer.measures(trials.clipped_trial(*start, inputs, loss, row.step, most, until))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
             sharp = [f.layer for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.signal in _SHARP]
             left = [layer for layer in dict.fromkeys(sharp) if layer and layer not in told]
-            self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, left, until))
+            self._writer.measures(trials.softer_trial(model, self._optimizers[0], inputs, loss, row.step, left, until))
+            shut = [str(f.layer) for f in diagnosis.findings if f.signal == PLACE_DEAD_SHARE and f.severity != "info"]
+            self._writer.measures(trials.revived_trial(model, self._optimizers[0], inputs, loss, row.step, shut, until))
         except TimeIsUpError:
             self._writer.meta(TRIALS_ENDED, f"{LONGEST:.0f}")
         except UsageError:

@@ -35,6 +35,7 @@ from gnnstab.monitor._telling import ENTER_IT, Repeats, in_words, nothing_yet, t
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.operations.repeat import objective_of
+from gnnstab.probe.optimizer.named import named
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.places import NotHeld
@@ -157,14 +158,14 @@ class Monitor:
         if self._begun:
             raise UsageError("this monitor was entered before, and its trace is one run; make a new Monitor")
         self._begun = self._entered = True
-        # Python leaves no block that it has not entered: an interrupt, a warning as an error.
+        # Python leaves no block that it has not entered, as where it is interrupted.
         with ExitStack() as undo:
             self._leave(undo)
             self._guarded("attaching to the model", self._recorder.attach)
             self._guarded("attaching to the optimizer", self._boundary.attach)
             self._guarded("what the optimizer holds", self._compare_with_optimizer)
+            self._guarded("the optimizers", lambda: named(self._writer.meta, self._model, self._optimizers))
             if len(self._optimizers) == 1:
-                self._writer.meta("optimizer", type(self._optimizers[0]).__name__)
                 self._guarded("the optimizer's settings", self._ending.keep_settings)
             warn_of_foreign(self._model, self._optimizers)
             undo.pop_all()

@@ -68,8 +68,4 @@ class ErrorGuard:
         if not isinstance(error, Exception) and not ours(error):
             left_out(f"{where}: on a copy, code of yours raised {type(error).__name__}")
             return
-        # A warning that the user turned into an error must not end the run either.
-        try:
-            self.failed(where, error)
-        except Warning:
-            return
+        self.failed(where, error)

@@ -59,7 +59,7 @@ def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
                 yield from (f"   {line}" for line in block(fix.change))
                 yield ""
     if test := summary.how_to_test(fix for cause in causes for fix in cause.fixes):
-        yield f"{span(test[0], 200)} tests one fix, {span(test[1], 80)} all of them."
+        yield f"{span(test[0], 200)} tests one fix, {span(test[1], 80)} all of them.{summary.whose_weights(test)}"
 
 
 def _causes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:

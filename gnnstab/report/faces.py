@@ -12,6 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from gnnstab.errors import UsageError
+from gnnstab.fixes.table import FIXES
 from gnnstab.records import Diagnosis, Target
 
 FACES = ("python", "cli")
@@ -131,12 +132,20 @@ def _say(text: str, target: Target, given: Collection[str], face: str) -> str:
     elif "model" in given:
         text = _changed(text, _HAS_MODEL)
     if face == "cli":
-        # A trace holds no weights: what makes the model draws them.
-        file, verify = "" if target.kind == "trace" else "FILE ", "diagnose --verify"
-        text = text.replace("gnnstab verify --fix", f"gnnstab verify {file}--model … --batch … --fix")
+        verify = "diagnose --verify"
+        text = re.sub(r"gnnstab verify --fix ([\w-]+)", partial(_fix_of, target), text)
         passed = "batch" in given and target.kind != "trace"
         text = text if passed else text.replace(verify, "diagnose --model … --batch … --verify")
     return plain(speak(text, face))
+
+
+def _fix_of(target: Target, match: re.Match[str]) -> str:
+    """The command that tests a fix, with the file that it needs: a trace holds no weights, and what makes the model draws them anew."""
+    file = "FILE "
+    if target.kind == "trace":
+        kept = match[1] in FIXES and not FIXES[match[1]].on_fresh_weights
+        file = "CHECKPOINT " if kept else ""
+    return f"gnnstab verify {file}--model … --batch … --fix {match[1]}"
 
 
 def _given(diagnosis: Diagnosis) -> frozenset[str]:

@@ -87,6 +87,7 @@ def _context(diagnosis: Diagnosis) -> dict[str, Any]:
         "test": summary.how_to_test(
             fix for c in summary.by_weight(diagnosis) for i, fix in enumerate(c.fixes) if (c.cause, i) in anchors.fixes
         ),
+        "whose_weights": summary.whose_weights,
         "events": evidence.events()[:EVENTS_SHOWN],
         "events_left": max(0, len(diagnosis.events) - EVENTS_SHOWN),
         "layers": layers(evidence, anchors),

@@ -231,6 +231,11 @@ def how_to_test(fixes: Iterable[FixAdvice]) -> tuple[str, str] | None:
     return next(((match[1], match[2]) for match in found if match), None)
 
 
+def whose_weights(test: tuple[str, str]) -> str:
+    """What the file is that a call of `how_to_test` asks for, as a sentence behind it; empty where it asks for none."""
+    return " CHECKPOINT holds the weights of the run." if "CHECKPOINT" in test[0] else ""
+
+
 def unsuspected(diagnosis: Diagnosis) -> tuple[Cause, ...]:
     """Of a run that an event explains, the causes to which no symptom points: there is nothing to do about them."""
     seen = any(cause.how == "observed" for cause in diagnosis.root_causes())

@@ -24,7 +24,8 @@ def changes(diagnosis: Diagnosis, told: Told) -> RenderableType | None:
     chosen = summary.treated(diagnosis)
     parts = [part for i, cause in enumerate(chosen, start=1) for part in _change(i, cause, told)]
     if test := summary.how_to_test(fix for cause in chosen for fix in cause.fixes):
-        parts.append(Padding(Text(f"{test[0]} tests one fix, {test[1]} all of them.", style=MUTED), (0, 0, 0, 2)))
+        how = f"{test[0]} tests one fix, {test[1]} all of them.{summary.whose_weights(test)}"
+        parts.append(Padding(Text(how, style=MUTED), (0, 0, 0, 2)))
     return Group(*parts) if parts else None
 
 

@@ -82,12 +82,10 @@ def _fix(name: str) -> Iterator[_Line]:
     if isinstance(fix, ByHand):
         yield "Judged", "by you: it is a change of your code or data that no copy can be given"
         return
-    on = (
-        "fresh copies with and without it"
-        if fix.needs_fresh_weights or fix.shows_in_training
-        else "a copy with your weights"
-    )
-    yield "Judged", f"on {on}: gnnstab verify --fix {name} --model pkg.mod:factory --batch FILE"
+    on, file = ("a copy with your weights", "CHECKPOINT ")
+    if fix.on_fresh_weights:
+        on, file = "fresh copies with and without it", ""
+    yield "Judged", f"on {on}: gnnstab verify {file}--fix {name} --model pkg.mod:factory --batch FILE"
 
 
 def _signal(name: str) -> Iterator[_Line]:

@@ -15,6 +15,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_INPUT_SHARE,
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_JUMP,
+    OPTIMIZER_MADE,
     OPTIMIZER_SLOW,
     OPTIMIZER_UNDONE,
     OPTIMIZER_UNSEEN,
@@ -101,7 +102,7 @@ def _how(cause: Cause, findings: Sequence[Finding]) -> str:
 
 def _share(cause: Cause, findings: Sequence[Finding]) -> float | None:
     """What the undoing on a copy has brought back, where a rule speaks of one."""
-    shares = (OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN, OPTIMIZER_INPUT_SHARE)
+    shares = (OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN, OPTIMIZER_INPUT_SHARE, OPTIMIZER_MADE)
     own = [f.value for f in findings if f.cause == cause.cause and f.signal in shares and is_warning(f)]
     return max(own, default=None) if cause.status == "root-cause" else None
 

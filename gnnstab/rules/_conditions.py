@@ -14,12 +14,12 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_UNDONE,
     PLACE_COPIED_UNITS,
 )
+from gnnstab.rules._rate_words import calm_rate
 from gnnstab.rules.gs104_gate_saturated import GATES
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs408_batch_dependence import BatchDependence
-from gnnstab.rules.gs601_learning_rate_too_high import calm_rate
 from gnnstab.rules.gs604_never_updated_parameter import silent_parameters
 from gnnstab.rules.queries import large_gain, largest, measured, sharp_from_the_start, stops
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnstab.records import Finding, Series, Signals
+from gnnstab.records.rises import LASTING
 from gnnstab.records.vocabulary import LOSS, LOSS_GROWTH, OUTPUT_GROWTH, OUTPUT_RMS
 
 LONG = 50
@@ -33,7 +34,7 @@ Values = NDArray[np.float64]
 def disproved(finding: Finding, signals: Signals) -> Finding:
     """A warning of steady growth as the steps after it judge it: information where the loss has come down again, or the output has levelled off.
 
-    A loss must have lost half of its rise for good, `LONG` steps ago or more. An output must not have grown for as long as it would have
+    A loss must have lost half of its rise for good, `LONG` steps ago or more, or stand no quarter above its lowest when the growth would have led there. An output must not have grown for as long as it would have
     doubled in, while the loss lies no higher than at its start and at the finding: where weights are lost, outputs stand still too.
     """
     judged = finding.signal in (LOSS_GROWTH, OUTPUT_GROWTH) and finding.severity == "warning"
@@ -44,8 +45,12 @@ def disproved(finding: Finding, signals: Signals) -> Finding:
         return finding
     least = LONG
     if finding.signal == LOSS_GROWTH:
-        since = _came_down(*loss, finding.step)
-        said = "The loss has come down again, since step {}."
+        since, said = _came_down(*loss, finding.step), "The loss has come down again, since step {}."
+        if since is None:
+            since, said = (
+                _stood(*loss, finding.step, finding.value),
+                "The loss has grown no further than a quarter, from step {} on.",
+            )
     else:
         least = max(LONG, math.ceil(math.log(2) / math.log1p(finding.value)))
         own = _smooth(signals.series, OUTPUT_RMS, finding.layer)
@@ -72,6 +77,15 @@ def _came_down(steps: Values, sizes: Values, at: int) -> int | None:
     if not len(risen) or not later.any() or not risen[-1] > risen.min():
         return None
     return _from_where(steps[later], sizes[later] <= (risen.min() + risen[-1]) / 2)
+
+
+def _stood(steps: Values, sizes: Values, at: int, pace: float) -> int | None:
+    """The step from which on sizes lie no quarter above the lowest up to a step, where growth at its ``pace`` would have led there since; as where two players hold one another."""
+    before, later = sizes[steps <= at], steps > at
+    risen = len(before) and before[-1] > before[-AROUND:].min()
+    if not risen or not later.any() or steps[-1] - at < math.log(LASTING) / math.log1p(pace):
+        return None
+    return _from_where(steps[later], sizes[later] <= LASTING * before.min())
 
 
 def _levelled(steps: Values, sizes: Values, at: int) -> int | None:

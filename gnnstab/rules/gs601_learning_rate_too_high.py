@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,14 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_GROUP_RATE,
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_TO_RMS,
+    OPTIMIZER_MADE,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_OVERSHOOT,
     UPDATE_RATIO,
 )
+from gnnstab.rules._rate_words import calm_rate as calm_rate
+from gnnstab.rules._rate_words import group_words, made_words, rise_words
+from gnnstab.rules._rate_words import lower as lower
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.learned import frozen
@@ -53,6 +56,10 @@ class LearningRateTooHigh(Rule):
     under SGD 10), rate times curvature, the slope along each update after it over that before. This counts while the
     loss does not fall, or under SGD while the rate rises faster than any warm-up. Under Adam and its kin also a rate
     that rises to ten times its default while medians of ten losses lie above three times the best of them.
+
+    At a run's end, where one-hot attention or closed units are warned of that were not there at its beginning: its
+    steps anew on copies of the weights that it began with. The rate is their cause where they come back at it, and at a
+    third, a ninth, … of it the loss falls as far without them.
 
     Without steps, the rate over the RMS of the weight matrices is a hint (it depends on the width of the input, and
     large weights of a failed run make it small, where the update over the widest weights in use, gain 5/3, counts as
@@ -150,6 +157,8 @@ class LearningRateTooHigh(Rule):
         unit="× best loss",
         source="measured: 16 to 54 steps before three ramps blew up, in none of 14 healthy schedules of Adam",
     )
+    made: float = threshold(0.5, unit="share of the way back", source="as for what is undone on a copy")
+
     run: float = threshold(20, unit="steps", source="heuristic: the losses of fewer are those of single batches")
     """Losses from which on the end of a run can be compared with its beginning."""
 
@@ -160,7 +169,8 @@ class LearningRateTooHigh(Rule):
         losses, ratio = signals.find(LOSS), _ratio(signals)
         if not tried and not losses and ratio is None and not signals.find(OPTIMIZER_GROUP_RATE):
             raise NotEvaluable(signals.why_missing(OPTIMIZER_LOSS_RISE))
-        found = [_of_group(finding, signals) for rise in tried for finding in self._rise(rise, signals)]
+        found = [finding for made in signals.find(OPTIMIZER_MADE) for finding in self._made(made)]
+        found = found or [_of_group(finding, signals) for rise in tried for finding in self._rise(rise, signals)]
         found = found or [finding for one in signals.find(OPTIMIZER_GROUP_RATE) for finding in self._group(one)]
         found = found or [finding for one in signals.find(OPTIMIZER_OVERSHOOT) for finding in self.overshot(one)]
         found = found or [finding for loss in losses for finding in self._lost(loss, signals)]
@@ -192,7 +202,7 @@ class LearningRateTooHigh(Rule):
                 rise.detail.get("calm_lr") or 0.0
             )  # No lower rate helps: whatever it is, it is not the rate.
             yield self.finding(
-                _said(rise, moves, signals),
+                rise_words(rise, moves, signals),
                 severity="error" if severe else "warning",
                 limit=limit,
                 signal=rise,
@@ -209,7 +219,7 @@ class LearningRateTooHigh(Rule):
         if harms(signal.detail):
             told = {key: float(signal.detail.get(key, math.nan)) for key in ("first", "best", "undone", "lower")}
             yield self.finding(
-                f"{_group_words(signal)} on a copy {signal.detail.get('steps')} steps bring the loss of one batch from {told['first']:.3g} to "
+                f"{group_words(signal)} on a copy {signal.detail.get('steps')} steps bring the loss of one batch from {told['first']:.3g} to "
                 f"{told['best']:.3g}, and at {told['lower']:.3g} to {told['undone']:.3g}. Lower the rate of this group.",
                 severity="warning",
                 limit=LASTING,
@@ -273,6 +283,11 @@ class LearningRateTooHigh(Rule):
                 limit=self.loss_rise * best,
                 signal=loss,
             )
+
+    def _made(self, made: Signal) -> Iterator[Finding]:
+        """One finding where the same steps at a lower rate learn as much, and leave the weights in health."""
+        if made.value > self.made:
+            yield self.finding(made_words(made), severity="warning", limit=self.made, signal=made)
 
     def _ruined(self, signals: Signals) -> Iterator[Finding]:
         """Weights that saturate the attention, moved by their own size in a few updates: calm steps come too late to show it."""
@@ -350,50 +365,8 @@ def _of_group(finding: Finding, signals: Signals) -> Finding:
     for signal in signals.find(OPTIMIZER_GROUP_RATE):
         if signal.detail.get("calms"):
             lower = f"with it at {float(signal.detail.get('lower', math.nan)):.3g} the same steps on a copy are calm."
-            return replace(finding, message=f"{finding.message} It is one group: {_group_words(signal)} {lower}")
+            return replace(finding, message=f"{finding.message} It is one group: {group_words(signal)} {lower}")
     return finding
-
-
-def _group_words(signal: Signal) -> str:
-    own = names(str(name) for name in signal.detail.get("names", ()))
-    return f"the rate of parameter group {signal.detail.get('group')} ({own}) is {float(signal.detail.get('lr', math.nan)):.3g};"
-
-
-def _said(rise: Signal, moves: Sequence[float], signals: Signals) -> str:
-    detail = rise.detail
-    first, lr = detail.get("first"), detail.get("lr")
-    rate = f" (lr {lr:.3g})" if isinstance(lr, (int, float)) else ""
-    began, to = "", f" {times(rise.value)} times" if math.isfinite(rise.value) else " beyond every number"
-    if isinstance(first, (int, float)):
-        began = f" from {first:.3g}"
-        to = f" to {first * rise.value:.3g}," + to + " as much" if math.isfinite(rise.value) else to
-    where = "of this run" if rise.name == LOSS_FIRST_RISE else "taken on a copy"
-    who = detail.get("optimizer", "the optimizer")
-    moved = f"; one update moves the output by {times(max(moves))} times its spread" if moves else ""
-    return f"in the first steps of {who}{rate} {where} the loss rises{began}{to}{moved}. {_advice(detail, calm_rate(signals))}"
-
-
-def calm_rate(signals: Signals) -> float | None:
-    """The rate at which trial steps went best, where one was found in this run."""
-    found = (s.detail.get("calm_lr") for s in signals.find(OPTIMIZER_LOSS_RISE))
-    return next((calm for calm in found if isinstance(calm, float) and calm > 0), None)
-
-
-def lower(calm: float | None, more: str = "", of: str = "") -> str:
-    """What to do about a rate, which ``of`` describes: the one that steps have shown, where any have, since a third of a far too high one is too high."""
-    how = "by 3" if calm is None else f"to {calm:.3g}, at which trial steps went best"
-    return f"{'Divide' if calm is None else 'Lower'} the learning rate{of} {how}{more}."
-
-
-def _advice(detail: Mapping[str, Any], measured: float | None) -> str:
-    calm = detail.get("calm_lr")
-    if not isinstance(calm, float):
-        return lower(measured, " and warm up" if measured is None else "")
-    if math.isnan(calm):
-        return "No rate down to a 6561st of it makes these steps calm: something else makes the loss so steep."
-    if isinstance(detail.get("reached"), float):
-        return f"At lr={calm:.3g} the same steps are calm, and {detail.get('taken')} bring it to {detail['reached']:.3g}, lower than a third of this rate does; a longer run may need less."
-    return f"At lr={calm:.3g} the same steps are calm, the largest rate tried that is so; a longer run may need less."
 
 
 def _risen(last: float, best: float, start: float, factor: float) -> bool:

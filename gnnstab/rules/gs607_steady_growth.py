@@ -38,7 +38,8 @@ class SteadyGrowth(Rule):
     ## When it is silent
     After a leap of one step that the values have come down from since. In a run whose loss ends at its best (a
     curriculum may get harder) it is information, and so it becomes at the end where later steps disprove it: the loss
-    has lain below half of its rise for 50 steps or more, or the output has grown by no tenth for as long as it would
+    has lain below half of its rise for 50 steps or more, or within a quarter of its lowest before, after as many
+    steps as its growth would have taken to a quarter more (two players that hold one another), or the output has grown by no tenth for as long as it would
     have doubled in, within four times what it was, and the loss is no higher than it was. Of outputs, where no loss was given: they may grow as it is learned. The rule names no cause, since it measures none.
 
     ## Sources

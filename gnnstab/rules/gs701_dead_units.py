@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence, Set
 
 from gnnstab.characters import counted
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import PLACE_UNREACHED_TARGETS
+from gnnstab.records.vocabulary import OPTIMIZER_REVIVED, PLACE_UNREACHED_TARGETS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent, stops
-from gnnstab.rules.run_losses import trained_well
+from gnnstab.rules.run_losses import HARDLY, learned_something, trained_well
 
 
 @rule("GS701", "dead-units", cause="dead-units", severity="warning", confidence="high")
@@ -34,7 +35,9 @@ class DeadUnits(Rule):
 
     ## When it is silent
     For layers whose activation is known to be no ReLU. It is information where nobody looked at what follows, and in a
-    run that halved its loss and ended at its best while some channels were open (of such with 78 and 81 % closed). In deep
+    run that halved its loss and ended at its best while some channels were open (of such with 78 and 81 % closed), or
+    that learned, and of which more steps for half of the rows gain nothing for the others, as they are and with the
+    closed ones opened. In deep
     networks whose nodes have become equal about half of the channels are dead for that reason; the limit lies above.
 
     ## Sources
@@ -98,8 +101,9 @@ class DeadUnits(Rule):
         for signal in places:
             # Where all nodes are alike a channel is open on all of them or on none.
             if signal.value > (self.share if signal.layer in alike else self.closed):
-                enough = signal.value < 1 and trained_well(signals)
-                end = "the loss has ended at its best with the others" if enough else "no gradient passes"
+                spared = signal.value < 1 and learned_something(signals) and self._spared(signal, signals)
+                enough = signal.value < 1 and (trained_well(signals) or bool(spared))
+                end = spared or ("the loss has ended at its best with the others" if enough else "no gradient passes")
                 yield self.finding(
                     f"the ReLU behind {signal.layer} is closed on at least 98 % of the rows in {percent(signal.value)} of its channels: {end}"
                     ". Use LeakyReLU, lower the learning rate, or reset the bias in front of it.",
@@ -107,6 +111,20 @@ class DeadUnits(Rule):
                     limit=self.closed,
                     signal=signal,
                 )
+
+    @staticmethod
+    def _spared(signal: Signal, signals: Signals) -> str:
+        """What steps with the closed units opened have shown, where they come no further; else empty."""
+        for told in signals.find(OPTIMIZER_REVIVED):
+            first, best, undone = (float(told.detail.get(key, math.nan)) for key in ("first", "best", "undone"))
+            # What still learns may learn faster with them; rows that steps were taken for are learned by heart the sooner, the more units there are.
+            stands = told.detail.get("unseen") is True and best >= HARDLY * first and undone >= HARDLY * best
+            if signal.layer in told.detail.get("names", ()) and stands:
+                return (
+                    f"the run has learned with the others what it can: {told.detail.get('steps')} more steps on a copy bring the loss of half of one batch, "
+                    f"taken for the other half, from {first:.3g} to {best:.3g}, and with these opened to {undone:.3g}"
+                )
+        return ""
 
     def _of_layers(self, signals: Signals, known: Set[str | None]) -> Iterator[Finding]:
         # Where every operation was looked at, a layer behind which no ReLU was found has none.

@@ -16,6 +16,7 @@ from gnnstab.records.vocabulary import (
     LOSS_FIRST_RISE,
     OPTIMIZER_GROUP_RATE,
     OPTIMIZER_LR_JUMP,
+    OPTIMIZER_MADE,
     OUTPUT_GROWTH,
     PRECISION_ROUNDING,
     SCORE_GROWTH,
@@ -102,7 +103,7 @@ def outlived(finding: Finding, signals: Signals) -> Finding:
     if (
         (finding.code not in _OF_THE_RUN and not jumped)
         or finding.severity != "warning"
-        or finding.signal == OPTIMIZER_GROUP_RATE
+        or finding.signal in (OPTIMIZER_GROUP_RATE, OPTIMIZER_MADE)
     ):
         return finding
     # A rise of the first steps, and jumps that came back, are held against the first loss alone: batches differ.

@@ -60,6 +60,13 @@ def trained_well(signals: Signals) -> bool:
     return signals.kind == "trace" and loss_at_its_best(signals.series)
 
 
+def learned_something(signals: Signals) -> bool:
+    """True for a recorded run whose last losses lie at nine tenths of its first or below."""
+    losses = _of_run(signals)
+    last = 0 if losses is None else max(LOSSES, len(losses) // 10)  # Batches differ.
+    return losses is not None and bool(0 <= np.median(losses[-last:]) <= HARDLY * np.median(losses[:LOSSES]))
+
+
 def learned_half(signals: Signals) -> bool:
     """True for a recorded run whose last losses lie at half of its very first or below, whatever came between."""
     losses = _of_run(signals)

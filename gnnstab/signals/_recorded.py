@@ -204,6 +204,9 @@ def _context(
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if "optimizer" in meta:
         context["optimizer"] = meta["optimizer"]
+    several = [one for one in parsed(meta.get("optimizers", ""), list) if _is_optimizer(one)]
+    if len(several) > 1:
+        context["several_optimizers"] = several
     if meta.get("trained") in ("true", "false"):
         context["trained"] = meta["trained"] == "true"
     found = {
@@ -218,6 +221,15 @@ def _context(
         },
     }
     return {**context, **{name: value for name, value in found.items() if value}}
+
+
+def _is_optimizer(told: object) -> bool:
+    """True of what a monitor writes of one of several optimizers."""
+    if not isinstance(told, dict) or not isinstance(told.get("class"), str):
+        return False
+    names = told.get("names")
+    numbers = all(type(told.get(key)) is float for key in ("rate", "over"))
+    return numbers and isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def _number(text: str | None) -> int:

@@ -60,7 +60,7 @@ def prove(
         found = trying(_as_told(diagnosis, names), finding=finding)
         found = [_searched(verdict, trying, finding) for verdict in found]
         # A model that its run has not ruined, as one with fresh weights, says nothing about what the run has shown.
-        told = [v for v in found if diagnosis.target.kind != "trace" or v.reason != NOTHING_FIRES]
+        told = [v for v in found if diagnosis.target.kind != "trace" or not v.reason.startswith(NOTHING_FIRES)]
         verdicts = {verdict.fix: verdict for verdict in told}
         proven |= {cause.cause: _proven(cause, verdicts) for cause in causes}
     return replace(diagnosis, causes=tuple(proven.get(cause.cause, cause) for cause in diagnosis.causes))

@@ -28,6 +28,7 @@ from gnnstab.fixes.own_lines import own_lines
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.rules.queries import fresh
 from gnnstab.verification import _judging as judging
 from gnnstab.verification._arms import Arm, ArmResult, Setting, run_arm, training_changes
 from gnnstab.verification._fresh_copies import AsBegan, Factory, how_initialised, not_drawn
@@ -44,6 +45,8 @@ AS_IT_IS: tuple[FixSpec, ...] = ()
 NOTHING_FIRES = "no rule fires on this model and batch: there is nothing to cure, and nothing was run"
 
 NO_LOSS = "pass loss=, or give it to the Monitor of the run: Monitor(loss=fn)"
+
+_DRAWN = "; the weights are as they were drawn: what a run has made of them shows with those that it has saved"
 
 FIRST = 2
 """Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
@@ -263,7 +266,7 @@ class _Plan:
         base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
         goal = self.setting.goal
         if goal is None:
-            return replace(base, reason=NOTHING_FIRES)
+            return replace(base, reason=NOTHING_FIRES + (_DRAWN if fresh(self.setting.signals) else ""))
         screened, trained = self._pairs(results), self._pairs(results, train=True)
         errors = [r.error for r in (*screened.before, *screened.after) if r.error]
         if errors:

@@ -50,3 +50,28 @@ def test_an_eps_that_is_0_in_16_bits_is_cured_at_the_weights() -> None:
 def test_a_mean_of_nothing_is_cured_by_leaving_it_out() -> None:
     advice = root(torch.float32, lambda out, step: out[: 0 if step == 3 else NODES].square().mean()).fixes[0]
     assert "clamp_min" not in advice.change and ("numel()" in advice.change or "too few entries" in advice.change)
+
+
+def test_of_several_optimizers_the_one_that_lies_furthest_above_a_usual_rate_is_named() -> None:
+    torch.manual_seed(0)
+    x, edges, y = torch.randn(NODES, 5), torch.randint(0, NODES, (2, 60)), torch.randn(NODES, 3)
+    model = Net()
+    optimizers = [
+        torch.optim.AdamW(model.conv.parameters(), lr=1e-3),
+        torch.optim.SGD(model.head.parameters(), lr=900.0),
+    ]
+    with Monitor(model, optimizer=optimizers, on_finding="ignore") as monitor:
+        for _ in range(12):
+            loss = (model(x, edges) - y).square().mean()
+            model.zero_grad()
+            loss.backward()
+            for one in optimizers:
+                one.step()
+            monitor.loss(loss)
+    found = monitor.diagnose()
+    (fix,) = [f for c in found.root_causes() if c.cause == "learning-rate" for f in c.fixes if f.fix == "lower-lr"]
+    assert fix.change.startswith(
+        "# the one of head.weight, head.bias, at 900\ntorch.optim.SGD(parameters, lr=300)\n# else 100, "
+    )
+    told = [f.message for f in found.findings if f.code == "GS601"]
+    assert any("the optimizers (AdamW at 0.001, SGD at 900)" in text for text in told)

@@ -130,9 +130,10 @@ def test_a_failure_while_locating_a_non_finite_value(stage: tuple[Any, str], mon
 
 def test_warnings_as_errors_do_not_turn_a_failure_into_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StatsBuffer, "put", fail)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("error")
         found, failures = train(monitored=True)
+    assert ["not affected" in str(one.message) for one in said] == [True]
     expected, _ = (train(monitored=False)) if not monkeypatch.undo() else ([], [])
     assert failures
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import gnnstab
 from gnnstab.errors import UsageError
 from gnnstab.probe.replaying.recovered_loss import is_squared_error_of, recovered_loss
 
@@ -161,3 +162,20 @@ def test_of_hubers_loss_value_and_gradient_are_recovered(rows: Tensor | slice) -
     assert again.grad is not None
     torch.testing.assert_close(again.grad, gradient)
     assert math.isclose(float(found(output, None)), value, rel_tol=1e-4)
+
+
+def test_under_a_scaler_the_scale_is_taken_out_so_that_steps_are_tried() -> None:
+    """At a rate at which nothing moves; what 16 bits leave of the gradients agrees with the loss to their rounding."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(C, 16), torch.nn.Tanh(), torch.nn.Linear(16, C))
+    optimizer, scaler = torch.optim.SGD(model.parameters(), lr=1e-8), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    with gnnstab.Monitor(model, optimizer=optimizer, scaler=scaler, on_finding="ignore") as monitor:
+        for _ in range(45):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16):
+                loss = F.binary_cross_entropy_with_logits(model(REAL), BITS)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            monitor.loss(loss)
+    assert "GS608" in {f.code for f in monitor.diagnose().findings if f.severity == "warning"}

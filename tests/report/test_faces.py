@@ -16,7 +16,7 @@ from gnnstab.errors import UsageError
 from gnnstab.records import Cause, Diagnosis, FixAdvice, RuleStatus, Target
 from gnnstab.report import render
 from gnnstab.report.faces import plain, speak, spoken
-from gnnstab.report.summary import how_to_test
+from gnnstab.report.summary import how_to_test, whose_weights
 
 PAIRS = [
     ("pass --model pkg.mod:factory --batch FILE", "pass model=, batch="),
@@ -74,6 +74,17 @@ def test_a_run_says_what_tests_its_fixes_and_that_exists(path: str, face: str, c
     known = {option for item in diagnose_command.params for option in item.opts}
     known |= {f"{name}=" for name in signature(Monitor.diagnose if "monitor" in call else gnnstab.diagnose).parameters}
     assert set(re.findall(r"--\w+|\w+=", call)) <= known
+
+
+def test_a_fix_that_is_judged_on_the_weights_of_a_run_asks_for_them() -> None:
+    """A trace holds none, and a model as it is made shows nothing of what the run has done."""
+    for fix, file in (("qk-norm", ""), ("score-cap", "CHECKPOINT "), ("qk-clip", "CHECKPOINT ")):
+        advice = FixAdvice(fix, "", note=f"not tested: gnnstab verify --fix {fix}, or diagnose --verify")
+        cause = Cause("attention-explosion", "root-cause", "", fixes=(advice,))
+        shown = spoken(replace(examples.clean(), target=Target("trace", "run.gnnstab"), causes=(cause,)), "cli")
+        told = how_to_test(shown.causes[0].fixes)
+        assert told is not None and told[0] == f"gnnstab verify {file}--model … --batch … --fix {fix}"
+        assert whose_weights(told) == (" CHECKPOINT holds the weights of the run." if file else "")
 
 
 def test_an_unknown_face_is_refused() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dis
 import inspect
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.util import resolve_name
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -92,6 +94,28 @@ def _loaded(code: CodeType) -> tuple[str, ...]:
     return tuple(name for name in code.co_names if name in loaded)
 
 
+def imported(function: FunctionType) -> Iterator[ModuleType]:
+    """The modules that a function imports each time it runs, and their packages, as far as they are loaded."""
+    package = str(function.__globals__.get("__package__") or "")
+    for name, level in _imports(function.__code__):
+        try:
+            full = resolve_name("." * level + name, package)
+        except ImportError:  # It would fail there as well.
+            continue
+        for found in dict.fromkeys((full, full.partition(".")[0])):
+            module = sys.modules.get(found)
+            if isinstance(module, ModuleType):
+                yield module
+
+
+@lru_cache(maxsize=4096)
+def _imports(code: CodeType) -> tuple[tuple[str, int], ...]:
+    """Name and level (of a relative import) of the modules that code imports."""
+    instructions = list(dis.get_instructions(code))
+    found = [(i.argval, instructions[at - 2].argval) for at, i in enumerate(instructions) if i.opname == "IMPORT_NAME"]
+    return tuple((name, level if isinstance(level, int) else 0) for name, level in found)
+
+
 def softmax_within(space: ModuleType, names: tuple[str, ...]) -> bool:
     """True where an imported module has an edge softmax under one of the names, itself or one step further in."""
     for name in names:
@@ -116,7 +140,7 @@ def calls_edge_softmax(function: FunctionType, depth: int = _DEPTH) -> bool:
             return True
         if depth and helper(value) and value is not function and calls_edge_softmax(value, depth - 1):
             return True
-    return False
+    return any(softmax_within(module, names) for module in imported(function))
 
 
 def edge_places(module: nn.Module) -> tuple[str, ...]:

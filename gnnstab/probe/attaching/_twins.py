@@ -11,7 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
+from gnnstab.probe.attaching._softmax_calls import (
+    calls_edge_softmax,
+    edge_softmax,
+    helper,
+    imported,
+    named,
+    softmax_within,
+)
 
 
 class Untappable(Exception):
@@ -56,6 +63,10 @@ def observed(function: types.FunctionType, owner: nn.Module, method: str, notes:
         parent = _parent(function, owner, method, notes)
         if parent is not None:
             replaced["super"] = parent
+    spaces = {id(m): seen for m in imported(function) if (seen := _seen(m, code.co_names, owner, notes)) is not None}
+    if spaces:
+        own: dict[str, Any] = function.__builtins__  # type: ignore[attr-defined]
+        replaced["__builtins__"] = {**own, "__import__": _importing(own["__import__"], spaces)}
     closure = function.__closure__
     if not replaced:
         closure = _within(function, method, owner, notes)
@@ -66,6 +77,16 @@ def observed(function: types.FunctionType, owner: nn.Module, method: str, notes:
     )
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
+
+
+def _importing(own: Callable[..., Any], spaces: Mapping[int, Any]) -> Callable[..., Any]:
+    """What an ``import`` within a function calls, which gives those modules with the softmax that notes."""
+
+    def importing(*args: Any, **kwargs: Any) -> Any:
+        module = own(*args, **kwargs)
+        return spaces.get(id(module), module)
+
+    return importing
 
 
 def _seen(value: Any, names: tuple[str, ...], owner: nn.Module, notes: Notes, further: bool = True) -> Any:

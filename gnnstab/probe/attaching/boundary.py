@@ -127,7 +127,10 @@ class Boundary:
         rate = None if optimizer is None else optimizer.param_groups[0].get("lr")  # An optimizer may have none.
         lr = None if rate is None else _number(rate)
         self._untold.update()
-        ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
+        scale, answer = self._scale(), self._recorder.state.answer
+        if scale is not None and answer is not None and answer.step == self._recorder.step:
+            answer.scale = scale
+        ended = self._recorder.end_step(lr=lr, scale=scale, skipped=skipped, moves=moves)
         self._moved = moves
         return ended
 

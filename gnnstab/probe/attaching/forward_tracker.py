@@ -43,6 +43,9 @@ class Answer:
     def __init__(self, step: int) -> None:
         self.step = step
         self.loss = math.nan
+        self.scale: Tensor | float | None = None
+        """What a GradScaler has multiplied the loss with before its backward; None without one."""
+
         self.output: Tensor | None = None
         """A copy; None where the forward returned not exactly one tensor with a history, or one larger than `LARGEST_KEPT`."""
 
@@ -50,8 +53,12 @@ class Answer:
 
     @property
     def gradient(self) -> Tensor | None:
-        """Of the loss with respect to the output; None before a backward."""
-        return self._gradients[0] if self._gradients else None
+        """Of the loss with respect to the output, a scaler's scale taken out; None before a backward."""
+        found = self._gradients[0] if self._gradients else None
+        if found is None or self.scale is None:
+            return found
+        # In 16 bits most of what is left would be 0.
+        return found.float() / (self.scale.to(found.device) if isinstance(self.scale, Tensor) else self.scale)
 
     def take(self, output: Any, inputs: ForwardInputs, error_guard: ErrorGuard) -> None:
         """The forward has returned."""

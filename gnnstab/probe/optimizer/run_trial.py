@@ -14,6 +14,7 @@ from torch import nn
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.optimizer._eps import damping_signals
+from gnnstab.probe.optimizer._revived import revived_signals
 from gnnstab.probe.optimizer._slow import slow_signals, unclipped
 from gnnstab.probe.optimizer.learning import input_signals, learning_signals
 from gnnstab.probe.optimizer.marked import marked_signals
@@ -133,6 +134,20 @@ def softer_trial(
         return rows_of(
             softer_signals(bench_of(model, optimizer, inputs, loss, until), sharp), inputs.mode, step, later=True
         )
+
+
+def revived_trial(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    loss: Loss,
+    step: int,
+    shut: Sequence[str],
+    until: float = math.inf,
+) -> list[Measure]:
+    """What some steps from here make of the closed units behind the modules ``shut``, as rows for the trace; failures as of `run_trial`."""
+    with forked_rng(inputs.rng):
+        return _rows(revived_signals(bench_of(model, optimizer, inputs, loss, until), shut), inputs, step)
 
 
 def bench_of(

@@ -1,5 +1,6 @@
 """A look at every place where data passes: each tensor of the batch, each module, each activation, the output, each parameter."""
 
+from gnnstab.probe.places._numbers import dead_share as dead_share
 from gnnstab.probe.places._numbers import rms as rms
 from gnnstab.probe.places._numbers import saturated_share as saturated_share
 from gnnstab.probe.places._padding import filled_rows as filled_rows

@@ -22,6 +22,7 @@ from gnnstab.probe.layers import DenseSoftmaxRecorder, MultiheadRecorder
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.measure import read_out
 from gnnstab.probe.optimizer.softening import Scaled, homes
+from gnnstab.probe.places import dead_share as closed_share
 from gnnstab.probe.places import saturated_share
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked
@@ -39,6 +40,7 @@ from gnnstab.records.vocabulary import (
     INPUT_MAX_ABS,
     LOSS_OVER_ZERO,
     OUTPUT_MAX_ABS,
+    PLACE_DEAD_SHARE,
     PLACE_SATURATED_SHARE,
     SCORE_MAX_ABS,
     SMOOTHNESS_RELATIVE,
@@ -91,8 +93,8 @@ def look(
         stack.enter_context(watched.attached(model))
         if edit.unclamped:
             stack.enter_context(_Unclamped())
-        if PLACE_SATURATED_SHARE in signals:
-            stack.enter_context(_Tanhs(watched.saw_tanh))
+        if signals & _AT_PLACES:
+            stack.enter_context(_Activations(watched.saw))
         stack.enter_context(sums_watched(pool_mean=edit.pool_mean, mean=edit.hand_mean))
         with Autocast.of(model, edit.precision or precision).context():
             positional, named = tracked(arguments) if backward else arguments
@@ -132,19 +134,24 @@ class _Unclamped(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Tanhs(TorchFunctionMode):
-    """Shows what every tanh gives."""
+_AT_PLACES = frozenset({PLACE_SATURATED_SHARE, PLACE_DEAD_SHARE})
+"""Signals of activations, wherever they stand."""
 
-    _ALL = (torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, nn.functional.tanh)
 
-    def __init__(self, saw: Callable[[Tensor], None]) -> None:
+class _Activations(TorchFunctionMode):
+    """Shows what every tanh and every ReLU gives, under the signal that tells of it."""
+
+    _TANHS = (torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, nn.functional.tanh)
+    _RELUS = (torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, nn.functional.relu)
+
+    def __init__(self, saw: Callable[[str, Tensor], None]) -> None:
         super().__init__()
         self._saw = saw
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func in self._ALL:
-            self._saw(result.detach())
+        if func in self._TANHS or func in self._RELUS:
+            self._saw(PLACE_SATURATED_SHARE if func in self._TANHS else PLACE_DEAD_SHARE, result.detach())
         return result
 
 
@@ -200,7 +207,7 @@ class _Watched:
         for name, module in modules.items():
             if name not in self._facts and (name in self._edit.output_factors or name in self._edit.centred):
                 handles.append(module.register_forward_hook(partial(self._changed, name)))
-            if PLACE_SATURATED_SHARE in self._wanted:
+            if self._wanted & _AT_PLACES:
                 handles.append(module.register_forward_hook(partial(self._ran, name)))
             if "Norm" in type(module).__name__:
                 handles.append(module.register_forward_pre_hook(partial(self._normalise, name)))
@@ -219,10 +226,11 @@ class _Watched:
             for handle in handles:
                 handle.remove()
 
-    def saw_tanh(self, result: Tensor) -> None:
-        """Measure a tanh by the names of the module that stands before it."""
-        for name in self._latest[1]:
-            self._add(PLACE_SATURATED_SHARE, saturated_share(result), name)
+    def saw(self, signal: str, result: Tensor) -> None:
+        """Measure a tanh or a ReLU by the names of the module that stands before it."""
+        for name in self._latest[1] if signal in self._wanted else ():
+            share = saturated_share if signal == PLACE_SATURATED_SHARE else closed_share
+            self._add(signal, share(result), name)
 
     def _ran(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
         before, names = self._latest

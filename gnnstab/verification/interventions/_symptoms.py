@@ -16,6 +16,7 @@ from gnnstab.records.vocabulary import (
     INPUT_MAX_ABS,
     LOSS_OVER_ZERO,
     OUTPUT_MAX_ABS,
+    PLACE_DEAD_SHARE,
     PLACE_SATURATED_SHARE,
     PRECISION_FP16_HEADROOM,
     PRECISION_ROUNDING,
@@ -43,6 +44,16 @@ MEASURED = (
     "loss",
 )
 """Signals of `measuring.look`; a symptom of another signal cannot be tried."""
+
+
+STATES = (
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    CHANNELS_DEAD_SHARE,
+    PLACE_DEAD_SHARE,
+    PLACE_SATURATED_SHARE,
+)
+"""Signals of states that weights are drawn with, or that updates drive them into."""
 
 
 @dataclass(frozen=True, slots=True)

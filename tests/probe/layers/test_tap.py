@@ -75,6 +75,27 @@ class ThroughModule(TransformerConv):
         return value_j * torch_geometric.utils.softmax(score, index, ptr, size_i).unsqueeze(-1)
 
 
+class Within(TransformerConv):
+    """Imports softmax each time."""
+
+    def message(self, query_i, key_j, value_j, edge_attr, index, ptr, size_i):  # type: ignore[no-untyped-def]
+        from torch_geometric.utils import softmax
+
+        return value_j * softmax((query_i * key_j).sum(-1), index, ptr, size_i).unsqueeze(-1)
+
+
+class WithinModule(TransformerConv):
+    """Imports the module that holds it, under another name, and another one beside it."""
+
+    def message(self, query_i, key_j, value_j, edge_attr, index, ptr, size_i):  # type: ignore[no-untyped-def]
+        import math as numbers
+
+        import torch_geometric.utils as ops
+
+        score = (query_i * key_j).sum(-1) / numbers.sqrt(2.0)
+        return value_j * ops.softmax(score, index, ptr, size_i).unsqueeze(-1)
+
+
 COUNT = 0
 
 
@@ -128,8 +149,11 @@ def test_scores_of_the_layer_itself(kind: type[TransformerConv], edge_dim: int |
     assert listener.messages[0].shape == (edge_index.shape[1], 2, WIDTH)
 
 
-def test_softmax_is_seen_as_an_attribute_of_a_module() -> None:
-    conv, (x, edge_index, _), listener = ThroughModule(WIDTH, WIDTH, heads=2), graph(), Recording()
+@pytest.mark.parametrize("kind", [ThroughModule, Within, WithinModule])
+def test_softmax_is_seen_as_an_attribute_of_a_module_and_where_it_is_imported_within(
+    kind: type[TransformerConv],
+) -> None:
+    conv, (x, edge_index, _), listener = kind(WIDTH, WIDTH, heads=2), graph(), Recording()
     expected = conv(x, edge_index)
     tap = Tap.attach(conv, listener)
     assert torch.equal(conv(x, edge_index), expected)
