@@ -20,11 +20,11 @@ from gnnstab.layers import FAMILY
 from gnnstab.left_out import left_out, taken
 from gnnstab.monitor._arguments import is_nan
 from gnnstab.monitor._opening import loss_of
-from gnnstab.observation import adam_settings, static_signals
+from gnnstab.monitor._proving import as_called, training_of
+from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.events.non_finite_detector import bad_tensors
-from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer import run_trial as trials
 from gnnstab.probe.optimizer.kept_settings import SETTINGS, kept_settings
 from gnnstab.probe.optimizer.learning import FAR_OFF, LEARNS, LEARNS_WELL, MARGIN, MORE_STEPS, STEPS
@@ -48,7 +48,6 @@ from gnnstab.records.vocabulary import (
     LOSS,
     LOSS_OVER_ZERO,
     OPTIMIZER_EPS_DAMPING,
-    OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
@@ -237,7 +236,7 @@ class Ending:
                 diagnosis,
                 model,
                 batch=as_batch(model, inputs.args, inputs.kwargs),
-                loss=None if self._loss is None else _as_called(self._loss, inputs),
+                loss=None if self._loss is None else as_called(self._loss, inputs),
                 precision=self._recorder.notes.precision or "fp32",
             )
         except (UsageError, TraceError):
@@ -289,23 +288,9 @@ class Ending:
         loss = loss or loss_of(inputs, self._loss)
         return prove(
             diagnosis, model, batch=as_batch(model, inputs.args, inputs.kwargs),
-            loss=None if loss is None else _as_called(loss, inputs), precision=self._recorder.notes.precision or "fp32",
-            ask="give the Monitor its optimizer", **self._training(diagnosis),
+            loss=None if loss is None else as_called(loss, inputs), precision=self._recorder.notes.precision or "fp32",
+            ask="give the Monitor its optimizer", **training_of(diagnosis, model, self._optimizers, self._start),
         )  # fmt: skip
-
-    def _training(self, diagnosis: Diagnosis) -> dict[str, Any]:
-        """What a short training is to go by: the optimizer as the run began, else its rate and eps."""
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        if len(self._optimizers) != 1 or not any(float(group.get("lr", 0.0)) > 0 for group in groups):
-            return {**adam_settings(groups)}
-        rates = [float(s.detail.get("largest", 0.0)) for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP]
-        rates += [
-            float(s.detail["lr"]) for s in diagnosis.signals if s.name == OPTIMIZER_LOSS_RISE and s.detail.get("lr")
-        ]
-        with suppress(UsageError):
-            began, optimizer = self._start(max(rates, default=0.0))
-            return {"optimizer": optimizer} | ({"began": began} if began is not self._recorder.model else {})
-        return {"optimizer": self._optimizers[0]}
 
     def _try_rates(self, diagnosis: Diagnosis, inputs: ForwardInputs, until: float) -> bool:
         """Has the run's own rate made states of its weights that are warned of? True where it was shown to."""
@@ -412,11 +397,3 @@ class Ending:
 
 def _computing(model: torch.nn.Module) -> set[int]:
     return {key for module in model.modules() for key in computing_hooks(module)}
-
-
-def _as_called(loss: Loss, inputs: ForwardInputs) -> Loss:
-    """The loss on what the model is called with: a batch of several arguments is known by their names in a trial."""
-    if len(inputs.args) == 1 and not inputs.kwargs:
-        return loss
-    batch = as_given(inputs.args, inputs.kwargs)
-    return lambda output, _: loss(output, batch)

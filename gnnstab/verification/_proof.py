@@ -16,7 +16,7 @@ from gnnstab.verification._protocol import NOTHING_FIRES, verify
 from gnnstab.verification._sweep import Progress
 from gnnstab.verification._verdict import Verdict
 from gnnstab.verification.fix_spec import FixSpec
-from gnnstab.verification.interventions._investigation import ROOT
+from gnnstab.verification.interventions.deciding import ROOT
 
 _REFUTED = ("no-effect", "made-worse")
 
@@ -66,11 +66,11 @@ def prove(
     return replace(diagnosis, causes=tuple(proven.get(cause.cause, cause) for cause in diagnosis.causes))
 
 
-def _as_told(diagnosis: Diagnosis, names: Sequence[str]) -> list[FixSpec]:
+def _as_told(diagnosis: Diagnosis, names: Sequence[str]) -> list[str | FixSpec]:
     """The fixes, a lower rate as the one that steps of the run have shown: what the diagnosis says is what is tried."""
     rises = [s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LOSS_RISE]
     rates = [rate for detail in rises if isinstance(rate := detail.get("calm_lr"), float) and rate > 0]
-    return [FixSpec(name, {"lr": rates[0]} if name == LOWER and rates else {}) for name in names]
+    return [FixSpec(name, {"lr": rates[0]}) if name == LOWER and rates else name for name in names]
 
 
 def _searched(verdict: Verdict, trying: Callable[..., list[Verdict]], finding: Finding | None) -> Verdict:

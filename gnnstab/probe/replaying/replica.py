@@ -99,9 +99,8 @@ def rng_snapshot() -> dict[str, Any]:
 def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
     """A deep copy without the hooks that only look on, and without ``message`` overrides on instances.
 
-    Those never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
-    that are part of what the model computes: those that return something, or write into what the model holds, those of torch's ``weight_norm``,
-    ``spectral_norm`` and pruning, and those of a fix, or of `evaluating`. ``known``: what earlier copies have shown.
+    Those never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks that are part of what the
+    model computes (`computing_hooks`), or write into what it holds (`keep_notes`). ``known``: what earlier copies have shown.
 
     Raises:
         UsageError: The model holds something that cannot be copied, or a copy would wait for other processes.

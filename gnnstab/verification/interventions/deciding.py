@@ -11,7 +11,8 @@ from gnnstab.records.vocabulary import OPTIMIZER_UNDONE
 from gnnstab.rules import harmful
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import OPEN
-from gnnstab.verification.interventions._investigation import CONTRIBUTES, ROOT, TRIED, Investigation, Tried
+from gnnstab.verification.interventions._investigation import CONTRIBUTES, TRIED, Investigation, Tried
+from gnnstab.verification.interventions._investigation import ROOT as ROOT
 from gnnstab.verification.interventions._symptoms import Symptom
 
 TIE = 0.2
