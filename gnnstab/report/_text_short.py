@@ -160,7 +160,9 @@ def _head(diagnosis: Diagnosis, width: int) -> Text:
     word, _ = summary.verdict(diagnosis)
     precision = escape.name(str(diagnosis.context.get("precision", "")), 8)
     about = f" ({diagnosis.target.kind}{', ' if precision else ''}{precision})"
-    path = _fit(diagnosis.target.path, width - len(word) - 2 - cell_len(about))
+    target = diagnosis.target
+    path = "this run" if (target.kind, target.path) == ("trace", "memory") else target.path
+    path = _fit(path, width - len(word) - 2 - cell_len(about))
     return _unwrapped((word, STATE[summary.state(diagnosis)]), "  ", (path + about, MUTED))
 
 
@@ -347,6 +349,9 @@ def _lacking(diagnosis: Diagnosis) -> list[str]:
         diagnosis.target.kind == "trace"
     ):  # It takes no model and no batch beside it: those make a diagnosis of their own.
         found = ["diagnose(model)" if need in _BESIDE else need for need in found]
+    given = {"a batch"} if any(signal.source == "batch" for signal in diagnosis.signals) else set()
+    given |= {"a checkpoint"} if diagnosis.target.kind == "checkpoint" else set()
+    found = [need for need in found if need not in given]
     # A word in the loop comes before what takes another command.
     needs = sorted(
         (need for need, _ in Counter(filter(None, found)).most_common()), key=lambda need: need not in _AT_HAND

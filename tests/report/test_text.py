@@ -50,7 +50,7 @@ def test_the_verdict_comes_first_and_the_summary_last() -> None:
 def test_a_healthy_model_costs_three_lines() -> None:
     assert lines(examples.clean()) == [
         "STABLE  checkpoints/healthy_3agents/actor.pt (model, fp32)",
-        "not run  5 of 40 checks: they need a batch (-v)",
+        "not run  5 of 40 checks (-v tells why)",
         "nothing to fix in 3 TransformerConv layers",
     ]
 
