@@ -65,7 +65,7 @@ def observed(function: types.FunctionType, owner: nn.Module, method: str, notes:
             replaced["super"] = parent
     spaces = {id(m): seen for m in imported(function) if (seen := _seen(m, code.co_names, owner, notes)) is not None}
     if spaces:
-        own: dict[str, Any] = function.__builtins__  # type: ignore[attr-defined]
+        own: dict[str, Any] = function.__builtins__
         replaced["__builtins__"] = {**own, "__import__": _importing(own["__import__"], spaces)}
     closure = function.__closure__
     if not replaced:
