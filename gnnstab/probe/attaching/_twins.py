@@ -6,6 +6,7 @@ import dis
 import inspect
 import types
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ def observed(function: types.FunctionType, owner: nn.Module, method: str, notes:
             replaced["super"] = parent
     spaces = {id(m): seen for m in imported(function) if (seen := _seen(m, code.co_names, owner, notes)) is not None}
     if spaces:
-        own: dict[str, Any] = function.__builtins__
+        own: dict[str, Any] = attrgetter("__builtins__")(function)
         replaced["__builtins__"] = {**own, "__import__": _importing(own["__import__"], spaces)}
     closure = function.__closure__
     if not replaced:
