@@ -263,7 +263,7 @@ def _norm_of_something_else(signals: Signals) -> str:
     if turned := [s.detail for s in signals.find(OPTIMIZER_UNDONE) if s.detail.get("setting") == "batch_first"]:
         first = "batch_first=True" in str(turned[0].get("words"))
         given = "(rows, tokens, width)" if first else "(tokens, rows, width)"
-        return f"attend = nn.MultiheadAttention(width, heads, batch_first={first})  # or nn.TransformerEncoderLayer(width, heads, batch_first={first}): it is given {given}"
+        return f"batch_first={first}  # where the attention, or the encoder's layer, is made: it is given {given}"
     if retaken := signals.find(PLACE_RETAKEN_SOFTMAX):
         once = "softmax(scores, index)" if retaken[0].detail.get("messages") else "scores.softmax(-1)"
         return f"weights = {once}  # once, of the scores"

@@ -15,7 +15,7 @@ from gnnstab.rules.learned import KEEPS, came_down
 ACQUITS = 0.5
 """× best loss with softer scores, up to which sharp ones are acquitted: one batch is learned by heart the easier the sharper they are;
 measured: .13 to .38 where they are meant, .67 and .81 where weights were blown up. So are those that help steps for half of the rows with the
-other half, or gain these nearly as much as softer ones do. Those of a large input's scores (GS302) are innocent: there what
+other half. Those of a large input's scores (GS302) are innocent: there what
 `LASTING` allows is enough."""
 
 
@@ -32,13 +32,11 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
             return replace(finding, confidence="high", message=f"{finding.message} {written}")
         if not _learns(signal.detail):
             continue
-        as_far = signal.detail.get("as_far") is True
-        acquits = earned(signal.detail) if signal.detail.get("trained") else signal.value <= most or unseen or as_far
+        acquits = earned(signal.detail) if signal.detail.get("trained") else signal.value <= most or unseen
         if acquits and not _by_heart(signal.detail):
             helps = unseen or earned(signal.detail)
             end = "the sharpness is earned" if helps else "it does no harm that steps show"
-            half = ", and steps for half of the rows gain the others nearly as much" if as_far and not helps else ""
-            return replace(finding, severity="info", message=f"{finding.message} {steps}{half}: {end}.")
+            return replace(finding, severity="info", message=f"{finding.message} {steps}: {end}.")
         harm = harms(signal.detail) and _gain(signal.detail) > _left(signals) and not _beyond(signals, signal.detail)
         if harm and finding.signal.startswith("attention."):
             severity = "warning" if finding.severity == "info" else finding.severity

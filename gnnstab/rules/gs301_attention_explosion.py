@@ -64,8 +64,7 @@ class AttentionExplosion(Rule):
     Of a trained model whose attention is soft on your data the weights are not judged; nor are layers next to none of
     whose targets has two neighbours (the attention of fewer than 3 is not judged either), or by weights alone a wide
     first layer (words, counts). Sharp can be right (the best small networks reached .35), so it is information where
-    softer scores make the loss worse, or the best loss of the steps twice as large, or where steps for half of the rows
-    gain the others .8 of what they do with softer scores, in ln(loss); in a run whose loss ended at its
+    softer scores make the loss worse, or the best loss of the steps twice as large; in a run whose loss ended at its
     best; as a trend over a folder of checkpoints (± 2 standard errors); and for a layer whose formula is not known,
     unless something that makes scores large was measured: a wide map, large features, scores above 4 times q·k/√d
     (cosines times a temperature are a choice).

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from gnnstab.probe.optimizer import softening
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -44,8 +40,6 @@ def test_steps_with_softer_scores(undone: float, of_input: str, of_weights: str)
             {"best": 0.05, "undone": 0.04, "unseen": True},
             "info",
         ),  # Rows without a step gain by them.
-        ({"best": 0.05, "undone": 0.04, "as_far": True}, "info"),  # Or gain nearly as much as with softer ones.
-        ({"best": 0.05, "undone": 0.04, "as_far": False}, "error"),
         ({"best": 3.7, "undone": 6.1, "zeros": 2.8}, "error"),  # Neither learns anything.
         ({"best": 1.7, "undone": 6.1, "zeros": 2.8}, "info"),
     ],
@@ -58,33 +52,6 @@ def test_who_acquits_sharp_weights(told: dict[str, float], severity: str) -> Non
         head=None, step=None, unit="", message="sharp.", signal=ATTENTION_ENTROPY, value=0.1, threshold=0.3,
     )  # fmt: skip
     assert by_steps(finding, signals).severity == severity
-
-
-@pytest.mark.parametrize(
-    ("whole", "others", "far"),
-    [
-        ((0.152, 0.132), (0.727, 0.690), True),  # Scores of gain 3 that learn all the same.
-        ((0.160, 0.042), (0.704, 0.594), False),  # Blown up: rows with a step alone are learned.
-        ((0.133, 0.079), (0.568, 0.626), False),  # The rows with a step are learned worse.
-        ((0.150, 0.140), (0.704, 0.594), False),  # The others gain two thirds of what they could.
-        ((0.900, 0.900), (0.950, 0.950), False),  # Neither learns anything.
-        ((0.152, 0.132), (1.200, 0.690), False),
-    ],
-)
-def test_rows_without_a_step_tell_what_sharp_scores_take_from_them(
-    whole: tuple[float, float], others: tuple[float, float], far: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    losses = {False: whole, True: others}
-
-    def halved(bench: object, *, others: bool) -> SimpleNamespace:
-        return SimpleNamespace(
-            trial=lambda steps, edit=None: SimpleNamespace(losses=(2.0, losses[others][edit is not None]))
-        )
-
-    monkeypatch.setattr(softening, "halved", halved)
-    monkeypatch.setattr(softening, "of_constants", lambda bench: 1.093)
-    bench: Any = None
-    assert softening._as_far(bench, ["conv"], 1.099) is far
 
 
 @pytest.mark.parametrize(

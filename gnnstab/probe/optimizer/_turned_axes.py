@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gnnstab.layers import layer_of
 from gnnstab.probe.attaching.norms import batch_vectors
 from gnnstab.probe.operations.source_lines import Modules, caller_place
 from gnnstab.probe.optimizer._suspects import Suspect, listed
@@ -48,7 +49,7 @@ class _Look:
     """What the attention of a model is given in its first call, and how many rows come in and go out."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.attention = {n: m for n, m in model.named_modules() if n and isinstance(m, nn.MultiheadAttention)}
+        self.attention = {n: m for n, m in model.named_modules() if n and hasattr(m, "batch_first") and layer_of(m)}
         self.rows = set[int]()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.lines: dict[str, str] = {}

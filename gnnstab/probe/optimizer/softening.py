@@ -21,7 +21,6 @@ from torch_geometric.utils import softmax
 
 from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.layers.edge_products import multiplied_products
-from gnnstab.probe.optimizer._fused import fused_scores, with_queries
 from gnnstab.probe.optimizer._halved import BY_HEART, halved
 from gnnstab.probe.optimizer._score_spreads import MASKED as MASKED
 from gnnstab.probe.optimizer._score_spreads import spread as spread
@@ -54,13 +53,6 @@ SHARP = 0.35
 
 ONE_HOT = 0.25
 """Share of the node-heads that look at one neighbour above which it is, too."""
-
-MUCH = 2.0
-"""Times the best loss with softer scores from which on sharp ones are worse, whatever steps for half of the rows may do."""
-
-NEARLY = 0.8
-"""Share of what softer scores gain rows without a step, in ln(loss), from which on sharp ones do no harm to them; measured: .89 where scores of
-gain 3 learn all the same, .67 and less where weights were blown up."""
 
 OF_PRODUCTS = 4.0, 0.6
 """Scale of products above which, and entropy below which, scores that are not divided by √d are sharp, as for GS301."""
@@ -110,8 +102,6 @@ def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
         if not bench.optimizer.state and best < undone:
             detail["unseen"] = _for_half(bench, layers, zeros)
             detail |= _divided(bench, {name: scale for name, scale in mode.scales.items() if scale > OF_PRODUCTS[0]})
-        if not bench.optimizer.state and best < MUCH * undone and not detail.get("unseen"):
-            detail["as_far"] = _as_far(bench, layers, zeros)
         yield Signal(OPTIMIZER_SOFTER, best / undone, source="steps", detail=detail)
 
 
@@ -137,27 +127,6 @@ def _for_half(bench: Bench, layers: Sequence[str], zeros: float) -> bool:
     with mode:
         softer = part.trial(len(losses) - 1, edit=mode.watch).losses
     return LASTING * losses[-1] < min(softer)
-
-
-def _as_far(bench: Bench, layers: Sequence[str], zeros: float) -> bool:
-    """True where steps for half of the rows gain the others nearly as much as with softer scores, and lower the loss of all as far."""
-    ignorant = min(of_constants(bench), zeros)
-    reached: list[tuple[float, float]] = []
-    for others in (False, True):
-        part, softer = halved(bench, others=others), halved(bench, others=others)
-        if part is None or softer is None:
-            return False
-        as_is, mode = min(part.trial(MORE_STEPS).losses), Softened(layers)
-        with mode:
-            soft = min(softer.trial(MORE_STEPS, edit=mode.watch).losses)
-        if not (0 < as_is < ignorant < math.inf and soft > 0):
-            return False
-        reached.append((as_is, soft))
-        if as_is > LASTING * soft and not others:
-            return False
-    (whole, _), (own, soft) = reached
-    gained, possible = (math.log(ignorant / loss) for loss in (own, soft))
-    return whole < math.exp(-BY_HEART) * ignorant and gained >= NEARLY * possible
 
 
 def _divided(bench: Bench, scales: Mapping[str, float]) -> dict[str, Any]:
@@ -242,7 +211,7 @@ class Softened(TorchFunctionMode):
             return func(query * self._for_queries(query, key, scale), *args[1:], **kwargs)
         if func is F.multi_head_attention_forward:
             given = FUSED.bind(*args, **kwargs).arguments
-            return func(**given | with_queries(given, self._for_rows(given)))
+            return func(**given | _with_queries(given, self._for_rows(given)))
         if func in EXPONENTIALS and not self._in_softmax:
             return func(self._softer_exponent(args[0] if args else kwargs["input"]))
         return func(*args, **kwargs)
@@ -257,7 +226,7 @@ class Softened(TorchFunctionMode):
 
     def _for_rows(self, given: Mapping[str, Any]) -> float | Tensor:
         """The same for the rows of the weight that makes the queries of `nn.MultiheadAttention`."""
-        return self._factor(lambda: spread(fused_scores(given), -1))
+        return self._factor(lambda: spread(_fused_scores(given), -1))
 
     def _softer_exponent(self, scores: Tensor) -> Tensor:
         # Which targets they belong to is not known here: the spread over all is no smaller than that within one.
@@ -371,6 +340,46 @@ def outputs_and_wide(twin: nn.Module, forward: Callable[[], T]) -> tuple[T, list
     with mode:
         mode.watch(twin)
         return forward(), mode.wide
+
+
+def _projections(given: Mapping[str, Any]) -> list[tuple[Tensor, Tensor | None]]:
+    """Weight (E, in) and bias (E,) of queries and of keys."""
+    bias = given.get("in_proj_bias")
+    biases = (None, None) if bias is None else bias.chunk(3)[:2]
+    if given.get("use_separate_proj_weight"):
+        return list(zip((given["q_proj_weight"], given["k_proj_weight"]), biases, strict=True))
+    return list(zip(given["in_proj_weight"].chunk(3)[:2], biases, strict=True))
+
+
+def _fused_scores(given: Mapping[str, Any]) -> Tensor:
+    """Scores (N·heads, L, S) of queries (L, N, E) and keys (S, N, E), or without N; −∞ where masked."""
+    heads = given["num_heads"]
+    sides = zip((given["query"], given["key"]), _projections(given), strict=True)
+    query, key = (
+        made.reshape(len(made), -1, made.shape[-1] // heads).transpose(0, 1)
+        for made in (F.linear(tokens.detach(), weight, bias).detach() for tokens, (weight, bias) in sides)
+    )
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    padding = given.get("key_padding_mask")
+    if padding is not None:
+        padding = padding.reshape(-1, 1, 1, key.shape[1]).expand(-1, heads, -1, -1).flatten(0, 1)
+    for mask in (padding, given.get("attn_mask")):
+        if mask is not None:
+            scores = scores.masked_fill(mask, -math.inf) if mask.dtype is torch.bool else scores + mask
+    return scores
+
+
+def _with_queries(given: Mapping[str, Any], factor: float | Tensor) -> dict[str, Tensor]:
+    """The arguments that make the queries, and with them the scores, ``factor`` times as large; one for all or one per row (E,)."""
+    ((weight, bias), _), changed = _projections(given), dict[str, Tensor]()
+    rows = torch.as_tensor(factor).to(weight).reshape(-1)
+    if given.get("use_separate_proj_weight"):
+        changed["q_proj_weight"] = weight * rows[:, None]
+    else:
+        changed["in_proj_weight"] = torch.cat([weight * rows[:, None], given["in_proj_weight"][len(weight) :]])
+    if bias is not None:
+        changed["in_proj_bias"] = torch.cat([bias * rows, given["in_proj_bias"][len(bias) :]])
+    return changed
 
 
 def homes(module: nn.Module) -> Iterator[Any]:
