@@ -13,6 +13,8 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_UNDONE,
     PLACE_COPIED_UNITS,
+    PLACE_UNIFORM_WEIGHTS,
+    PRECISION_ROUNDING,
 )
 from gnnstab.rules._rate_words import calm_rate
 from gnnstab.rules.gs104_gate_saturated import GATES
@@ -59,6 +61,11 @@ def behind(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """The symptom's layer comes after the explanation's and not beside it; unknown positions count as so."""
     own, other = signals.layer(symptom.layer or ""), signals.layer(explanation.layer or "")
     return own is None or other is None or (own.position > other.position and other.name not in (own.beside or ()))
+
+
+def rounded_to_one(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Logits that 16 bits round to one number have weights that no parameter moves."""
+    return symptom.signal == PLACE_UNIFORM_WEIGHTS and explanation.signal == PRECISION_ROUNDING
 
 
 def only_by_scale(symptom: Finding, explanation: Finding, signals: Signals) -> bool:

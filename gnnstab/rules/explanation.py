@@ -83,6 +83,7 @@ LINKS = tuple(
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", on.always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),
         ("GS305", on.wrong_there, "GS604"),
+        ("GS501", on.rounded_to_one, "GS305"),
         # Of what reads nothing but padding no graph differs from another, whatever the norms before it do.
         ("GS305", on.told_by(PLACE_CLOSED_CONTENT), "GS108 GS604 GS703"),
         # Asked for one number in all rows, a model unlearns what tells them apart.

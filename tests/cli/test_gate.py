@@ -155,13 +155,13 @@ def test_usage_errors_exit_2(cli) -> None:
 
 def test_options_reach_the_library(cli, calls: list[dict]) -> None:
     cli("diagnose", "clean.pt", "--model", "a:b", "--batch", "b.pt", "--loss", "c:d", "--precision", "fp16", "--heads", "3",
-        "--activation", "tanh", "--verify", "--jobs", "3", "--select", "gs3,GS401", "--ignore", "GS303", "--unsafe-load")  # fmt: skip
+        "--activation", "tanh", "--verify", "--jobs", "3", "--lr", "0.01", "--select", "gs3,GS401", "--ignore", "GS303", "--unsafe-load")  # fmt: skip
     call = calls[0]
     progress = call.pop("progress")
     assert progress("doing") is None
     assert call == {
         "target": "clean.pt", "model": "a:b", "batch": "b.pt", "loss": "c:d", "precision": "fp16", "heads": 3,
-        "activation": "tanh", "verify": True, "jobs": 3, "select": ("GS3", "GS401"), "ignore": ("GS303",), "unsafe": True,
+        "activation": "tanh", "verify": True, "jobs": 3, "lr": 0.01, "select": ("GS3", "GS401"), "ignore": ("GS303",), "unsafe": True,
         "thresholds": None, "overrides": (),
     }  # fmt: skip
 

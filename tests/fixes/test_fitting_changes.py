@@ -70,8 +70,7 @@ def test_of_several_optimizers_the_one_that_lies_furthest_above_a_usual_rate_is_
             monitor.loss(loss)
     found = monitor.diagnose()
     (fix,) = [f for c in found.root_causes() if c.cause == "learning-rate" for f in c.fixes if f.fix == "lower-lr"]
-    assert fix.change.startswith(
-        "# the one of head.weight, head.bias, at 900\ntorch.optim.SGD(parameters, lr=300)\n# else 100, "
-    )
+    assert fix.change.startswith("# of the SGD of head.weight, head.bias\nfor group in optimizer.param_groups:\n")
+    assert '    group["lr"] = 300  # in place of 900\n# else 100, ' in fix.change
     told = [f.message for f in found.findings if f.code == "GS601"]
     assert any("the optimizers (AdamW at 0.001, SGD at 900)" in text for text in told)

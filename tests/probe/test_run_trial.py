@@ -14,7 +14,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GATv2Conv
 
 import gnnstab
-from gnnstab.errors import UsageError
+from gnnstab.errors import GnnstabWarning, UsageError
 from gnnstab.probe.optimizer.optimizer_steps import MOST_STEPS, STEPS, optimizer_signals, steps_of
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
@@ -98,7 +98,8 @@ def test_a_loss_that_cannot_be_asked_about_one_forward_leaves_the_run_alone() ->
     def of_a_rollout(output: Tensor, data: Data) -> Tensor:
         raise RuntimeError("needs every step of the rollout")
 
-    said, monitor, *_ = run(0.02, loss=of_a_rollout)
+    with pytest.warns(GnnstabWarning, match="of_a_rollout failed when it was called on a copy"):
+        said, monitor, *_ = run(0.02, loss=of_a_rollout)
     assert said == []
     assert not [row for row in monitor.trace.measures() if row.name == OPTIMIZER_LOSS_RISE]
     assert not [event for event in monitor.trace.events() if event.kind == "tool-failure"]

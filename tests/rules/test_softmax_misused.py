@@ -269,8 +269,8 @@ def test_weights_of_messages_that_do_not_sum_to_one_or_are_squeezed_are_named(we
     ("weigh", "ways", "roots"),
     [
         (over_heads, 0, ["normalization-misuse"]),
-        (over_heads, 1, ["normalization-misuse", "never-updated-parameter"]),
-        (softmax, 1, ["never-updated-parameter"]),
+        (over_heads, 1, ["normalization-misuse"]),
+        (softmax, 1, ["normalization-misuse"]),
         (softmax, 2, []),
     ],
 )

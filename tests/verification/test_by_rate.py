@@ -101,10 +101,7 @@ def test_a_run_is_told_of_the_rate_that_made_its_attention_sharp(monkeypatch: py
     (cause,) = found.root_causes()
     assert (cause.cause, cause.how, cause.share) == ("learning-rate", "undone", 1.0)
     lower = f"{0.1 / 3:.3g}"
-    assert (cause.fixes[0].fix, cause.fixes[0].change) == (
-        "lower-lr",
-        f"torch.optim.NAdam(model.parameters(), lr={lower})",
-    )
+    assert cause.fixes[0].fix == "lower-lr" and f'group["lr"] = {lower}  # in place of 0.1' in cause.fixes[0].change
     warned = [f for f in found.findings if f.severity != "info"]
     assert {f.code: f.explained_by for f in warned} == {"GS301": "GS601", "GS601": None, "GS701": "GS601"}
     (told,) = [f for f in warned if f.code == "GS601"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.attaching.hooks import hookable
@@ -59,12 +60,15 @@ def _multiplies(module: nn.Module) -> bool:
 
 
 def _matrix(parameter: Tensor) -> bool:
-    return parameter.dim() > 1 and parameter.is_floating_point()
+    return not is_lazy(parameter) and parameter.dim() > 1 and parameter.is_floating_point()
+
+
+def _numbers(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout is torch.strided and tensor.numel() > 0
 
 
 def _keep(gains: dict[str, float], sizes: list[float], name: str, module: nn.Module, args: Any, output: Any) -> None:
-    given = next((t for _, t in tensors_in([*args]) if t.is_floating_point() and t.numel()), None)
-    made = next((t for _, t in tensors_in([output]) if t.is_floating_point() and t.numel()), None)
+    given, made = (next(filter(_numbers, (t for _, t in tensors_in([one]))), None) for one in (args, output))
     if name in gains or given is None or made is None:
         return
     before, after = float(rms(given)), float(rms(made))

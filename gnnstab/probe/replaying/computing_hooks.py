@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
 from torch import nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.hook_code import LIBRARIES, computes
 from gnnstab.probe.replaying.reach import FLAGS, SHARED, own_function, shared_with
 from gnnstab.randomness import deep_copy
@@ -41,13 +40,16 @@ def foreign(hook: Any, table: str) -> bool:
 def keep_notes(hooks: Iterable[Hooked], memo: dict[int, Any], model: nn.Module) -> Iterator[Hooked]:
     """Give the copy those of the hooks that write into what the model holds, and may read: a feature extractor, a tap.
 
-    What they have in common with the run otherwise, they do not write into from here: such a hook is left out.
+    One that has something else in common with the run, or cannot be copied, is left out.
     """
     for own, key, hook in hooks:
         if any(id(owner) in memo for owner in _owners(hook) if type(owner) not in FLAGS):
-            with suppress(UsageError):
+            try:
                 own[key] = own_hook(hook, memo, model)
-                yield own, key, hook
+            except Exception as error:
+                let_through(error)
+                continue
+            yield own, key, hook
 
 
 def _owners(hook: Any) -> list[Any]:

@@ -135,10 +135,10 @@ def replica(model: nn.Module, known: Known | None = None) -> nn.Module:
         twin = deep_copy(model, memo, again=known is not None and known.copied)
         for own, key, hook in hooks:  # They may hang on the model.
             own[key] = own_hook(hook, memo, model)
-        hooks += keep_notes(notes, memo, model)
     except Exception as error:
         let_through(error)
         raise left_out(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
+    hooks += keep_notes(notes, memo, model)
     functions = _with_own_closures(twin, memo)
     for module in twin.modules():
         vars(module).pop("message", None)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 import gnnstab
-from gnnstab.errors import UnstableError, UsageError
+from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
 from gnnstab.probe.operations.repeat import objective_of, repeat
 from gnnstab.probe.replaying.replica import ForwardInputs
 from gnnstab.report.summary import first_non_finite
@@ -333,11 +333,17 @@ def test_a_loss_that_cannot_be_called_is_said_and_the_next_step_is_watched() -> 
     def other(out: Tensor, b: Any) -> Tensor:
         return b.no_such_thing.sum()
 
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", loss=other) as monitor:
-        for _ in range(2):
-            optimizer.zero_grad()
-            log_loss(model(data), data).backward()
-            optimizer.step()
+    monitor = gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", loss=other)
+
+    def train() -> None:
+        with monitor:
+            for _ in range(2):
+                optimizer.zero_grad()
+                log_loss(model(data), data).backward()
+                optimizer.step()
+
+    with pytest.warns(GnnstabWarning, match="failed when it was called on a copy"):
+        train()
     assert "AttributeError" in str(monitor.trace.events()[0].detail["note"])
     assert operation(monitor)["how"].startswith("loss repeated")
 
