@@ -278,6 +278,12 @@ def alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signal
     return explanation.signal.startswith("place.") and explanation.layer in begins
 
 
+def weights_of_alike_nodes(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Neighbours that come in alike have equal weights, whatever the softmax is given."""
+    alike = explanation.signal == "place.shared_answers" or alike_from_the_start(symptom, explanation, signals)
+    return symptom.signal == PLACE_UNIFORM_WEIGHTS and alike
+
+
 def alike_rows_that_norms_spread(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Rows that are alike where they come in: a normalisation divides their rounding by √eps, forwards and backwards, and no loss falls."""
     begins = {

@@ -81,7 +81,9 @@ LINKS = tuple(
         ("GS602", on.eps_lost, "GS502 GS601 GS603"),
         ("GS503", on.told_by(OPTIMIZER_LOST_SHARE), "GS608"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
-        ("GS305", on.always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),
+        ("GS305", on.always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702"),
+        ("GS305", on.unless(on.weights_of_alike_nodes), "GS704"),
+        ("GS704", on.weights_of_alike_nodes, "GS305"),
         ("GS305", on.wrong_there, "GS604"),
         ("GS501", on.rounded_to_one, "GS305"),
         # Of what reads nothing but padding no graph differs from another, whatever the norms before it do.

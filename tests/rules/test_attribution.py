@@ -328,3 +328,26 @@ def test_norms_in_front_of_a_mask_of_the_wrong_way_follow_from_it() -> None:
     assert roots(found) == ["masking"] and explained["GS108"] == "GS305"
     found, explained = judge(model(2, taken, Signal("place.rms", 1.0, "x")))
     assert roots(found) == ["normalization-misuse"] and explained["GS108"] is None
+
+
+@pytest.mark.parametrize(("signal", "root"), [("place.shared_answers", "GS704"), ("smoothness.relative", "GS305")])
+def test_equal_weights_follow_from_nodes_that_come_in_alike_and_nodes_from_equal_weights(
+    signal: str, root: str
+) -> None:
+    said: dict[str, Any] = {
+        "head": None,
+        "step": None,
+        "unit": "",
+        "severity": "warning",
+        "confidence": "high",
+        "layer": "x",
+        "message": "…",
+        "value": 1.0,
+        "threshold": 0.5,
+    }
+    alike = Finding(code="GS704", name="oversmoothing", cause="indistinguishable-nodes", signal=signal, **said)
+    equal = Finding(
+        code="GS305", name="softmax-misused", cause="normalization-misuse", signal="place.uniform_weights", **said
+    )
+    found = explain([alike, equal], Signals("model", ()))
+    assert [f.code for f in found if f.explained_by is None] == [root]
