@@ -76,5 +76,5 @@ def _advice(detail: Mapping[str, Any], measured: float | None) -> str:
     if math.isnan(calm):
         return "No rate down to a 6561st of it makes these steps calm: something else makes the loss so steep."
     if isinstance(detail.get("reached"), float):
-        return f"At lr={calm:.3g} the same steps are calm, and {detail.get('taken')} bring it to {detail['reached']:.3g}, lower than a third of this rate does; a longer run may need less."
+        return f"At lr={calm:.3g} the same steps are calm, and {detail.get('taken')} of them bring the loss to {detail['reached']:.3g}, lower than at a third of that rate; a longer run may need less."
     return f"At lr={calm:.3g} the same steps are calm, the largest rate tried that is so; a longer run may need less."

@@ -42,8 +42,8 @@ class LearningRateTooHigh(Rule):
     the loss falls.
 
     ## What to do
-    Take the rate that the finding names: of lr/3, lr/9, … the first at which the same steps are calm and 30 bring the loss
-    lower than a third of it does; lr/3 where none was tried. A warm-up helps too; a factor of 0.7 changes nothing.
+    Take the rate that the finding names: of lr/3, lr/9, … the first at which the same steps are calm and 100 bring the loss
+    lower than at a third of it; lr/3 where none was tried. A warm-up helps too; a factor of 0.7 changes nothing.
 
     ## How it is measured
     With model, batch, loss and optimizer: six real steps on a copy (with momentum up to twenty, until updates have

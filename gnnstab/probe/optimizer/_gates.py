@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnstab.probe.attaching.hooks import hookable
 from gnnstab.probe.optimizer._suspects import Suspect, listed
+from gnnstab.probe.places import SHAPES, walk_nodes
 from gnnstab.probe.replaying.replica import tensors_in
 
 SHUT = 0.1
@@ -23,21 +24,8 @@ _GATES = ("SigmoidBackward", "TanhBackward")
 _CUT = ("ReluBackward", "ThresholdBackward", "ClampMinBackward", "ClampBackward")
 """Operations that may cut a gate off at 0 before it multiplies."""
 
-_SHAPES = (
-    "ViewBackward",
-    "UnsafeViewBackward",
-    "ReshapeAliasBackward",
-    "SqueezeBackward",
-    "UnsqueezeBackward",
-    "ExpandBackward",
-)
-"""Operations that leave entries in their order."""
-
-_PARTS = (*_SHAPES, "SliceBackward", "SelectBackward", "SplitBackward", "UnbindBackward", "ToCopyBackward")
+_PARTS = (*SHAPES, "SliceBackward", "SelectBackward", "SplitBackward", "UnbindBackward", "ToCopyBackward")
 """Operations that hand on a gate, or one of several."""
-
-_NODES = 20_000
-"""Nodes of a graph that are looked at."""
 
 
 def shut_gates(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect]:
@@ -50,7 +38,7 @@ def shut_gates(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect
         for handle in handles:
             handle.remove()
     users: dict[Any, list[Any]] = {}
-    nodes = _walked([t.grad_fn for _, t in tensors_in([output]) if t.grad_fn is not None])
+    nodes = list(walk_nodes([t.grad_fn for _, t in tensors_in([output]) if t.grad_fn is not None]))
     for node in nodes:
         for above, _ in node.next_functions:
             users.setdefault(above, []).append(node)
@@ -59,7 +47,7 @@ def shut_gates(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect
         if not type(node).__name__.startswith(_GATES):
             continue
         above = node.next_functions[0][0]
-        while above is not None and above not in made and type(above).__name__.startswith(_SHAPES):
+        while above is not None and above not in made and type(above).__name__.startswith(SHAPES):
             above = above.next_functions[0][0]
         size = _size(node, users) if above in made and users[above] == [node] else None
         if size is not None and size < SHUT:
@@ -75,16 +63,6 @@ def shut_gates(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect
             f"the gates behind {listed(names)} are all but shut, and let {100 * least:.2g} % of what they multiply through in the mean",
             partial(_open, by),
         )  # fmt: skip
-
-
-def _walked(ends: list[Any]) -> list[Any]:
-    """Every node of the graphs that end so."""
-    seen, waiting = dict.fromkeys(ends), list(ends)
-    while waiting and len(seen) < _NODES:
-        new = [above for above, _ in waiting.pop().next_functions if above is not None and above not in seen]
-        seen |= dict.fromkeys(new)
-        waiting += new
-    return list(seen)
 
 
 def _keep(made: dict[Any, tuple[str, float]], name: str, module: nn.Module, args: Any, output: Any) -> None:

@@ -1,5 +1,7 @@
 """A look at every place where data passes: each tensor of the batch, each module, each activation, the output, each parameter."""
 
+from gnnstab.probe.places._autograd import SHAPES as SHAPES
+from gnnstab.probe.places._autograd import walk_nodes as walk_nodes
 from gnnstab.probe.places._numbers import dead_share as dead_share
 from gnnstab.probe.places._numbers import rms as rms
 from gnnstab.probe.places._numbers import saturated_share as saturated_share

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -25,7 +26,7 @@ def pairs(tried: Sequence[Tried], symptoms: int) -> Iterator[Trial]:
     seen: set[tuple[str, str]] = set()
     for i in range(symptoms):
         known = sorted(
-            (one for one in tried if one.trial.deviates and one.shares[i] == one.shares[i]),
+            (one for one in tried if one.trial.deviates and not math.isnan(one.shares[i])),
             key=lambda one: -one.shares[i],
         )
         if len(known) < 2 or any(one.shares[i] >= ROOT for one in tried):
@@ -41,12 +42,12 @@ def pairs(tried: Sequence[Tried], symptoms: int) -> Iterator[Trial]:
 
 def needs_both(both: Tried, tried: Sequence[Tried]) -> bool:
     """True where the two together are the root of a symptom, and each does what the other does not."""
-    alone = [one for one in tried if one.trial.cause in (both.trial.cause, both.trial.also)]
-    return any(
-        share >= ROOT and share - max(one.shares[i] for one in alone if one.shares[i] == one.shares[i]) >= CONTRIBUTES
-        for i, share in enumerate(both.shares)
-        if any(one.shares[i] == one.shares[i] for one in alone)
-    )
+    alone = [one.shares for one in tried if one.trial.cause in (both.trial.cause, both.trial.also)]
+    for i, share in enumerate(both.shares):
+        known = [shares[i] for shares in alone if not math.isnan(shares[i])]
+        if known and share >= ROOT and share - max(known) >= CONTRIBUTES:
+            return True
+    return False
 
 
 def _both(lead: Tried, other: Tried, i: int) -> Trial | None:
